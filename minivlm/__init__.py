@@ -1,0 +1,1 @@
+"""A small vision-language model and its trainer."""

@@ -1,0 +1,5 @@
+"""`python -m vlmdoctor` is `vlmdoctor`."""
+
+from vlmdoctor.cli.main import run
+
+run()

@@ -1,0 +1,82 @@
+"""The `vlmdoctor` command: finds the commands and turns every failure into an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import vlmdoctor.cli
+from vlmdoctor import __version__
+from vlmdoctor.errors import UserError
+
+NOT_COMMANDS = {"main", "output"}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vlmdoctor {__version__}")
+        raise typer.Exit
+
+
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Finds in seconds what is wrong with a vision-language model's training run.
+
+    Exit status: 0 nothing found, 1 findings, 2 no judgement possible.
+    """
+
+
+def build_app() -> typer.Typer:
+    """The Typer app with every file of `vlmdoctor/cli/` as a command (`check_env.py` is `check-env`)."""
+    app = typer.Typer(
+        name="vlmdoctor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    app.callback()(_main)
+    for info in pkgutil.iter_modules(vlmdoctor.cli.__path__):
+        if info.name not in NOT_COMMANDS:
+            module = importlib.import_module(f"vlmdoctor.cli.{info.name}")
+            app.command(info.name.replace("_", "-"))(module.command)
+    return app
+
+
+def run() -> None:
+    """Runs the command line and exits: 0 clean, 1 findings, 2 anything that allows no judgement."""
+    arguments = sys.argv[1:]
+    try:
+        build_app()(args=arguments)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except Exception as error:
+        if is_user_error(error):
+            print(f"vlmdoctor: {error}", file=sys.stderr)
+            if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
+                traceback.print_exception(error.__cause__)
+        else:
+            traceback.print_exc()
+            print(
+                "vlmdoctor: this is a fault of vlmdoctor itself, not of your model; please report it with "
+                "the lines above.",
+                file=sys.stderr,
+            )
+        sys.exit(2)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the message is for the user as it is: vlmdoctor's own kind, or the bundled trainer's."""
+    with contextlib.suppress(ImportError):
+        from minivlm.errors import UserError as TrainerUserError
+
+        return isinstance(error, UserError | TrainerUserError)
+    return isinstance(error, UserError)

@@ -1,0 +1,155 @@
+"""Runs rules: gathers the evidence that they ask for, once, and judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.finding import Finding
+from vlmdoctor.report import Report
+from vlmdoctor.rulebook import Rule
+
+DEPTHS = ("static", "shapes", "forward", "backward", "steps")
+
+
+class Gatherer:
+    """Gathers each kind of evidence at most once.
+
+    The module that defines an evidence class also defines `probe(subject, gather)`, which makes it,
+    and `DEPTH`, how deep that goes. `gather(OtherEvidence)` lets a probe build on another's evidence.
+    A probe that can't do its work raises `Unavailable` with the reason.
+    """
+
+    def __init__(
+        self,
+        subject: object,
+        given: Iterable[object] = (),
+        *,
+        depth: str = "steps",
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.subject = subject
+        self.depth = depth
+        self.progress = progress or (lambda _: None)
+        self._gathered: dict[type, object] = {type(evidence): evidence for evidence in given}
+        self._refused: dict[type, Exception] = {}
+
+    def __call__(self, evidence_class: type) -> Any:
+        """The evidence of this class; raises `Unavailable` where it can't be had."""
+        if evidence_class in self._gathered:
+            return self._gathered[evidence_class]
+        if evidence_class in self._refused:
+            raise self._refused[evidence_class]
+        try:
+            gathered = self._probe(evidence_class)
+        except Exception as error:
+            self._refused[evidence_class] = error
+            raise
+        self._gathered[evidence_class] = gathered
+        return gathered
+
+    def _probe(self, evidence_class: type) -> object:
+        module = importlib.import_module(evidence_class.__module__)
+        if self.subject is None or not hasattr(module, "probe"):
+            raise Unavailable(f"no {_phase(evidence_class)} evidence was given")
+        if DEPTHS.index(module.DEPTH) > DEPTHS.index(self.depth):
+            raise Unavailable(f"it needs --depth {module.DEPTH}, this was --depth {self.depth}")
+        self.progress(_phase(evidence_class))
+        return module.probe(self.subject, self)
+
+    @property
+    def gathered(self) -> Mapping[type, object]:
+        """What has been gathered so far, by class."""
+        return self._gathered
+
+
+def _phase(evidence_class: type) -> str:
+    return evidence_class.__module__.rpartition(".")[2]
+
+
+def judge(
+    rules: Iterable[Rule],
+    gather: Gatherer,
+    *,
+    command: str,
+    target: str,
+    fail_on: str = "error",
+    facts: Mapping[str, Any] | None = None,
+) -> Report:
+    """Runs `rules` on what `gather` can supply.
+
+    A rule whose evidence can't be had is skipped with the reason; one that raises is `crashed`,
+    and the others go on.
+    """
+    started = time.perf_counter()
+    ran: list[Rule] = []
+    skipped, crashed, findings = [], [], []
+    for candidate in rules:
+        evidence = {}
+        try:
+            for parameter, (evidence_class, optional) in candidate.requirements.items():
+                try:
+                    evidence[parameter] = gather(evidence_class)
+                except Unavailable:
+                    if not optional:
+                        raise
+                    evidence[parameter] = None
+            found = list(candidate.function(**evidence))
+        except Unavailable as reason:
+            skipped.append((candidate.name, str(reason)))
+        except Exception as error:
+            crashed.append((candidate.name, f"{type(error).__name__}: {error}"))
+        else:
+            ran.append(candidate)
+            findings += [
+                dataclasses.replace(finding, rule=candidate.name, code=candidate.code) for finding in found
+            ]
+    return Report(
+        command=command,
+        target=target,
+        findings=tuple(fold(findings, ran)),
+        ran=tuple(candidate.name for candidate in ran),
+        skipped=tuple(skipped),
+        crashed=tuple(crashed),
+        facts=facts or {},
+        seconds=time.perf_counter() - started,
+        fail_on=fail_on,
+    )
+
+
+def fold(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[Finding]:
+    """One finding for one fault: a finding that another's rule explains becomes a line under it.
+
+    Causes come before what they leave unexplained, then errors before warnings, then by code.
+    """
+    findings = list(findings)
+    explains = {candidate.name: candidate.explains for candidate in rules}
+
+    def cause_of(symptom: Finding) -> Finding | None:
+        causes = (f for f in findings if f is not symptom and symptom.rule in explains.get(f.rule, ()))
+        return min(causes, key=_urgency, default=None)
+
+    causes = {id(finding): cause_of(finding) for finding in findings}
+    kept = []
+    for finding in findings:
+        if causes[id(finding)] is not None:
+            continue
+        symptoms = tuple(s.message for s in findings if _root(s, causes) is finding)
+        kept.append(dataclasses.replace(finding, symptoms=(*finding.symptoms, *symptoms)))
+    return sorted(kept, key=_urgency)
+
+
+def _root(finding: Finding, causes: Mapping[int, Finding | None]) -> Finding | None:
+    """The cause at the end of the chain above `finding`; None where it is no symptom."""
+    cause = causes[id(finding)]
+    while cause is not None and causes[id(cause)] is not None:
+        cause = causes[id(cause)]
+    return cause
+
+
+def _urgency(finding: Finding) -> tuple[int, str]:
+    return (-finding.severity.rank, finding.code)

@@ -1,0 +1,17 @@
+"""Errors that are not the tool's own fault."""
+
+
+class UserError(Exception):
+    """Something the user gave can't be used.
+
+    The message is one plain sentence: what is wrong, where, and what to do about it. Command lines
+    print it on standard error and exit with status 2; a traceback is never shown for it.
+    """
+
+
+class Unavailable(Exception):
+    """A probe can't gather its evidence here; the message is the reason shown beside the skipped rules."""
+
+
+class FindingsError(Exception):
+    """Raised by `Report.raise_for_findings`; the message lists the findings."""

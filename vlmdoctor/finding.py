@@ -1,0 +1,111 @@
+"""What a rule has to say: one fault, where it is, what was measured, why, and how to mend it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Severity(StrEnum):
+    """How bad it is. `error` means that the run can't do what it is meant to, measured and not guessed."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 1 for warning, 2 for error: `StrEnum` itself would compare the words."""
+        return list(Severity).index(self)
+
+
+@dataclass(frozen=True)
+class Fix:
+    """How to mend it: a sentence, and lines to paste (code or shell commands)."""
+
+    text: str
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A repair that was tried on a copy, with the same measurement before and after it."""
+
+    tried: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault.
+
+    Attributes:
+        message: One line in the user's terms, without a full stop.
+        severity: `error`, `warning` or `info`.
+        at: Where: parameters, modules, token positions, environment variables, packages.
+        file: A source file, where the fault has one.
+        line: The line in `file`, counted from 1.
+        measured: What was seen, as plain values.
+        threshold: What it was compared with.
+        cause: Why it happens; says so when it is inferred and not proven.
+        proof: The repair that was tried, if one was.
+        fix: What to do.
+        links: Pages that tell more.
+        step: The first optimizer step at which it held, for findings about a run.
+        symptoms: Messages of other findings that this one explains, folded under it.
+        rule: The rule's name; filled in by the engine.
+        code: The rule's code; filled in by the engine.
+    """
+
+    message: str
+    severity: Severity
+    at: tuple[str, ...] = ()
+    file: str | None = None
+    line: int | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    threshold: Mapping[str, Any] = field(default_factory=dict)
+    cause: str | None = None
+    proof: Proof | None = None
+    fix: Fix | None = None
+    links: tuple[str, ...] = ()
+    step: int | None = None
+    symptoms: tuple[str, ...] = ()
+    rule: str = ""
+    code: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready plain values; numbers that JSON can't hold become strings."""
+        return {
+            "rule": self.rule,
+            "code": self.code,
+            "severity": str(self.severity),
+            "message": self.message,
+            "at": list(self.at),
+            "file": self.file,
+            "line": self.line,
+            "step": self.step,
+            "measured": plain(self.measured),
+            "threshold": plain(self.threshold),
+            "cause": self.cause,
+            "proof": None if self.proof is None else vars(self.proof).copy(),
+            "fix": None if self.fix is None else {"text": self.fix.text, "commands": list(self.fix.commands)},
+            "symptoms": list(self.symptoms),
+            "links": list(self.links),
+        }
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and non-finite floats as the strings "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

@@ -1,0 +1,20 @@
+"""One line for each finding, as compilers print them."""
+
+from __future__ import annotations
+
+from vlmdoctor.report import Report
+from vlmdoctor.reporters.full import closing_line
+
+
+def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
+    """`file:line: severity: message [name CODE]`, or the place in the model instead of the file."""
+    lines = []
+    for finding in report.findings:
+        if finding.file is not None:
+            place = f"{finding.file}:{finding.line}: " if finding.line else f"{finding.file}: "
+        else:
+            place = f"{', '.join(finding.at)}: " if finding.at else ""
+        lines.append(f"{place}{finding.severity}: {finding.message} [{finding.rule} {finding.code}]")
+    if not quiet:
+        lines.append(closing_line(report))
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,153 @@
+"""The report for a person at a terminal: each finding with where, what was seen, why, proof and fix."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from vlmdoctor.finding import Finding, Severity
+from vlmdoctor.report import Report
+
+# A glyph and a word: colour is never the only carrier of meaning.
+GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
+
+
+def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
+    """The report as text, `width` columns wide, with ANSI colours where `color`."""
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=max(width, 40),
+        force_terminal=color,
+        color_system="auto" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for finding in report.findings:
+        _print_finding(console, finding)
+        console.print()
+    if verbose:
+        _print_unrun(console, report)
+    if not quiet:
+        console.print(_closing(report, console.width))
+    # Rich pads cells with blanks, which only get in the way of copying.
+    return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    style = STYLES[finding.severity]
+    heading = Text.assemble((f"{GLYPHS[finding.severity]} {finding.severity:<7} ", style))
+    label = Text(f"{finding.rule} {finding.code}", style="dim")
+    message = Text(finding.message, style="bold")
+    first = Table.grid(expand=True)
+    first.add_column(no_wrap=True)
+    first.add_column(ratio=1)
+    first.add_column(no_wrap=True, justify="right")
+    if console.width >= 80:
+        first.add_row(heading, message, Text("  ") + label)
+    else:
+        first.add_row(heading, message, "")
+    console.print(first)
+    body = Table.grid(padding=(0, 2))
+    body.add_column(no_wrap=True, style="dim")
+    body.add_column()
+    for name, value in finding_rows(finding):
+        body.add_row(name, Text(value))
+    console.print(Padding(body, (0, 0, 0, 4)))
+
+
+def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
+    """The labelled lines under a finding's message: where, what was seen, why, proof, fix."""
+    where = ", ".join(finding.at)
+    if finding.file is not None:
+        source = f"{finding.file}:{finding.line}" if finding.line else finding.file
+        where = f"{where}  ({source})" if where else source
+    if finding.step is not None:
+        where = f"{where}  from step {finding.step}" if where else f"from step {finding.step}"
+    if where:
+        yield "at", where
+    if finding.measured:
+        yield "saw", _values(finding.measured)
+    if finding.threshold:
+        yield "limit", _values(finding.threshold)
+    if finding.cause:
+        yield "why", finding.cause
+    if finding.proof:
+        proof = finding.proof
+        yield "proof", f"{proof.tried}: {proof.after} (before: {proof.before})"
+    for symptom in finding.symptoms:
+        yield "so", symptom
+    if finding.fix:
+        yield "fix", "\n".join([finding.fix.text, *(f"  {line}" for line in finding.fix.commands)])
+    if finding.links:
+        yield "see", "\n".join(finding.links)
+    yield "more", f"vlmdoctor rule {finding.rule}"
+
+
+def _values(values: object) -> str:
+    if not isinstance(values, dict):
+        values = dict(values)  # type: ignore[call-overload]
+    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        shown = ", ".join(_value(item) for item in value[:6])
+        return f"[{shown}{', …' if len(value) > 6 else ''}]"
+    if hasattr(value, "items"):
+        return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
+    return str(value)
+
+
+def _print_unrun(console: Console, report: Report) -> None:
+    rows = [("skipped", name, reason) for name, reason in report.skipped]
+    rows += [("crashed", name, error) for name, error in report.crashed]
+    if not rows:
+        return
+    table = Table.grid(padding=(0, 2))
+    for kind, name, reason in rows:
+        table.add_row(Text(kind, style="dim"), Text(name), Text(reason, style="dim"))
+    console.print(table)
+    console.print()
+
+
+def closing_line(report: Report) -> str:
+    """`1 error in 31 rules run; 6 not run (no checkpoint given: 6)`."""
+    counts = Counter(finding.severity for finding in report.findings)
+    found = [_count(counts[s], s.value) for s in reversed(Severity) if counts[s]]
+    parts = [f"{', '.join(found) or 'nothing found'} in {_count(len(report.ran), 'rule')} run"]
+    if report.skipped:
+        reasons = Counter(reason for _, reason in report.skipped)
+        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+        parts.append(f"{len(report.skipped)} not run ({listed})")
+    if report.crashed:
+        parts.append(f"{len(report.crashed)} crashed ({', '.join(name for name, _ in report.crashed)})")
+    if report.exit_status == 2:
+        parts.append("no judgement is possible")
+    return "; ".join(parts)
+
+
+def _closing(report: Report, width: int) -> Text:
+    style = {"pass": "green", "fail": "red", "incomplete": "yellow"}[report.verdict]
+    line, seconds = closing_line(report), f"{report.seconds:.1f} s"
+    gap = width - len(line) - len(seconds)
+    return Text.assemble((line, style), " " * gap if gap >= 2 else "  ", (seconds, "dim"))
+
+
+def _count(number: int, noun: str) -> str:
+    if noun == "info":
+        return f"{number} info"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

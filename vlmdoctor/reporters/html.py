@@ -1,0 +1,51 @@
+"""The report as HTML: a page of its own, and the fragment that a notebook shows."""
+
+from __future__ import annotations
+
+from html import escape
+
+from vlmdoctor.finding import Finding
+from vlmdoctor.report import Report
+from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
+
+STYLE = """
+.vlmdoctor{font:14px/1.5 system-ui,sans-serif;max-width:60rem}
+.vlmdoctor section{border-left:4px solid #888;margin:1rem 0;padding:.1rem 1rem}
+.vlmdoctor section.error{border-color:#c62828}.vlmdoctor section.warning{border-color:#b26a00}
+.vlmdoctor section.info{border-color:#1565c0}
+.vlmdoctor h3{font-size:1rem;margin:.3rem 0}.vlmdoctor h3 code{font-weight:normal;opacity:.7}
+.vlmdoctor dl{display:grid;grid-template-columns:4rem 1fr;gap:.1rem .5rem;margin:.3rem 0}
+.vlmdoctor dt{opacity:.6}.vlmdoctor dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
+"""
+
+
+def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
+    """A self-contained page; colour and width are the browser's matter."""
+    title = f"vlmdoctor {escape(report.command)} {escape(report.target)}"
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{title}</title>"
+        "<style>:root{color-scheme:light dark}body{margin:2rem}</style></head><body>"
+        f"<h1>{title}</h1>{fragment(report)}</body></html>\n"
+    )
+
+
+def fragment(report: Report) -> str:
+    """The findings and the closing line, with their own style, to stand inside any page."""
+    findings = "".join(section(finding) for finding in report.findings)
+    return (
+        f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}<p>{escape(closing_line(report))}</p></div>"
+    )
+
+
+def section(finding: Finding) -> str:
+    """One finding as a `<section>`."""
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in finding_rows(finding)
+    )
+    return (
+        f"<section class='{finding.severity}'><h3>{GLYPHS[finding.severity]} {finding.severity}: "
+        f"{escape(finding.message)} <code>{escape(finding.rule)} {escape(finding.code)}</code></h3>"
+        f"<dl>{rows}</dl></section>"
+    )
