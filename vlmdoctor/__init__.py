@@ -22,7 +22,7 @@ _HOMES = {
     "UserError": "vlmdoctor.errors",
     "check": "vlmdoctor.examine",
     "rule": "vlmdoctor.rulebook",
-    "watch": "vlmdoctor.watch.watcher",
+    "watch": "vlmdoctor.watching.watcher",
 }
 
 __all__ = ["__version__", *_HOMES]

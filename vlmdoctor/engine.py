@@ -130,8 +130,13 @@ def fold(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[Finding]:
     explains = {candidate.name: candidate.explains for candidate in rules}
 
     def cause_of(symptom: Finding) -> Finding | None:
-        causes = (f for f in findings if f is not symptom and symptom.rule in explains.get(f.rule, ()))
-        return min(causes, key=_urgency, default=None)
+        # A remark can't be the cause of an error, and folding must never hide that something failed.
+        causes = (
+            f
+            for f in findings
+            if symptom.rule in explains.get(f.rule, ()) and f.severity.rank >= symptom.severity.rank
+        )
+        return min((f for f in causes if f is not symptom), key=_urgency, default=None)
 
     causes = {id(finding): cause_of(finding) for finding in findings}
     kept = []

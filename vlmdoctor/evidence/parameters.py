@@ -91,6 +91,11 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
             rates[id(tensor)] = float(group.get("lr", float("nan")))
     patterns = None if subject.trainable is None else subjects.compile_patterns(subject.trainable)
 
+    # A tied parameter counts as declared under any of its names: `lm_head` is no stale pattern then.
+    all_names: dict[int, list[str]] = {}
+    for raw_name, tensor in model.named_parameters(remove_duplicate=False):
+        all_names.setdefault(id(tensor), []).append(subjects.canonical_name(raw_name))
+
     found, own = [], set()
     matched: set[str] = set()
     for raw_name, tensor in model.named_parameters():
@@ -99,7 +104,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
         layer, depth = subjects.layer_of(name)
         wanted = None
         if patterns is not None:
-            hits = [text for text, pattern in patterns.items() if pattern.search(name)]
+            names = all_names[id(tensor)]
+            hits = [text for text, pattern in patterns.items() if any(map(pattern.search, names))]
             matched.update(hits)
             wanted = bool(hits)
         found.append(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -28,6 +30,8 @@ class Step:
         layer_grad_norms: Layer (as in `Parameter.layer`) -> norm.
         role_update_ratios: Role -> norm of the update over the norm of the weights.
         supervised_tokens: Labels that the loss saw in the batch; None where unknown.
+        images: Images in the batch (or calls of the vision part, at least whether there were any: 0 means
+            none); None where unknown.
     """
 
     step: int
@@ -39,6 +43,7 @@ class Step:
     layer_grad_norms: Mapping[str, float] = field(default_factory=dict)
     role_update_ratios: Mapping[str, float] = field(default_factory=dict)
     supervised_tokens: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class NonFinite:
         parameters: Parameters whose gradient or value was not finite (at most a few, nearest the loss first).
         largest: Largest finite absolute value among that module's inputs, None where unknown.
         why_unknown: Why the module is not known.
+        inputs: Entries of the batch that were not finite.
     """
 
     step: int
@@ -119,6 +125,7 @@ class NonFinite:
     parameters: tuple[str, ...] = ()
     largest: float | None = None
     why_unknown: str | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Steps:
             of an untrained model; None where unknown.
         accumulates_without_reset: Whether gradients were seen to pile up over optimizer steps
             (never zeroed); None where not established.
+        required_accuracy: The share of right answers, 0 to 1, that was asked for; None where none was.
     """
 
     steps: tuple[Step, ...]
@@ -146,6 +154,7 @@ class Steps:
     finished: bool = False
     resumed: bool | None = None
     accumulates_without_reset: bool | None = None
+    required_accuracy: float | None = None
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -158,8 +167,14 @@ class Steps:
         return [s for s in self.steps if s.grad_norm is not None]
 
 
-def probe(subject: Subject, gather: Callable[[type], object]) -> Steps:
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Steps:
     """Takes a few optimizer steps on a copy of the model and watches them."""
-    from vlmdoctor.watch.trial import trial_steps
+    from vlmdoctor.evidence.backward import Backward
+
+    # A pass that raises is reported by its own rule: no step can be taken then.
+    if gather(Backward).failure is not None:
+        raise Unavailable("the backward pass raises")
+
+    from vlmdoctor.watching.trial import trial_steps
 
     return trial_steps(subject)

@@ -109,7 +109,7 @@ def _value(value: object) -> str:
         return f"[{shown}{', …' if len(value) > 6 else ''}]"
     if hasattr(value, "items"):
         return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
-    return str(value)
+    return str(value) if value != "" else '""'
 
 
 def _print_unrun(console: Console, report: Report) -> None:

@@ -1,0 +1,97 @@
+"""A few steps on a copy of the model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from watched import Model, adamw, hooks_on, make_batch
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.subject import Subject
+from vlmdoctor.watching.trial import trial_steps
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        adamw,
+        lambda model: adamw(model, fused=True),
+        lambda model: torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True),
+        lambda model: torch.optim.RMSprop(model.parameters(), 0.01),
+    ],
+)
+def test_a_trial_learns_and_leaves_no_trace(make):
+    torch.manual_seed(0)
+    model = Model().eval()
+    optimizer = make(model)
+    batch = make_batch()
+    model(**batch).loss.backward()
+    optimizer.step()
+    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict(), batch))
+    gradients = [(p, p.grad, p.grad.clone()) for p in model.parameters()]
+    random, hooks = torch.get_rng_state(), hooks_on(model)
+
+    steps = trial_steps(Subject(model, batch, optimizer=optimizer))
+
+    assert steps.steps[-1].loss < steps.steps[0].loss and len(steps.steps) == 8
+    # A bias before batch norm has no effect: its gradient is nothing but rounding.
+    assert all(t.moved == t.samples == 8 for t in steps.tracks if t.name != "vision_encoder.0.bias")
+    assert steps.accumulates_without_reset is None and steps.planned_steps is None and not steps.finished
+    assert torch.equal(random, torch.get_rng_state()) and hooks_on(model) == hooks and not model.training
+    assert all(p.grad is grad and torch.equal(grad, value) for p, grad, value in gradients)
+    now = (model.state_dict(), optimizer.state_dict(), batch)
+    flat, kept_flat = (torch.utils._pytree.tree_leaves(tree) for tree in (now, kept))
+    for a, b in zip(flat, kept_flat, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_faults_of_the_wiring_are_copied_along():
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD([model.vision_proj.weight, nn.Parameter(torch.zeros(2))], 0.1)
+    steps = trial_steps(Subject(model, make_batch(), optimizer=optimizer))
+    tracks = {track.name: track for track in steps.tracks}
+    assert tracks["vision_proj.weight"].moved == 8
+    assert (tracks["lm_head.weight"].moved, tracks["lm_head.weight"].still) == (0, 8)
+
+
+def test_a_warm_up_goes_on_in_the_copy_only():
+    model = Model()
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
+    steps = trial_steps(Subject(model, make_batch(), optimizer=optimizer, lr_scheduler=scheduler))
+    assert [step.lr for step in steps.steps[:3]] == [0.0, 0.0025, 0.005]
+    assert optimizer.param_groups[0]["lr"] == 0.0 and scheduler.last_epoch == 0
+
+
+def test_a_loss_of_the_user_s_own():
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batch = (torch.ones(2, 4), torch.ones(2, 1))
+
+    def loss_fn(model, batch):
+        return (model(batch[0]) - batch[1]).pow(2).mean()
+
+    losses = [step.loss for step in trial_steps(Subject(model, batch, loss_fn, optimizer=optimizer)).steps]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_what_can_t_be_tried_says_why():
+    model = Model()
+    optimizer = adamw(model)
+    batch = make_batch()
+    held = Model()
+    held.kept = held.vision_proj.weight * 2  # a tensor with a history can't be copied
+    for subject, reason in (
+        (Subject(model, None, optimizer=optimizer), "no batch"),
+        (Subject(model, batch), "no optimizer"),
+        (Subject(lambda: model, batch, optimizer=optimizer), "no built model"),
+        (Subject(held, batch, optimizer=adamw(held)), "can't be copied"),
+        (Subject(model, {"input_ids": batch["input_ids"]}, optimizer=optimizer), "pixel_values"),
+        (Subject(nn.Linear(2, 2), torch.ones(1, 2), optimizer=optimizer), "no loss"),
+    ):
+        with pytest.raises(Unavailable, match=reason):
+            trial_steps(subject)

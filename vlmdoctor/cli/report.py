@@ -1,0 +1,53 @@
+"""`vlmdoctor report RUN`: judges a recorded run again, and draws it again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+
+
+@with_output_options
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder of a recorded run.", show_default=False)],
+    draw: Annotated[
+        bool, typer.Option("--draw/--no-draw", help="Make loss.png, grads.png and report.html again.")
+    ] = True,
+    require_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Fail below this share of right answers.", show_default=False),
+    ] = None,
+    *,
+    output: OutputOptions,
+) -> None:
+    """Judge a recorded run: what it learned, what went wrong, since which step, and how to mend it.
+
+    It reads the run folder only: no model, no data and no GPU. A run that is still going on, or was
+    killed, is judged by what it has written so far.
+    """
+    from vlmdoctor.run_conclusion import judge_run, next_command, present, rules_for_runs
+    from vlmdoctor.run_examples import read_examples
+    from vlmdoctor.run_outputs import publish, read_learned
+    from vlmdoctor.watching.recorded import read_info, read_run
+
+    parameters, steps = read_run(run)
+    report = judge_run(
+        parameters,
+        steps,
+        output.rules(rules_for_runs()),
+        command="report",
+        target=str(read_info(run).get("target") or run),
+        fail_on=output.fail_on,
+        required_accuracy=require_accuracy,
+    )
+
+    def complain(sentence: str) -> None:
+        print(f"vlmdoctor: {sentence}", file=sys.stderr)
+
+    taught = publish(run, report, complain) if draw else read_learned(run)
+    present(report, output, taught, run, ask=next_command(run, read_examples(run)))
+    raise typer.Exit(exit_status(report, output))

@@ -1,0 +1,176 @@
+"""`vlmdoctor train`: trains the bundled minivlm and watches it learn."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minivlm.options import with_train_options
+from minivlm.train_config import TrainConfig
+from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+
+if TYPE_CHECKING:
+    from vlmdoctor.live.session import Session
+
+PANEL = "Watching"
+
+
+@with_output_options
+@with_train_options
+def command(
+    config: TrainConfig,
+    watch_grads: Annotated[
+        bool,
+        typer.Option(
+            "--watch-grads/--no-watch-grads",
+            help="Measure gradients and updates of every part and layer.",
+            rich_help_panel=PANEL,
+        ),
+    ] = True,
+    watch_every: Annotated[
+        int,
+        typer.Option(min=1, help="Measure every so many steps, and the first few.", rich_help_panel=PANEL),
+    ] = 10,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight/--no-preflight",
+            help="Check before the first step, and stop there if an error is found.",
+            rich_help_panel=PANEL,
+        ),
+    ] = True,
+    require_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Fail if fewer of the answers about unseen images are right, such as 0.9.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    output: OutputOptions,
+) -> None:
+    """Train the bundled minivlm and watch it learn: gradients by part and layer, and what looking is worth.
+
+    It ends with a verdict, plots and report.html in the run folder, and exit status 1 if something is wrong.
+    """
+    from vlmdoctor.live.display import Silent, display_for
+    from vlmdoctor.live.state import LiveState
+
+    rank = int(os.environ.get("RANK", "0") or 0)
+    state = LiveState()
+    stage = "" if config.stage == "sft" else f", stage {config.stage}"
+    state.title = f"{config.preset} on {config.data}{stage}"
+    state.phase = "loading"
+    display = display_for(state, quiet=output.quiet) if rank == 0 else Silent()
+    started = time.perf_counter()
+    display.start()
+    try:
+        from vlmdoctor.examine import model_rules
+        from vlmdoctor.live.session import Session, Wishes
+        from vlmdoctor.run_conclusion import rules_for_runs
+
+        wishes = Wishes(
+            every=watch_every if watch_grads else 0,
+            preflight=preflight,
+            rules=output.rules(rules_for_runs()),
+            preflight_rules=output.rules(model_rules()),
+            required_accuracy=require_accuracy,
+            fail_on=output.fail_on,
+            command=shlex.join(["vlmdoctor", *sys.argv[1:]]),
+        )
+        session = Session(wishes, state, display)
+        error = _train(config, session)
+    finally:
+        # Nothing is left of the view where the run never came to its first step.
+        display.stop(keep=state.step is not None)
+    if rank == 0:
+        raise typer.Exit(_conclude(session, error, output, time.perf_counter() - started))
+    if error is not None:
+        raise error
+
+
+def _train(config: TrainConfig, session: Session) -> BaseException | None:
+    """Trains; gives back what ended it before its planned end, if it had begun."""
+    from minivlm.train import train
+    from vlmdoctor.live.session import PreflightStop
+
+    try:
+        # Standard output is for the report: whatever a library prints must not spoil it.
+        with redirect_stdout(sys.stderr):
+            train(config, [session])
+    except (Exception, KeyboardInterrupt, PreflightStop) as error:
+        if session.run is None:
+            raise
+        return error
+    return None
+
+
+def _conclude(session: Session, error: BaseException | None, output: OutputOptions, seconds: float) -> int:
+    """Judges, draws and tells; the exit status."""
+    from vlmdoctor.cli.main import is_user_error
+    from vlmdoctor.live.session import PreflightStop
+    from vlmdoctor.run_conclusion import next_command, present
+    from vlmdoctor.run_outputs import publish
+
+    folder = session.folder
+    assert folder is not None
+    report = session.judgement(seconds)
+    if isinstance(error, PreflightStop):
+        print("vlmdoctor: stopped before the first step; nothing was trained.", file=sys.stderr)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        present(report, output, None, folder)
+        return exit_status(report, output)
+    examples = _examples(session) if error is None else []
+    taught = publish(folder, report, _complain, environment=_environment())
+    present(report, output, taught, folder, ask=next_command(folder, examples))
+    if error is None:
+        return exit_status(report, output)
+    stopped = getattr(error, "exit_status", None) or (130 if isinstance(error, KeyboardInterrupt) else None)
+    if stopped is None and not is_user_error(error):
+        raise error
+    print(f"vlmdoctor: {error or 'interrupted'}", file=sys.stderr)
+    # A run that broke down for a reason that was found has a judgement; otherwise there is none.
+    return stopped or (1 if report.failing and not output.exit_zero else 2)
+
+
+def _examples(session: Session) -> list[dict[str, Any]]:
+    """A few answers of the trained model, where it can have learned to answer."""
+    from vlmdoctor.run_examples import ask_examples
+    from vlmdoctor.run_verdict import SHORT_RUN
+
+    run = session.run
+    if run is None or run.config.stage == "clip" or run.step < SHORT_RUN:
+        return []
+    try:
+        with redirect_stdout(sys.stderr):
+            return ask_examples(run.out, run.config)
+    except Exception as error:
+        _complain(f"the trained model could not be asked for examples: {' '.join(str(error).split())}")
+        return []
+
+
+def _environment() -> dict[str, Any]:
+    """Versions and devices, as far as they are easily known."""
+    from vlmdoctor.evidence.environment import snapshot
+
+    try:
+        seen = snapshot()
+    except Exception as error:
+        _complain(f"the environment could not be noted: {error}")
+        return {}
+    gpus = {"GPUs": ", ".join(seen.gpus)} if seen.gpus else {}
+    return {"python": seen.python, "platform": seen.platform, "cpus": seen.cpus, **gpus, **seen.packages}
+
+
+def _complain(sentence: str) -> None:
+    print(f"vlmdoctor: {sentence}", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""One forward and backward pass on the user's batch: which parameters a gradient reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.failure import Failure
+from vlmdoctor.evidence.forward import Forward
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "backward"
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one parameter tensor that has requires_grad.
+
+    Attributes:
+        name: Canonical name, as in `Parameter.name`.
+        role: `vision`, `projector`, `language`, `head` or `other`.
+        present: Whether backward made one.
+        zero: Whether it is exactly zero; None without one.
+        finite: Whether it is free of NaN and infinity; None without one.
+        norm: Its norm in float32; None without one, and where it is not finite.
+    """
+
+    name: str
+    role: str
+    present: bool
+    zero: bool | None = None
+    finite: bool | None = None
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What one backward pass gave.
+
+    Attributes:
+        loss: The loss that it started from.
+        gradients: One entry for each parameter that has requires_grad.
+        trainable: How many of the model's parameter tensors have requires_grad.
+        parameters: How many parameter tensors there are.
+        failure: What backward raised.
+        images: How many images the batch holds; None where that can't be told.
+    """
+
+    loss: float
+    gradients: tuple[Gradient, ...]
+    trainable: int
+    parameters: int
+    failure: Failure | None = None
+    images: int | None = None
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
+    """Runs forward and backward once, in the model's own mode, and leaves it bit for bit as it was."""
+    import torch
+
+    from vlmdoctor.evidence.raised import failure_of
+    from vlmdoctor.invoke import run
+    from vlmdoctor.unchanged import copy_of, unchanged
+    from vlmdoctor.watching.batch import count_images
+
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    if forward.loss is None:
+        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    parameters = list(subject.model.named_parameters())
+    failure = None
+    gradients: list[Gradient] = []
+    with unchanged(subject.model), torch.enable_grad():
+        loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
+        if loss is None:
+            raise Unavailable("the model gave a loss once and then none")
+        value = float(loss.detach())
+        try:
+            loss.backward()
+        except Exception as error:
+            failure = failure_of(error, subject.model)
+        else:
+            gradients = [_gradient(name, p) for name, p in parameters if p.requires_grad]
+        del loss
+    return Backward(
+        loss=value,
+        gradients=tuple(gradients),
+        trainable=sum(parameter.requires_grad for _, parameter in parameters),
+        parameters=len(parameters),
+        failure=failure,
+        images=count_images((subject.batch,), {}),
+    )
+
+
+def _gradient(raw_name: str, parameter: object) -> Gradient:
+    from vlmdoctor.subject import canonical_name, role_of
+
+    name = canonical_name(raw_name)
+    gradient = parameter.grad  # type: ignore[attr-defined]
+    if gradient is None:
+        return Gradient(name, role_of(name), present=False)
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    finite = bool(gradient.isfinite().all())
+    norm = float(gradient.detach().float().norm()) if finite else None
+    return Gradient(name, role_of(name), True, zero=not bool(gradient.any()), finite=finite, norm=norm)

@@ -1,0 +1,91 @@
+"""One forward pass on the user's batch: the loss, or what it raised and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.failure import Failure
+from vlmdoctor.evidence.rotary import Rotary
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "forward"
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward pass gave.
+
+    Attributes:
+        loss: The loss; None where the model gave none.
+        finite: Whether loss and logits are free of NaN and infinity; None where there are neither.
+        logits_shape: The shape of the logits; None where unknown.
+        vocab_size: Rows of the output head; None where unknown.
+        supervised_tokens: Labels that a shifted loss sees; None where the batch has no `labels`.
+        training: Whether the model was in training mode.
+        failure: What the forward pass raised.
+        rotary: The rotary table that clashed with a query, where that is what it raised.
+    """
+
+    loss: float | None = None
+    finite: bool | None = None
+    logits_shape: tuple[int, ...] | None = None
+    vocab_size: int | None = None
+    supervised_tokens: int | None = None
+    training: bool = False
+    failure: Failure | None = None
+    rotary: Rotary | None = None
+
+
+def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
+    """Runs the model once, in the mode that it is in, and leaves it bit for bit as it was."""
+    import torch
+
+    from vlmdoctor import subject as subjects
+    from vlmdoctor.evidence.raised import failure_of, frames_of
+    from vlmdoctor.evidence.rotary_clash import rotary_of
+    from vlmdoctor.invoke import run
+    from vlmdoctor.unchanged import copy_of, unchanged
+
+    if subject.model is None:
+        raise Unavailable("no model was given")
+    if subject.batch is None:
+        raise Unavailable("no batch was given")
+    if any(parameter.is_meta for parameter in subject.model.parameters()):
+        raise Unavailable("the model has no weights (it is on the meta device)")
+
+    def forward() -> tuple[Any, Any]:
+        with torch.no_grad():
+            return run(subject.model, copy_of(subject.batch), subject.loss_fn)
+
+    loss = logits = failure = rotary = None
+    with unchanged(subject.model):
+        try:
+            loss, logits = forward()
+        except Exception as error:
+            failure = failure_of(error, subject.model)
+            rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
+    known = [tensor for tensor in (loss, logits) if tensor is not None]
+    return Forward(
+        loss=None if loss is None else float(loss),
+        finite=all(bool(torch.isfinite(tensor).all()) for tensor in known) if known else None,
+        logits_shape=None if logits is None else tuple(logits.shape),
+        vocab_size=subjects.vocab_size(subject.model),
+        supervised_tokens=supervised_tokens(subject.batch),
+        training=subject.model.training,
+        failure=failure,
+        rotary=rotary,
+    )
+
+
+def supervised_tokens(batch: Any) -> int | None:
+    """How many labels a shifted loss sees; None where the batch has no `labels` of token shape."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if labels is None or getattr(labels, "ndim", 0) != 2:
+        return None
+    return int((labels[:, 1:] != IGNORED_LABEL).sum())

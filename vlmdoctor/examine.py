@@ -1,0 +1,179 @@
+"""`vlmdoctor.check`: examines a model with whatever the user has, and leaves no trace on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vlmdoctor.engine import DEPTHS, Gatherer, judge
+from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.report import Report
+from vlmdoctor.rulebook import Rule, all_rules, select_rules
+from vlmdoctor.subject import Subject, optimizers
+
+# About the machine and its files, and not about the model.
+ENVIRONMENT_PHASES = ("environment", "source")
+
+
+def check(
+    model: Any,
+    batch: Any = None,
+    *,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    optimizer: Any = None,
+    lr_scheduler: Any = None,
+    tokenizer: Any = None,
+    processor: Any = None,
+    train_dataset: Any = None,
+    data_collator: Any = None,
+    checkpoint: Any = None,
+    trainable: Iterable[str] | str | None = None,
+    training_args: Any = None,
+    depth: str | None = None,
+    budget: float | None = None,
+    select: Iterable[str] = (),
+    extend_select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    fail_on: str = "error",
+) -> Report:
+    """Examines `model` before a long run: is it wired so that it can learn?
+
+    Weights, buffers, gradients, optimizer, random states, training mode and hooks are afterwards bit for bit
+    what they were.
+
+    Args:
+        model: A module, a callable that builds one, or a Subject (then the other fields are taken from it).
+        batch: What the model is called with: a mapping (keywords) or a tuple (positions).
+        loss_fn: `loss_fn(model, batch) -> Tensor`; by default the output's `.loss`.
+        optimizer, lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
+            training_args: As in `Subject`.
+        depth: `static`, `shapes`, `forward`, `backward` or `steps`; by default as deep as the batch allows.
+        budget: Seconds after which no further probe is started.
+        select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL.
+        fail_on: The least severity that fails: `error`, `warning` or `never`.
+
+    Raises:
+        UserError: Something that was given can't be used at all.
+    """
+    if isinstance(model, Subject):
+        subject = model
+    else:
+        subject = Subject(
+            model=model,
+            batch=batch,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            tokenizer=tokenizer,
+            processor=processor,
+            train_dataset=train_dataset,
+            data_collator=data_collator,
+            checkpoint=checkpoint,
+            trainable=trainable,
+            training_args=training_args,
+        )
+    if fail_on not in ("error", "warning", "never"):
+        raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
+    from vlmdoctor.target import subject_of
+
+    subject = subject_of(subject, "the given Subject")
+    return examine(
+        subject,
+        target=type(subject.model).__name__,
+        rules=select_rules(model_rules(), select, extend_select, ignore),
+        depth=depth,
+        budget=budget,
+        fail_on=fail_on,
+    )
+
+
+def model_rules() -> list[Rule]:
+    """The rules that judge a model and its run, and not the machine."""
+    return [rule for rule in all_rules() if not phases(rule) & set(ENVIRONMENT_PHASES)]
+
+
+def phases(rule: Rule) -> set[str]:
+    """The kinds of evidence that a rule needs, by the names of their modules."""
+    return {evidence.__module__.rpartition(".")[2] for evidence, _ in rule.requirements.values()}
+
+
+def examine(
+    subject: Subject,
+    *,
+    target: str,
+    rules: Iterable[Rule],
+    depth: str | None = None,
+    budget: float | None = None,
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+    given: Iterable[object] = (),
+    facts: Mapping[str, Any] | None = None,
+    missing_batch: str | None = None,
+) -> Report:
+    """Runs `rules` on `subject`; see `check`. `given` is evidence that was gathered elsewhere."""
+    if depth is not None and depth not in DEPTHS:
+        raise UserError(f"there is no depth '{depth}'; choose one of {', '.join(DEPTHS)}.")
+    _refuse_nonsense(subject)
+    gather = BudgetedGatherer(
+        subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
+    )
+    parameters = list(subject.model.parameters())
+    known = {
+        "model": type(subject.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+    return judge(
+        rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
+    )
+
+
+class BudgetedGatherer(Gatherer):
+    """A Gatherer that starts no probe after its time is up, and says why there is no batch."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        budget: float | None = None,
+        missing_batch: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.budget = budget
+        self.missing_batch = missing_batch
+        self._started = time.monotonic()
+
+    def _probe(self, evidence_class: type) -> object:
+        if self.budget is not None and time.monotonic() - self._started > self.budget:
+            raise Unavailable(f"the budget of {self.budget:g} s was used up")
+        try:
+            return super()._probe(evidence_class)
+        except Unavailable as reason:
+            if self.missing_batch is not None and str(reason) == "no batch was given":
+                raise Unavailable(self.missing_batch) from None
+            raise
+
+
+def _refuse_nonsense(subject: Subject) -> None:
+    """Raises `UserError` for what no model could be called or trained with."""
+    from torch.nn.parameter import UninitializedParameter
+
+    from vlmdoctor.invoke import misfit
+
+    for optimizer in optimizers(subject.optimizer):
+        if not hasattr(optimizer, "param_groups"):
+            raise UserError(
+                f"the optimizer is an object of type {type(optimizer).__name__} without param_groups."
+            )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in subject.model.parameters()):
+        raise UserError(
+            f"{type(subject.model).__name__} has lazy parameters without a shape; run one forward pass first."
+        )
+    if subject.batch is None:
+        return
+    name = type(subject.model).__name__
+    if isinstance(subject.batch, Mapping | tuple | list) and not len(subject.batch):
+        raise UserError(f"the batch for {name} is empty.")
+    if subject.loss_fn is None and (reason := misfit(subject.model, subject.batch)) is not None:
+        raise UserError(f"the batch does not fit {name}.forward: {reason}.")

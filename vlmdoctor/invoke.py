@@ -1,0 +1,97 @@
+"""Calling somebody's model with somebody's batch, and finding the loss in what comes back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called with `batch`: a mapping as keywords, a tuple or list as positions."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def misfit(model: nn.Module, batch: Any) -> str | None:
+    """Why `model.forward` can't be called with `batch` at all, such as an unknown key; None where it can."""
+    positional, keywords = arguments_of(batch)
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        if _takes_mapping_whole(signature, batch):
+            return None
+        return str(error)
+    return None
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """What the model returns for `batch`; a forward that takes the mapping whole gets it whole."""
+    positional, keywords = arguments_of(batch)
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError:
+        if _takes_mapping_whole(signature, batch):
+            return model(batch)
+    return model(*positional, **keywords)
+
+
+def _takes_mapping_whole(signature: inspect.Signature, batch: Any) -> bool:
+    """Whether forward has one parameter for the whole mapping (and not one for a tensor, as a Linear has)."""
+    if not isinstance(batch, Mapping):
+        return False
+    try:
+        bound = signature.bind(batch)
+    except TypeError:
+        return False
+    annotation = signature.parameters[next(iter(bound.arguments))].annotation
+    return annotation not in (torch.Tensor, "Tensor", "torch.Tensor")
+
+
+def loss_in(output: Any) -> torch.Tensor | None:
+    """The loss in a model's output: a scalar itself, `.loss`, `["loss"]`, or the first of a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    elif isinstance(output, tuple | list) and output:
+        output = getattr(output, "loss", output[0])
+    elif not isinstance(output, torch.Tensor):
+        output = getattr(output, "loss", None)
+    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+    return output.reshape(()) if is_loss else None
+
+
+def logits_in(output: Any) -> torch.Tensor | None:
+    """The logits in a model's output: `.logits` or `["logits"]`."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return logits if isinstance(logits, torch.Tensor) else None
+
+
+def run(
+    model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Any] | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """One forward pass: (loss, logits), each None where the model gives none."""
+    if loss_fn is not None:
+        return loss_in(loss_fn(model, batch)), None
+    output = call(model, batch)
+    return loss_in(output), logits_in(output)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """`batch` with its tensors on `device`."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch

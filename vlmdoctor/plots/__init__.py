@@ -1,0 +1,1 @@
+"""Plots of a recorded run. matplotlib is imported by the modules in here, so import them late."""

@@ -1,0 +1,64 @@
+"""A backward pass that raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.failure import Failure
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.cfg.forward_raises import finding_of
+
+
+@rule("backward-raises", "GRAD101")
+def backward_raises(backward: Backward) -> Iterator[Finding]:
+    """The forward pass gives a loss, and `loss.backward()` raises.
+
+    ## Why it matters
+    No step can be taken. The most frequent form, `element 0 of tensors does not require grad and does not
+    have a grad_fn`, means that no trainable parameter takes part in the loss: everything is frozen, or what
+    is trainable was cut off by `no_grad`, `detach` or `.data` (or runs under reentrant checkpointing whose
+    inputs need no gradient).
+
+    ## How sure it is
+    The exception is real. How many parameters have requires_grad is counted; which of the ways above cut the
+    graph is not established by this rule.
+
+    ## What to do
+    Set `requires_grad` for what is meant to learn, before the optimizer is made; then see which of those
+    parameters the loss still does not reach.
+    """
+    failure = backward.failure
+    if failure is None:
+        return
+    if "does not require grad" not in failure.message:
+        yield finding_of(failure, "the backward pass")
+        return
+    if backward.trainable == 0:
+        cause = f"none of the {backward.parameters} parameter tensors has requires_grad"
+        fix = Fix("set requires_grad for what is meant to learn, before the optimizer is made")
+    else:
+        cause = (
+            f"{backward.trainable} of {backward.parameters} parameter tensors have requires_grad, and the "
+            f"loss depends on none of them through the graph"
+        )
+        fix = Fix("look for no_grad, detach, .data or an in-place copy between them and the loss")
+    yield Finding(
+        message="loss.backward() raises: the loss has no graph",
+        severity=Severity.ERROR,
+        measured={"loss": backward.loss, "trainable": backward.trainable, "parameters": backward.parameters},
+        cause=cause,
+        fix=fix,
+    )
+
+
+@backward_raises.bad
+def detached_loss() -> Backward:
+    message = "element 0 of tensors does not require grad and does not have a grad_fn"
+    return Backward(4.6, (), trainable=8, parameters=8, failure=Failure("RuntimeError", message))
+
+
+@backward_raises.good
+def runs() -> Backward:
+    return Backward(4.6, (), trainable=8, parameters=8)

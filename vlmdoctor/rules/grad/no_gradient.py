@@ -1,0 +1,228 @@
+"""no-gradient: parameters that should learn and never get a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.backward import Backward, Gradient
+from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_steps
+from vlmdoctor.rules.places import counted, listed, places, share_of
+from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
+
+LARGE_SHARE = 0.01  # of the trainable numbers: below it, unused strays are only worth a remark
+MOST_OF_A_PART = 0.5
+LINKS = (
+    "https://github.com/QwenLM/Qwen-VL/issues/124",
+    "https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/17",
+    "https://github.com/haotian-liu/LLaVA/issues/305",
+    "https://github.com/pytorch/pytorch/issues/7617",
+)
+
+
+@rule("no-gradient", "GRAD201", explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"))
+def no_gradient(parameters: Parameters, steps: Steps | None, backward: Backward | None) -> Iterator[Finding]:
+    """Finds parameters that should learn and never get a gradient.
+
+    ## Why it matters
+    They keep the values that they started with, while the loss falls because of the others: a vision
+    encoder behind `torch.no_grad`, image features copied in through `.data`, gradient checkpointing in
+    front of frozen embeddings. Nothing says so ([Qwen-VL
+    124](https://github.com/QwenLM/Qwen-VL/issues/124), [TinyLLaVA
+    17](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/17), [LLaVA
+    305](https://github.com/haotian-liu/LLaVA/issues/305), [PyTorch
+    7617](https://github.com/pytorch/pytorch/issues/7617)).
+
+    ## How sure it is
+    That no gradient reached them, in the sampled steps or in a backward pass, is measured. Where the path
+    is cut is narrowed down to the parts before and behind the cut, no further. An error where a whole part
+    (vision, projector, language, head) gets none. If vision and projector both get none and it is not known
+    whether there were images, it is a warning, since batches of text alone look the same ([TRL
+    6617](https://github.com/huggingface/trl/issues/6617)). Silent about what is unused by design: the last
+    vision layers behind the chosen feature layer ([TRL
+    1936](https://github.com/huggingface/trl/issues/1936)), poolers, experts that were not routed to, and
+    LoRA's A as long as its B is still zero.
+
+    ## What to do
+    Look at the seam that the finding names. Run the tower with gradients; put features into the text with
+    `masked_scatter` or `torch.where`, not through `.data`; with gradient checkpointing use
+    `use_reentrant=False` or call `model.enable_input_require_grads()`.
+    """
+    if steps is not None:
+        reach = reach_in_steps(parameters, steps)
+    elif backward is not None and backward.failure is None:
+        reach = reach_in_backward(parameters, backward)
+    else:
+        raise Unavailable("neither a training step nor a backward pass could be watched")
+    if not reach.missing:
+        return
+    if not reach.reached:
+        yield _finding("no parameter got a gradient", Severity.ERROR, reach.missing, reach, *_nothing(reach))
+        return
+    if whole := reach.whole_roles:
+        yield _finding(
+            f"no gradient reaches {listed(_called(role) for role in whole)}",
+            Severity.WARNING if reach.perhaps_without_images else Severity.ERROR,
+            [p for p in reach.missing if p.role in whole],
+            reach,
+            *_cut(reach),
+        )
+    elif strays := [p for p in reach.missing if not reach.unused_by_design(p)]:
+        yield _stray(strays, reach)
+
+
+def _called(role: str) -> str:
+    return {"vision": "the vision encoder", "language": "the language model"}.get(role, f"the {role}")
+
+
+def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
+    def share(role: str) -> float:
+        return share_of((p for p in strays if p.role == role), (p for p in reach.seen if p.role == role))
+
+    mostly = [role for role in PATH if share(role) > MOST_OF_A_PART]
+    if mostly:
+        severity = Severity.ERROR
+        message = f"no gradient reaches most of {listed(_called(role) for role in mostly)}"
+        cause = (
+            "other parameters of the same part got gradients, these did not; reentrant gradient "
+            "checkpointing in "
+            "front of inputs without gradients looks like this; so does a detach in between"
+        )
+        fix = Fix(
+            "make the checkpointed blocks' inputs require gradients, or checkpoint without reentry",
+            ("model.enable_input_require_grads()", 'gradient_checkpointing_kwargs={"use_reentrant": False}'),
+        )
+    else:
+        severity = Severity.WARNING if share_of(strays, reach.seen) >= LARGE_SHARE else Severity.INFO
+        message = (
+            f"{counted(len(strays), 'trainable parameter')} of {len(reach.seen)} never "
+            f"{'gets' if len(strays) == 1 else 'get'} a gradient"
+        )
+        cause = (
+            "no gradient reached them, while others of the same part got one: the forward pass does not use "
+            "them, or their result is dropped"
+        )
+        fix = Fix(
+            "freeze them if that is meant (they cost optimizer memory, and DDP refuses them); otherwise "
+            "use them"
+        )
+    return _finding(message, severity, strays, reach, cause, fix)
+
+
+def _nothing(reach: Reach) -> tuple[str, Fix]:
+    if any(reach.tracks[p.name].with_gradient for p in reach.missing):
+        return (
+            "the gradients are exactly zero: the loss does not depend on any parameter (all labels "
+            "masked, or "
+            "multiplied by zero); which of these was not established",
+            Fix("print the loss and the number of labels that are not -100 for one batch"),
+        )
+    return (
+        "not one gradient was there when the optimizer stepped: backward() was not called on a loss of this "
+        "model, or gradients were cleared between backward() and step()",
+        Fix(
+            "in each step call, in this order:",
+            ("optimizer.zero_grad()", "loss.backward()", "optimizer.step()"),
+        ),
+    )
+
+
+def _cut(reach: Reach) -> tuple[str, Fix]:
+    last = reach.whole_roles[-1]
+    behind = PATH[PATH.index(last) + 1 :]
+    next_role = next((role for role in behind if any(p.role == role for p in reach.reached)), None)
+    if reach.perhaps_without_images:
+        known = reach.with_images is not None
+        says = "no images were seen in the batches" if known else "it is not known whether there were images"
+        return (
+            f"no gradient came back from the text to the image side; {says}, so that either the batches hold "
+            f"text alone or the features are cut off on their way into the text",
+            Fix(
+                "with text alone, freeze the vision part; otherwise put the features in with gradients",
+                ("x = x.masked_scatter(mask[..., None], features)  # and not through .data",),
+            ),
+        )
+    if next_role is None:
+        return (
+            "other parts get gradients, this one does not: the loss does not pass through it",
+            Fix("check that the forward pass uses it, with gradients"),
+        )
+    cause = (
+        f"gradients come back as far as {_called(next_role)} and stop before {_called(last)}: the "
+        "path between "
+        "them is cut (torch.no_grad, .detach(), .data, numpy, or stored features); which of these was "
+        "not established"
+    )
+    if last == "vision":
+        return cause, Fix(
+            "run the vision encoder with gradients, or freeze it if it is not meant to learn",
+            ("features = model.vision_encoder(pixel_values)  # not under torch.no_grad() or .detach()",),
+        )
+    return cause, Fix(
+        "put the image features into the text with gradients",
+        (
+            (
+                "x = x.masked_scatter(mask[..., None], features)  # and not through .data or under "
+                "torch.no_grad()"
+            ),
+        ),
+    )
+
+
+def _finding(
+    message: str, severity: Severity, chosen: Sequence[Parameter], reach: Reach, cause: str, fix: Fix
+) -> Finding:
+    tracks = [reach.tracks[p.name] for p in chosen]
+    return Finding(
+        message,
+        severity,
+        at=places([p.name for p in chosen], [p.name for p in reach.seen]),
+        measured={
+            "parameters": len(chosen),
+            "passes": min(track.samples for track in tracks),
+            "with_gradient": sum(track.with_gradient - track.zero_gradient for track in tracks),
+        },
+        threshold={"with_gradient": 1},
+        cause=cause,
+        fix=fix,
+        links=LINKS,
+    )
+
+
+@no_gradient.bad
+def features_through_data() -> tuple[Parameters, Steps]:
+    """The image features are copied in through .data: the images matter, the gradient does not come back."""
+    return sample_parameters(), sample_steps(track=without_gradient("vision"))
+
+
+@no_gradient.bad
+def tower_under_no_grad() -> tuple[Parameters, Steps]:
+    return sample_parameters(), sample_steps(track=without_gradient("vision_encoder"))
+
+
+@no_gradient.bad
+def one_backward_pass() -> tuple[Parameters, Backward]:
+    """As `vlmdoctor check` sees it where no optimizer was given."""
+    known = sample_parameters()
+    gradients = [
+        Gradient(p.name, p.role, p.role != "vision", zero=None if p.role == "vision" else False)
+        for p in known.parameters
+    ]
+    return known, Backward(
+        6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
+    )
+
+
+@no_gradient.good
+def last_vision_layer_unused() -> tuple[Parameters, Steps]:
+    """LLaVA takes the features of the last layer but one: nothing reaches the last one, by design."""
+    return sample_parameters(), sample_steps(track=without_gradient("vision_encoder.layers.3"))
+
+
+@no_gradient.good
+def everything_learns() -> tuple[Parameters, Steps]:
+    return sample_parameters(), sample_steps()

@@ -1,0 +1,114 @@
+"""Which parameters a gradient reached: from the sampled steps of a run, or from one backward pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.steps import Steps, Track
+
+MISSING_SAMPLES = 3  # steps: fewer could all be unlucky batches
+ZERO_SAMPLES = 4  # zero-initialised gates and LoRA's A start with zero gradients, and warm-up may start at 0
+PATH = ("vision", "projector", "language", "head")
+
+# Kept in checkpoints and by design outside a language-modelling loss: poolers and heads of towers, mask
+# tokens of masked-image pretraining, experts that the router did not choose.
+_UNUSED = re.compile(
+    r"(^|\.)(pooler|probe|mask_token|logit_scale|logit_bias|cls|classifier|experts?|router)(\.|$)"
+)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The trainable parameters that were measured often enough to say so.
+
+    Attributes:
+        tracks: What was measured of each parameter, by name.
+        reached: Those that got a gradient other than zero.
+        missing: Those that never did.
+        with_images: In how many of the measured passes there were images; None where that is not known.
+        enough_images: How many of them are enough to blame a missing gradient on the model.
+    """
+
+    tracks: Mapping[str, Track]
+    reached: tuple[Parameter, ...]
+    missing: tuple[Parameter, ...]
+    with_images: int | None
+    enough_images: int
+
+    @property
+    def seen(self) -> tuple[Parameter, ...]:
+        """Both."""
+        return (*self.reached, *self.missing)
+
+    @property
+    def whole_roles(self) -> list[str]:
+        """The roles in which nothing was reached, in the order in which the data passes them."""
+        alive = {p.role for p in self.reached}
+        return [role for role in PATH if role not in alive and any(p.role == role for p in self.missing)]
+
+    @property
+    def perhaps_without_images(self) -> bool:
+        """Whether batches of text alone would explain what is missing."""
+        unseen = set(self.whole_roles) <= {"vision", "projector"}
+        unseen = unseen and not any(p.role in ("vision", "projector") for p in self.reached)
+        return unseen and (self.with_images or 0) < self.enough_images
+
+    def unused_by_design(self, p: Parameter) -> bool:
+        """Whether it is usual that `p`, which is missing, gets no gradient while others of its role do."""
+        if _UNUSED.search(p.name):
+            return True
+        if "lora_A" in p.name or "lora_embedding_A" in p.name:  # zero while its B has not moved yet
+            twin = self.tracks.get(p.name.replace("_A", "_B"))
+            if twin is not None and twin.with_gradient > twin.zero_gradient and twin.moved == 0:
+                return True
+        if p.role != "vision":
+            return False
+        if not p.layer:  # norms and heads behind the last layer whose features are used
+            return bool(re.search(r"norm|ln_|head|neck", p.name))
+        stack = p.layer.rpartition(".")[0]
+        used = {q.depth for q in self.reached if q.depth is not None and q.layer.rpartition(".")[0] == stack}
+        count = len({q.layer for q in self.seen if q.layer.rpartition(".")[0] == stack})
+        behind = p.depth is not None and bool(used) and p.depth > max(used)
+        return behind and count - len(used) <= max(1, count // 2)
+
+
+def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:
+    """What the sampled steps of a run say."""
+    tracks = {track.name: track for track in steps.tracks}
+    images = [s.images for s in steps.sampled if s.images is not None]
+    with_images = sum(1 for count in images if count) if images else None
+    return _reach(parameters, tracks, MISSING_SAMPLES, ZERO_SAMPLES, with_images, MISSING_SAMPLES)
+
+
+def reach_in_backward(parameters: Parameters, backward: Backward) -> Reach:
+    """What one backward pass says: where it made no gradient there is no path; zeros are not judged."""
+    tracks = {
+        g.name: Track(g.name, samples=1, with_gradient=int(g.present), zero_gradient=int(bool(g.zero)))
+        for g in backward.gradients
+    }
+    with_images = None if backward.images is None else int(backward.images > 0)
+    return _reach(parameters, tracks, 1, 2, with_images, 1)
+
+
+def _reach(
+    parameters: Parameters,
+    tracks: Mapping[str, Track],
+    for_missing: int,
+    for_zero: int,
+    with_images: int | None,
+    enough_images: int,
+) -> Reach:
+    reached, missing = [], []
+    for p in parameters.parameters:
+        track = tracks.get(p.name)
+        if track is None or not p.requires_grad:
+            continue
+        if track.with_gradient > track.zero_gradient:
+            reached.append(p)
+        elif track.samples >= (for_zero if track.with_gradient else for_missing):
+            missing.append(p)
+    return Reach(tracks, tuple(reached), tuple(missing), with_images, enough_images)

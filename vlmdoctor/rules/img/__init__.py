@@ -1,0 +1,1 @@
+"""Rules on whether images matter."""

@@ -1,0 +1,146 @@
+"""image-ignored: the trained model answers as well, or as badly, when it is shown the wrong images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.evidence.steps import Evaluation, Steps
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.samples import sample_parameters, sample_steps
+
+LONG = 500  # steps: looking is learned later than the language of the answers
+NEARLY_DONE = 0.9
+FALLEN = 0.8  # of the first loss: below it the language was learned
+LOSS_MARGIN = 0.02
+ACCURACY_MARGIN = 0.05
+SURE = 2.0  # standard errors
+TELLING = 0.15  # a gain that the examples must be able to rule out where no losses were compared
+FEWEST = 30
+
+
+@rule("image-ignored", "IMG101", explains=("accuracy-below-gate",))
+def image_ignored(steps: Steps) -> Iterator[Finding]:
+    """Finds trained models that answer no better with the right images than with those of other samples.
+
+    ## Why it matters
+    A falling loss proves nothing: from the questions alone a model learns which answers are frequent, and
+    its loss falls just as that of one trained on blank images. Only a comparison with exchanged images
+    tells whether it looks. Behind it are cut-off features, a projector that was not saved or not loaded
+    ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
+    [784](https://github.com/haotian-liu/LLaVA/issues/784)), images that are blank after preprocessing, or
+    an encoder that has not learned to see yet.
+
+    ## How sure it is
+    Both numbers come from the same unseen examples. It fires only near the end of a run of at least 500
+    steps whose loss has fallen by a fifth; only if exchanged images cost less than 2 % of the loss; and,
+    where answers were counted, only if the gain in accuracy is under 5 percentage points and within two
+    standard errors of none. A run that was simply too short to learn to see is reported too, since at that
+    point the two can't be told apart. A model that has only begun to look is not.
+
+    ## What to do
+    Look at one batch's `pixel_values` (are they all alike?), check that the image tokens' embeddings change
+    with the image, that the projector's weights were loaded, and that the vision encoder is pretrained or
+    trained along."""
+    if not steps.evaluations or all(s.images == 0 for s in steps.steps):
+        return
+    last = steps.evaluations[-1]
+    planned = steps.planned_steps
+    done = steps.finished or (planned is not None and last.step + 1 >= NEARLY_DONE * planned)
+    if not done or last.step + 1 < LONG or not _has_fallen(steps):
+        return
+    same_loss = _same_loss(last)
+    same_answers = _same_answers(last)
+    judged = [same for same in (same_loss, same_answers) if same is not None]
+    if not judged or not all(judged):
+        return
+    numbers = {
+        "accuracy": last.accuracy,
+        "accuracy_shuffled": last.accuracy_shuffled,
+        "loss": last.loss,
+        "loss_shuffled": last.loss_shuffled,
+        "samples": last.samples,
+    }
+    told = []
+    if same_answers is not None:
+        told.append(
+            f"{_percent(last.accuracy)} right with the images, {_percent(last.accuracy_shuffled)} with "
+            "exchanged"
+        )
+    if same_loss is not None:
+        told.append(f"loss {last.loss:.4g} and {last.loss_shuffled:.4g}")
+    yield Finding(
+        f"the images are ignored: {'; '.join(told)}",
+        Severity.ERROR,
+        at=("images",),
+        measured={key: value for key, value in numbers.items() if value is not None},
+        threshold={"loss_margin": LOSS_MARGIN, "accuracy_margin": ACCURACY_MARGIN},
+        cause=(
+            "what the model answers does not depend on the image; the fall of its loss came from the "
+            "text alone. "
+            "Whether the images are empty, cut off on their way or only not learned yet was not established"
+        ),
+        fix=Fix(
+            (
+                "see whether the pixels differ between samples and reach the text; if they do, train the "
+                "encoder first or longer"
+            ),
+            ('print(batch["pixel_values"].flatten(1).std(0).mean())  # about 0: all images are alike',),
+        ),
+        links=(
+            "https://github.com/haotian-liu/LLaVA/issues/474",
+            "https://github.com/haotian-liu/LLaVA/issues/784",
+        ),
+        step=last.step,
+    )
+
+
+def _has_fallen(steps: Steps) -> bool:
+    losses = [loss for _, loss in steps.losses if math.isfinite(loss)]
+    tenth = max(1, len(losses) // 20)
+    return bool(losses) and sum(losses[-tenth:]) < FALLEN * sum(losses[:tenth])
+
+
+def _same_loss(last: Evaluation) -> bool | None:
+    if last.loss is None or last.loss_shuffled is None or not math.isfinite(last.loss + last.loss_shuffled):
+        return None
+    return last.loss_shuffled - last.loss < LOSS_MARGIN * abs(last.loss)
+
+
+def _same_answers(last: Evaluation) -> bool | None:
+    if last.accuracy is None or last.accuracy_shuffled is None or (last.samples or 0) < FEWEST:
+        return None
+    with_images, without, count = last.accuracy, last.accuracy_shuffled, last.samples or 1
+    if not (0 <= with_images <= 1 and 0 <= without <= 1):
+        return None
+    error = math.sqrt((with_images * (1 - with_images) + without * (1 - without)) / count)
+    gain = with_images - without
+    if last.loss_shuffled is None and gain + SURE * error > TELLING:
+        return None  # too few examples to say it from the answers alone
+    return gain < 0.005 or (gain < ACCURACY_MARGIN and gain < SURE * error)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"
+
+
+@image_ignored.bad
+def trained_on_blank_images() -> tuple[Parameters, Steps]:
+    seen = Evaluation(
+        1999, loss=1.31, loss_shuffled=1.312, accuracy=0.11, accuracy_shuffled=0.108, samples=1000
+    )
+    return sample_parameters(), sample_steps(2000, every=100, evaluations=(seen,))
+
+
+@image_ignored.good
+def looks() -> tuple[Parameters, Steps]:
+    seen = Evaluation(1999, loss=0.2, loss_shuffled=3.9, accuracy=0.95, accuracy_shuffled=0.1, samples=300)
+    return sample_parameters(), sample_steps(2000, every=100, evaluations=(seen,))
+
+
+@image_ignored.good
+def too_early_to_say() -> tuple[Parameters, Steps]:
+    seen = Evaluation(39, loss=2.31, loss_shuffled=2.312, accuracy=0.0, accuracy_shuffled=0.0, samples=300)
+    return sample_parameters(), sample_steps(40, evaluations=(seen,))

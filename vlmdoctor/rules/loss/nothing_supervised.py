@@ -1,0 +1,115 @@
+"""nothing-supervised: every label is masked, so that there is nothing to learn from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted
+from vlmdoctor.rules.samples import sample_parameters, sample_steps
+
+ENOUGH = 3
+OFTEN, OFTEN_STEPS = 0.2, 20  # single masked batches are legal: the rate matters
+LINKS = (
+    "https://github.com/huggingface/trl/issues/6668",
+    "https://github.com/haotian-liu/LLaVA/issues/1166",
+    "https://github.com/unslothai/unsloth/issues/3198",
+)
+
+
+@rule(
+    "nothing-supervised",
+    "LOSS103",
+    explains=(
+        "no-gradient",
+        "weights-not-moving",
+        "loss-not-falling",
+        "initial-loss",
+        "non-finite",
+        "vanishing-gradient",
+        "image-ignored",
+        "accuracy-below-gate",
+    ),
+)
+def nothing_supervised(steps: Steps) -> Iterator[Finding]:
+    """Finds runs in which every label is masked (-100), so that there is nothing to learn from.
+
+    ## Why it matters
+    The loss is 0 or NaN, gradients are zero, the weights stay, and some trainers log `loss 0.0` as if all
+    were well. A prompt longer than the maximum length, a chat template without its generation mark, markers
+    that don't occur in the tokenised text, and a tokenizer of another version all lead there
+    ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
+    [LLaVA 1166](https://github.com/haotian-liu/LLaVA/issues/1166),
+    [unsloth 3198](https://github.com/unslothai/unsloth/issues/3198)).
+
+    ## How sure it is
+    Where the labels of the batches were counted it is certain: no label was left at any step. Where they
+    were not, it says so if the loss is exactly 0 at every step while the gradients are zero or missing.
+    Single masked batches are legal; from a fifth of at least twenty steps on it is a warning.
+
+    ## What to do
+    Print one batch's labels as text. If nothing is left, look at the template, the markers and the length.
+    """
+    counts = [s.supervised_tokens for s in steps.steps if s.supervised_tokens is not None]
+    empty = sum(1 for count in counts if count == 0)
+    losses = [loss for _, loss in steps.losses]
+    flowing = any(track.with_gradient > track.zero_gradient for track in steps.tracks)
+    flowing = flowing or any(s.grad_norm for s in steps.sampled)
+    if len(counts) >= ENOUGH and empty == len(counts):
+        message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
+        over = counted(len(counts), "step")
+        cause = f"not one label other than -100 in {over}; what masked them was not established"
+    elif not counts and len(losses) >= ENOUGH and not any(losses) and steps.sampled and not flowing:
+        message, severity = "the loss is exactly 0 and so are the gradients", Severity.ERROR
+        cause = "as when every label is masked (-100); the labels themselves were not seen"
+    elif len(counts) >= OFTEN_STEPS and empty >= OFTEN * len(counts):
+        message = f"{empty} of {len(counts)} steps have no label at all"
+        severity = Severity.WARNING
+        cause = (
+            "all labels of these batches are masked (-100), as when answers are cut off at the maximum length"
+        )
+    else:
+        return
+    yield Finding(
+        message,
+        severity,
+        at=("labels",),
+        measured={"steps": len(counts) or len(losses), "steps_without_labels": empty if counts else None},
+        threshold={"share_of_steps": OFTEN},
+        cause=cause,
+        fix=Fix(
+            "look at what the labels leave of the text; then mend the template, the markers or the length",
+            ("print(tokenizer.decode([t for t in batch['labels'][0].tolist() if t != -100]))",),
+        ),
+        links=LINKS,
+        step=next(
+            (s.step for s in steps.steps if s.supervised_tokens == 0 or (not counts and s.loss == 0)), None
+        ),
+    )
+
+
+@nothing_supervised.bad
+def all_masked() -> tuple[Parameters, Steps]:
+    run = sample_steps(
+        60,
+        loss=lambda step: 0.0,
+        track=lambda t: {"zero_gradient": t.samples, "grad_norm": 0.0, "moved": 0, "still": 0},
+    )
+    steps = tuple(
+        dataclasses.replace(s, supervised_tokens=0, grad_norm=s.grad_norm and 0.0, layer_grad_norms={})
+        for s in run.steps
+    )
+    return sample_parameters(), dataclasses.replace(run, steps=steps)
+
+
+@nothing_supervised.good
+def one_masked_batch() -> tuple[Parameters, Steps]:
+    run = sample_steps()
+    steps = tuple(
+        dataclasses.replace(s, supervised_tokens=0, loss=0.0) if s.step == 33 else s for s in run.steps
+    )
+    return sample_parameters(), dataclasses.replace(run, steps=steps)

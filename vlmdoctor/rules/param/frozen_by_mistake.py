@@ -1,0 +1,219 @@
+"""frozen-by-mistake: parts of the model that are meant to learn have requires_grad switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted, listed, places
+from vlmdoctor.rules.samples import frozen, sample_parameters
+
+LINKS = (
+    "https://github.com/QwenLM/Qwen-VL/issues/124",
+    "https://github.com/haotian-liu/LLaVA/issues/1173",
+    "https://github.com/allenai/rslearn/issues/217",
+)
+
+
+@rule(
+    "frozen-by-mistake",
+    "PARAM101",
+    explains=(
+        "backward-raises",
+        "no-gradient",
+        "loss-not-falling",
+        "image-ignored",
+        "vanishing-gradient",
+        "accuracy-below-gate",
+    ),
+)
+def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
+    """Finds parts of the model that are meant to learn, but are frozen (`requires_grad` is False).
+
+    ## Why it matters
+    A frozen parameter gets no gradient, and neither PyTorch nor the optimizer says a word. Training goes on
+    with what is left: the loss may even fall, since some other part adapts. People find out days later
+    ([Qwen-VL 124](https://github.com/QwenLM/Qwen-VL/issues/124),
+    [LLaVA 1173](https://github.com/haotian-liu/LLaVA/issues/1173)).
+
+    ## How sure it is
+    Freezing is common practice, so a frozen vision tower or a frozen language model under a projector that
+    learns is never reported. What is reported as an error: nothing can learn; a part is frozen that was
+    declared as trainable; a part is frozen that the optimizer holds while it leaves other frozen parts out;
+    or the optimizer holds frozen parts and what is left can't make a vision-language model. An optimizer made
+    from `model.parameters()` holds everything and says little about what was meant, so the rest are warnings,
+    which name the assumption. With adapters (LoRA) attached a frozen base is meant.
+
+    ## What to do
+    Switch gradients on before the optimizer is made, for exactly the modules that are to learn:
+
+        for part in (model.vision_proj, model.lm, model.lm_head):
+            part.requires_grad_(True)
+
+    If the part is meant to be frozen, leave it out of the optimizer, or declare what learns
+    (`trainable=["vision_proj"]`), and the rule is silent.
+    """
+    everything = parameters.parameters
+    stuck = [p for p in everything if not p.requires_grad and _can_learn(p)]
+    if not stuck:
+        return
+    declared = [p for p in stuck if p.wanted]
+    if not any(p.requires_grad for p in everything):
+        yield _nothing_learns(parameters)
+    elif declared:
+        yield _against_declaration(declared, everything)
+    elif not parameters.adapters and all(p.wanted is None for p in everything):
+        yield from _implausible(parameters, stuck)
+
+
+def _nothing_learns(parameters: Parameters) -> Finding:
+    fix = Fix("switch gradients on for what is to learn", ("model.requires_grad_(True)",))
+    if parameters.adapters:
+        fix = Fix(
+            "load the adapters as trainable",
+            ('model = PeftModel.from_pretrained(model, "ADAPTERS", is_trainable=True)',),
+        )
+    return _finding(
+        "every parameter is frozen: nothing can learn",
+        Severity.ERROR,
+        parameters.parameters,
+        parameters.parameters,
+        "requires_grad is False on all of them, so that the loss has no graph to go back through",
+        fix,
+    )
+
+
+def _against_declaration(declared: Sequence[Parameter], everything: Sequence[Parameter]) -> Finding:
+    roles = _roles(declared)
+    whole = [
+        role for role in roles if not any(p.requires_grad for p in everything if p.role == role and p.wanted)
+    ]
+    what = listed(_called(role) for role in whole) if whole else counted(len(declared), "parameter")
+    return _finding(
+        f"{what}, declared as trainable, {'is' if len(whole or declared) == 1 else 'are'} frozen",
+        Severity.ERROR if whole else Severity.WARNING,
+        declared,
+        everything,
+        "the declared names match them, yet their requires_grad is False; which line froze them is not known",
+        _unfreeze(declared, everything),
+    )
+
+
+def _implausible(parameters: Parameters, stuck: Sequence[Parameter]) -> Iterator[Finding]:
+    whole = [role for role in _roles(stuck) if not any(p.requires_grad for p in parameters.role(role))]
+    core = [role for role in ("projector", "language", "head") if role in whole]
+    learning = {p.role for p in parameters.parameters if p.requires_grad}
+    if "projector" in learning:  # under a frozen language model that is the usual alignment stage
+        core = ["head"] if "head" in core and "language" in learning else []
+    if not core or not (parameters.role("projector") or "language" in learning):
+        return  # the rest without a projector: a probe, or a learned prompt
+    chosen = [p for p in stuck if p.role in core]
+    held = any(p.in_optimizer for p in chosen)
+    selective = held and any(p.in_optimizer == 0 for p in stuck)
+    # Nothing between image and text adapts; or both sides move around a frozen bridge. Parts of unknown
+    # role that learn might be the bridge.
+    hopeless = "other" not in learning and (
+        {"projector", "language"} <= set(core) or ("projector" in core and {"vision", "language"} <= learning)
+    )
+    if not (held or hopeless):
+        return  # such as fine-tuning the language model of a trained VLM
+    learns = listed(_called(role) for role in learning_order(learning))
+    if held:
+        cause = "they stand in the optimizer, as parts that are meant to learn do, yet requires_grad is False"
+        if not (selective or hopeless):
+            cause += "; the optimizer holds every parameter, so that freezing them may be meant all the same"
+    else:
+        cause = (
+            f"requires_grad is False, and only {learns} can learn; assumed, not known: that this is not meant"
+        )
+    yield _finding(
+        f"{listed(map(_called, core))} {'is' if len(core) == 1 else 'are'} frozen: only {learns} can learn",
+        Severity.ERROR if held and (selective or hopeless) else Severity.WARNING,
+        chosen,
+        parameters.parameters,
+        cause,
+        _unfreeze(chosen, parameters.parameters),
+    )
+
+
+def learning_order(roles: Iterable[str]) -> list[str]:
+    """Roles in the order in which the data passes them."""
+    present = set(roles)
+    return [role for role in ("vision", "projector", "language", "head", "other") if role in present]
+
+
+def _roles(chosen: Iterable[Parameter]) -> list[str]:
+    return learning_order(p.role for p in chosen)
+
+
+def _called(role: str) -> str:
+    names = {"vision": "the vision encoder", "language": "the language model", "other": "the rest"}
+    return names.get(role, f"the {role}")
+
+
+def _can_learn(parameter: Parameter) -> bool:
+    """Quantised weights can't require gradients, and fixed position tables are often kept as parameters."""
+    return "float" in parameter.dtype and "pos" not in parameter.name.rpartition(".")[2]
+
+
+def _unfreeze(chosen: Sequence[Parameter], everything: Sequence[Parameter]) -> Fix:
+    modules = [
+        place.partition(" (")[0] for place in places([p.name for p in chosen], [p.name for p in everything])
+    ]
+    named = [
+        name.removesuffix(".weight").removesuffix(".bias") for name in modules if not name.startswith("and ")
+    ]
+    lines = [f'model.get_submodule("{name}").requires_grad_(True)' for name in dict.fromkeys(named)]
+    return Fix("switch gradients on before the optimizer is made", tuple(lines))
+
+
+def _finding(
+    message: str,
+    severity: Severity,
+    chosen: Sequence[Parameter],
+    everything: Sequence[Parameter],
+    cause: str,
+    fix: Fix,
+) -> Finding:
+    return Finding(
+        message,
+        severity,
+        at=places([p.name for p in chosen], [p.name for p in everything]),
+        measured={
+            "frozen_parameters": sum(p.numel for p in chosen),
+            "trainable_parameters": sum(p.numel for p in everything if p.requires_grad),
+            "in_optimizer": sum(1 for p in chosen if p.in_optimizer),
+        },
+        threshold={"frozen_parameters": 0},
+        cause=cause,
+        fix=fix,
+        links=LINKS,
+    )
+
+
+@frozen_by_mistake.bad
+def language_model_head_and_projector() -> Parameters:
+    """The optimizer was given model.parameters(), but only the vision encoder has requires_grad."""
+    return sample_parameters(frozen("projector", "language", "head"))
+
+
+@frozen_by_mistake.bad
+def declared_but_frozen() -> Parameters:
+    return sample_parameters(
+        lambda p: {"requires_grad": p.role == "language", "wanted": p.role in ("projector", "language")}
+    )
+
+
+@frozen_by_mistake.good
+def alignment_stage() -> Parameters:
+    """Only the projector learns; a careless optimizer holds the frozen parts too, which does no harm."""
+    return sample_parameters(frozen("vision", "language", "head"))
+
+
+@frozen_by_mistake.good
+def frozen_tower() -> Parameters:
+    return sample_parameters(
+        lambda p: {"requires_grad": p.role != "vision", "in_optimizer": int(p.role != "vision")}
+    )

@@ -1,0 +1,77 @@
+"""trained-by-mistake: parameters outside the declared names that learn all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted, places
+from vlmdoctor.rules.samples import sample_parameters
+
+
+@rule("trained-by-mistake", "PARAM103")
+def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
+    """Finds parameters that learn although only others were declared as meant to.
+
+    ## Why it matters
+    A part that was to stay frozen, such as the vision tower of a trained model, is changed by every step, and
+    its optimizer state takes twice its memory. Typical are stale name patterns and freezing code that misses
+    a position embedding ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
+    [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139)).
+
+    ## How sure it is
+    Certain about what it says: these parameters have `requires_grad`, stand in the optimizer where one was
+    given, and none of the declared patterns matches their names. Nothing declared: nothing said. Adapters'
+    own weights are not counted.
+
+    ## What to do
+    Freeze them, or add them to what you declare.
+    """
+    if not any(p.wanted for p in parameters.parameters):
+        return
+    learning = [
+        p
+        for p in parameters.parameters
+        if p.wanted is False and p.requires_grad and p.in_optimizer != 0 and "lora_" not in p.name
+    ]
+    if not learning:
+        return
+    where = places([p.name for p in learning], [p.name for p in parameters.parameters])
+    yield Finding(
+        f"{counted(len(learning), 'parameter')} outside what was declared as trainable "
+        f"{'learns' if len(learning) == 1 else 'learn'} all the same",
+        Severity.WARNING,
+        at=where,
+        measured={"trainable_parameters": sum(p.numel for p in learning)},
+        threshold={"trainable_parameters": 0},
+        cause="requires_grad is True on them, and no declared pattern matches their names",
+        fix=Fix(
+            "freeze everything first, then switch on what is to learn",
+            (
+                "model.requires_grad_(False)",
+                "model.vision_proj.requires_grad_(True)  # and whatever else learns",
+            ),
+        ),
+        links=(
+            "https://github.com/huggingface/lerobot/issues/4019",
+            "https://github.com/hiyouga/LlamaFactory/issues/10139",
+        ),
+    )
+
+
+@trained_by_mistake.bad
+def tower_still_trains() -> Parameters:
+    return sample_parameters(lambda p: {"wanted": p.role != "vision"})
+
+
+@trained_by_mistake.good
+def as_declared() -> Parameters:
+    return sample_parameters(
+        lambda p: {
+            "wanted": p.role != "vision",
+            "requires_grad": p.role != "vision",
+            "in_optimizer": int(p.role != "vision"),
+        }
+    )

@@ -1,0 +1,111 @@
+"""A file of the project that hides the GPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.source import Setting, Source
+from vlmdoctor.evidence.visible_devices import VARIABLE, sees_nothing
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+# A condition that names one of these chooses the CPU on purpose.
+_DELIBERATE = re.compile(r"cpu|gpu|cuda|device|platform|mps|debug|test|being called", re.IGNORECASE)
+
+
+@rule("gpu-hidden-in-source", "SRC101")
+def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
+    """A script, notebook or Dockerfile sets CUDA_VISIBLE_DEVICES so that no GPU is left.
+
+    ## Why it matters
+    `os.environ["CUDA_VISIBLE_DEVICES"] = ""` in a script wins over everything set outside of it. Where it
+    takes effect, `torch.cuda.is_available()` is False and training goes on on the CPU without a word, many
+    times slower. Scripts that ship with such a line, or with a number that the next machine does not have:
+    thuml/Autoformer#25, Grace9994/CoMoSVC#6, syorami/DDC-transfer-learning#3.
+
+    ## How sure it is
+    The value is read as torch reads it: `""`, `-1`, `all`, `none` and duplicates leave nothing. An error only
+    in a file that trains (optimizer steps, a trainer, a launcher) and where the line always runs. A warning
+    where the file uses torch but does not train by itself. Silent about values that are no constants, about
+    lines under a condition that chooses the CPU, in functions that the file does not call, and about what a
+    later line sets again; in tests, and in files without torch, a mere note. Whether torch was initialised
+    before the line runs, so that it comes too late to hide anything, is not examined.
+
+    ## What to do
+    Remove the line. To choose GPUs, set the variable outside of the script, before it starts:
+
+        CUDA_VISIBLE_DEVICES=0 python train.py
+    """
+    for setting in source.settings:
+        if (
+            setting.name != VARIABLE
+            or setting.value is None
+            or not sees_nothing(setting.value)
+            or setting.undone
+        ):
+            continue
+        if setting.condition is not None and _DELIBERATE.search(setting.condition):
+            continue
+        severity = _severity(setting)
+        yield Finding(
+            message=f'{VARIABLE} is set to "{setting.value}": torch sees no GPU and trains on the CPU',
+            severity=severity,
+            at=(VARIABLE, f"cell {setting.cell}") if setting.cell else (VARIABLE,),
+            file=setting.file,
+            line=setting.line,
+            measured={"value": setting.value},
+            cause=_cause(setting),
+            fix=Fix("remove that line; where GPUs are to be chosen, do it outside", _commands(setting)),
+        )
+
+
+def _severity(setting: Setting) -> Severity:
+    if setting.in_tests or not setting.uses_torch:
+        return Severity.INFO
+    if setting.trains and setting.condition is None:
+        return Severity.ERROR
+    return Severity.WARNING
+
+
+def _cause(setting: Setting) -> str:
+    cause = f"the file itself sets it: {setting.code}"
+    if setting.condition is not None:
+        cause += f" (under the condition: {setting.condition})"
+    if setting.value == "all":
+        cause += "; 'all' has a meaning for NVIDIA_VISIBLE_DEVICES only"
+    return cause
+
+
+def _commands(setting: Setting) -> tuple[str, ...]:
+    if setting.file.endswith(".py"):
+        return (f"{VARIABLE}=0 python {setting.file}",)
+    return ()
+
+
+LEFT_OVER = 'os.environ["CUDA_VISIBLE_DEVICES"] = ""'
+
+
+@gpu_hidden_in_source.bad
+def left_over_from_debugging() -> Source:
+    return Source(1, (Setting("train.py", 8, VARIABLE, "", LEFT_OVER, trains=True, uses_torch=True),))
+
+
+@gpu_hidden_in_source.bad
+def in_a_notebook() -> Source:
+    line = "%env CUDA_VISIBLE_DEVICES=-1"
+    return Source(1, (Setting("train.ipynb", 1, VARIABLE, "-1", line, cell=2, trains=True, uses_torch=True),))
+
+
+@gpu_hidden_in_source.good
+def behind_a_flag() -> Source:
+    setting = Setting(
+        "train.py", 8, VARIABLE, "", LEFT_OVER, condition="args.cpu", trains=True, uses_torch=True
+    )
+    return Source(1, (setting,))
+
+
+@gpu_hidden_in_source.good
+def a_real_choice() -> Source:
+    line = 'os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"'
+    return Source(1, (Setting("train.py", 8, VARIABLE, "0,1", line, trains=True, uses_torch=True),))

@@ -1,0 +1,1 @@
+"""What can be examined besides a function of the user's own."""

@@ -1,0 +1,161 @@
+"""A transformers checkpoint folder, with or without weights, as a target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmdoctor.errors import UserError
+from vlmdoctor.subject import Subject
+from vlmdoctor.target import Target
+
+SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+BATCH_SIZE, LENGTH = 2, 16
+# Above this share of the free memory a model is only laid out, without its weights.
+MEMORY_SHARE = 0.5
+
+
+def checkpoint(text: str, path: Path, trust_remote_code: bool) -> Target:
+    """The model of the folder (or config.json) at `path`; without safetensors it is initialised at random."""
+    config_file = path / "config.json" if path.is_dir() else path
+    _read(config_file)
+    folder = config_file.parent
+    config = _config(config_file, trust_remote_code)
+    model_class = _model_class(config, folder, trust_remote_code)
+    facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
+    if any((folder / name).is_file() for name in SAFE_WEIGHTS):
+        facts["weights"] = "safetensors"
+        model = _loaded(model_class, folder, trust_remote_code)
+    else:
+        pickled = next((name for name in PICKLES if (folder / name).is_file()), None)
+        facts["weights"] = f"random; {pickled} is a pickle and was not loaded" if pickled else "random"
+        model = _initialised(model_class, config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        facts["weights"] = "none: laid out on the meta device, too large for this machine's memory"
+        return Target(
+            Subject(model), text, facts, missing_batch="the model is too large for this machine's memory"
+        )
+    batch, reason = _text_batch(model)
+    return Target(Subject(model, batch=batch), text, facts, missing_batch=reason)
+
+
+def _read(config_file: Path) -> dict[str, Any]:
+    if not config_file.is_file():
+        raise UserError(
+            f"{config_file.parent} has no {config_file.name}, so it is no transformers checkpoint."
+        )
+    try:
+        values = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{config_file} can't be read as JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{config_file} holds no JSON object, so it is no model configuration.")
+    return values
+
+
+def _config(config_file: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(config_file, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_needs_trust(config_file.parent)) from error
+        raise UserError(f"{config_file} makes no model configuration: {_first_line(error)}.") from error
+
+
+def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
+    """The class that the checkpoint names, else the one for image and text, else the one for text."""
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if found is not None:
+            return found
+    auto_classes = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
+    for auto_class in auto_classes:
+        if type(config) in auto_class._model_mapping:
+            found = auto_class._model_mapping[type(config)]
+            return found[0] if isinstance(found, tuple | list) else found
+    remote = getattr(config, "auto_map", None) or {}
+    for auto_class in (*auto_classes, transformers.AutoModel):
+        if auto_class.__name__ in remote:
+            if not trust_remote_code:
+                raise UserError(_needs_trust(folder))
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+            return get_class_from_dynamic_module(remote[auto_class.__name__], str(folder))
+    raise UserError(
+        f"transformers {transformers.__version__} knows no model with a language-modelling loss for the "
+        f"model type '{config.model_type}' of {folder}."
+    )
+
+
+def _needs_trust(folder: Path) -> str:
+    return f"{folder} needs code of its own to be run; give --trust-remote-code if you trust it."
+
+
+def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
+    try:
+        return model_class.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise UserError(f"the weights in {folder} can't be loaded: {_first_line(error)}.") from error
+
+
+def _initialised(model_class: Any, config: Any) -> Any:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            laid_out = model_class._from_config(config)
+        if sum(parameter.nbytes for parameter in laid_out.parameters()) > MEMORY_SHARE * _free_memory():
+            return laid_out
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return model_class._from_config(config)
+    except Exception as error:
+        raise UserError(
+            f"{model_class.__name__} can't be built from its config.json: "
+            f"{type(error).__name__}: {_first_line(error)}."
+        ) from error
+
+
+def _free_memory() -> float:
+    """Bytes of memory that are free, by /proc; where there is none, without a limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("inf")
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return float("inf") if available is None else 1024.0 * int(available.split()[1])
+
+
+def _text_batch(model: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """A batch of random tokens for a text decoder, or None and why there is none."""
+    import torch
+
+    config = model.config
+    if not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) or getattr(
+        config, "is_encoder_decoder", False
+    ):
+        return None, (
+            f"a batch for {type(model).__name__} needs its processor and images; give a function that "
+            f"returns (model, batch) instead of the folder"
+        )
+    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, config.vocab_size, (BATCH_SIZE, length), generator=generator)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": input_ids.clone(),
+    }, None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

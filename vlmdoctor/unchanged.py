@@ -1,0 +1,143 @@
+"""Running a model and leaving it bit for bit as it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+# Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this
+# many bytes all of them are kept aside; in larger models only those known to do it.
+KEPT_BYTES = 1 << 30
+
+# Exactly these types: subclasses may refuse to be emptied and filled again.
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to `model` and the random states inside is undone afterwards, also after an exception.
+
+    Undone are parameters, buffers and other tensors held by modules, gradients, training modes, hooks,
+    plain attributes and containers of modules, the random states (Python, numpy, torch, CUDA), the
+    default dtype and whether gradients are enabled. Gradients are set aside, so that inside every
+    `.grad` is None; hooks that run after a gradient was accumulated (an optimizer may sit in one) do not run.
+    """
+    restore_random = _random_states()
+    restore_modules = [_module_state(module) for module in model.modules()]
+    parameters = _unique(model.parameters())
+    tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors_to_keep(model, parameters)]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    # They are held by autograd too, so that emptying the dictionary is what silences them.
+    hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters]
+    accumulate_hooks = [(registered, registered.copy()) for registered in hooks if registered]
+    grad_enabled, default_dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    for parameter, _, _ in gradients:
+        parameter.grad = None
+    for registered, _ in accumulate_hooks:
+        registered.clear()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        torch.set_default_dtype(default_dtype)
+        for restore in restore_modules:
+            restore()
+        with torch.no_grad():
+            for tensor, kept in tensors:
+                if tensor.shape != kept.shape or tensor.dtype != kept.dtype:
+                    tensor.data = kept
+                elif not _same_bits(tensor, kept):
+                    tensor.data.copy_(kept)
+        for parameter, gradient, requires_grad in gradients:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for registered, kept_hooks in accumulate_hooks:
+            registered.clear()
+            registered.update(kept_hooks)
+        restore_random()
+
+
+def copy_of(batch: Any) -> Any:
+    """`batch` with its own tensors and containers, so that a model that edits its inputs edits a copy."""
+    if isinstance(batch, torch.Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad)
+    if isinstance(batch, Mapping):
+        return {key: copy_of(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(copy_of(value) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(copy_of(value) for value in batch)
+    return batch
+
+
+def _random_states() -> Any:
+    python = random.getstate()
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    # Where numpy was never imported nobody can have drawn from it.
+    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
+    numpy = numpy_random.get_state() if numpy_random is not None else None
+
+    def restore() -> None:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if numpy is not None:
+            numpy_random.set_state(numpy)
+
+    return restore
+
+
+def _module_state(module: nn.Module) -> Any:
+    attributes = dict(vars(module))
+    # Hooks live in dictionaries among the attributes, so that they are covered too.
+    containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
+
+    def restore() -> None:
+        current = vars(module)
+        for name in [name for name in current if name not in attributes]:
+            del current[name]
+        for name, value in attributes.items():
+            if current.get(name, module) is not value:
+                current[name] = value
+        for value, kept in containers:
+            if isinstance(value, list):
+                value[:] = kept
+            else:
+                value.clear()
+                value.update(kept)
+
+    return restore
+
+
+def _tensors_to_keep(model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    keep: list[torch.Tensor] = list(model.buffers())
+    for module in model.modules():
+        keep += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+        if getattr(module, "max_norm", None) is not None and isinstance(
+            getattr(module, "weight", None), nn.Parameter
+        ):
+            keep.append(module.weight)
+    if sum(parameter.nbytes for parameter in parameters) <= KEPT_BYTES:
+        keep += parameters
+    return [tensor for tensor in _unique(keep) if not tensor.is_meta and tensor.layout is torch.strided]
+
+
+def _unique(tensors: Any) -> list[Any]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _same_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
+    if torch.equal(tensor, kept):
+        # 0.0 equals -0.0; a sign bit that moved is put back too.
+        return not tensor.is_floating_point() or torch.equal(tensor.signbit(), kept.signbit())
+    return False

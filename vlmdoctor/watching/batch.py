@@ -1,0 +1,49 @@
+"""What a model was called with: how many labels and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+IGNORED = -100
+
+# What a text-only call consists of. Only where all names are known can "no images" be told from
+# images under another name.
+_TEXT = {
+    *("input_ids", "attention_mask", "labels", "position_ids", "segment_ids", "token_type_ids"),
+    *("cache_position", "past_key_values", "num_items_in_batch", "use_cache", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+}
+_PICTURES = ("pixel_values", "pixel_values_videos", "images", "image")
+_GRIDS = ("image_grid_thw", "video_grid_thw")
+
+
+def supervised(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """How many labels are not ignored, as a scalar on their device; None where there are no labels."""
+    labels = _named(args, kwargs).get("labels")
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return None
+    return (labels != IGNORED).sum()
+
+
+def count_images(args: Any, kwargs: Mapping[str, Any]) -> int | None:
+    """How many images the call has, from shapes alone; None where that can't be told."""
+    named = _named(args, kwargs)
+    for names in (_GRIDS, _PICTURES):
+        counts = [len(value) for name in names if (value := named.get(name)) is not None and _sized(value)]
+        if counts:
+            return sum(counts)
+    given = {name for name, value in named.items() if value is not None}
+    return 0 if "input_ids" in given and given <= {*_TEXT, *_GRIDS, *_PICTURES} else None
+
+
+def _named(args: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not kwargs and args and isinstance(args[0], Mapping):
+        return args[0]
+    return {} if args and not isinstance(args[0], Mapping) and not kwargs else kwargs
+
+
+def _sized(value: Any) -> bool:
+    return (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple)

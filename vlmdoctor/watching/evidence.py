@@ -1,0 +1,40 @@
+"""What a watched model is, as evidence, and the rules that a watched run is judged by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+from torch import nn
+
+from vlmdoctor.evidence import parameters
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.rulebook import Rule, all_rules
+from vlmdoctor.subject import Subject
+from vlmdoctor.watching.held import Held
+
+
+def parameters_of(model: nn.Module, held: Held, trainable: Iterable[str] | None) -> Parameters:
+    """The model's parameters; each with the highest learning rate that it has had so far."""
+    subject = Subject(model, optimizer=held.optimizers, trainable=trainable)
+    listed = parameters.probe(subject, lambda _: None)
+    rates = held.highest_rates()
+    entries = [
+        dataclasses.replace(entry, lr=rates.get(id(tensor), entry.lr))
+        for entry, tensor in zip(listed.parameters, model.parameters(), strict=True)
+    ]
+    return dataclasses.replace(listed, parameters=tuple(entries))
+
+
+@functools.cache
+def rules_on_steps() -> tuple[Rule, ...]:
+    """The rules that need nothing but `Parameters` and `Steps`."""
+    given = {Parameters, Steps}
+    return tuple(
+        rule
+        for rule in all_rules()
+        if {kind for kind, optional in rule.requirements.values() if not optional} <= given
+        and any(kind in given for kind, _ in rule.requirements.values())
+    )

@@ -1,0 +1,59 @@
+"""The parameters under watch: where each belongs, and sums over roles and layers."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from vlmdoctor.subject import canonical_name, layer_of, role_of
+
+
+class Index:
+    """The model's parameters in its own order, tied ones once.
+
+    Attributes:
+        tensors: The parameters.
+        names: Their canonical names.
+        sizes: [N] numbers of elements.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [
+            (canonical_name(name), parameter)
+            for name, parameter in model.named_parameters()
+            if not nn.parameter.is_lazy(parameter)
+        ]
+        self.names = [name for name, _ in named]
+        self.tensors = [parameter for _, parameter in named]
+        self.sizes = np.array([parameter.numel() for parameter in self.tensors], dtype=np.float64)
+        self._roles, self._role_of = _number([role_of(name) for name in self.names])
+        self._layers, self._layer_of = _number([layer_of(name)[0] for name in self.names])
+
+    def trainable(self) -> np.ndarray:
+        """[N] bool: which of them require gradients now."""
+        return np.array([tensor.requires_grad for tensor in self.tensors], dtype=bool)
+
+    def by_role(self, squares: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+        """Role -> root of the sum of `squares` [N] over the `counted` [N]; roles without any are left out."""
+        return _roots(self._roles, self._role_of, squares, counted)
+
+    def by_layer(self, squares: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+        """The same for each layer; what is in no layer is left out."""
+        roots = _roots(self._layers, self._layer_of, squares, counted)
+        roots.pop("", None)
+        return roots
+
+
+def _number(labels: list[str]) -> tuple[list[str], np.ndarray]:
+    kinds = list(dict.fromkeys(labels))
+    place = {kind: number for number, kind in enumerate(kinds)}
+    return kinds, np.array([place[label] for label in labels], dtype=np.intp)
+
+
+def _roots(
+    kinds: list[str], kind_of: np.ndarray, squares: np.ndarray, counted: np.ndarray
+) -> dict[str, float]:
+    number = np.bincount(kind_of, weights=counted, minlength=len(kinds))
+    total = np.bincount(kind_of, weights=np.where(counted, squares, 0.0), minlength=len(kinds))
+    roots = np.sqrt(total).tolist()
+    return {kind: root for kind, root, members in zip(kinds, roots, number.tolist(), strict=True) if members}

@@ -1,0 +1,79 @@
+"""A few optimizer steps on a copy of the model, watched: does it learn at all, does everything move?"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmdoctor import invoke
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.subject import Subject, optimizers
+from vlmdoctor.unchanged import copy_of, unchanged
+from vlmdoctor.watching.held import innermost
+from vlmdoctor.watching.watcher import Watcher
+
+STEPS = 8
+
+
+def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
+    """Trains a copy of `subject.model` with a copy of its optimizer on `subject.batch`, again and again.
+
+    Nothing of the subject is changed, nor are the random states. What the loop of the real run does
+    (clearing gradients, clipping, its length) is not known here and not told.
+
+    Raises:
+        Unavailable: Something that is needed is missing or can't be copied, or a step fails.
+    """
+    if not isinstance(subject.model, nn.Module):
+        raise Unavailable("no built model was given")
+    for what in ("batch", "optimizer"):
+        if getattr(subject, what) is None:
+            raise Unavailable(f"no {what} was given")
+    with unchanged(subject.model), torch.enable_grad():
+        model, own, schedulers = _copies(subject)
+        model.train()
+        with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
+            try:
+                for _ in range(steps):
+                    watcher.log(loss=_step(subject, model, own, schedulers))
+            except Unavailable:
+                raise
+            except Exception as error:
+                raise Unavailable(f"a training step fails ({type(error).__name__}: {error})") from error
+        _, seen = watcher.evidence()
+    return Steps(steps=seen.steps, tracks=seen.tracks, nonfinite=seen.nonfinite)
+
+
+def _copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
+    given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
+    schedulers = optimizers(subject.lr_scheduler)
+    try:
+        # Copied together, so that the optimizer's copy holds the copied model's parameters, each as often
+        # as the real one holds the real ones.
+        return copy.deepcopy((subject.model, given, schedulers))
+    except Exception as error:
+        raise Unavailable(
+            f"the model and its optimizer can't be copied for a trial ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[Any]) -> float:
+    for optimizer in own:
+        optimizer.zero_grad(set_to_none=True)
+    loss, _ = invoke.run(model, copy_of(subject.batch), subject.loss_fn)
+    if loss is None:
+        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    loss.backward()
+    for optimizer in own:
+        optimizer.step()
+    with warnings.catch_warnings():
+        # A copied scheduler does not know that its optimizer has stepped.
+        warnings.simplefilter("ignore", UserWarning)
+        for scheduler in schedulers:
+            scheduler.step()
+    return float(loss.detach())  # of no module's output where a loss_fn makes it

@@ -1,0 +1,313 @@
+"""`vlmdoctor.watch`: attach to a model and its optimizer in anybody's training loop.
+
+    with vlmdoctor.watch(model, optimizer, out="runs/one") as watcher:
+        for batch in loader:
+            loss = model(**batch).loss
+            ...
+            optimizer.step()
+    print(watcher.report())
+
+The numbers of the run are never changed, and the run is never ended by a failure of the watcher's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from vlmdoctor import engine
+from vlmdoctor.errors import UserError
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps
+from vlmdoctor.finding import Finding
+from vlmdoctor.report import Report
+from vlmdoctor.subject import optimizers
+from vlmdoctor.watching import schema
+from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
+from vlmdoctor.watching.journal import Journal
+from vlmdoctor.watching.sensor import Listener, Sensor
+
+log = logging.getLogger("vlmdoctor")
+
+JUDGE_SECONDS = 2.0
+JUDGE_SHARE = 200  # judging may take one part in so many of the run's time
+EAGER_JUDGEMENTS = 64  # until then also at steps 1, 2, 4, 8 ...
+
+
+class Watcher:
+    """Watches one model until it is closed; also a context manager.
+
+    The loss is that in the output of the model's forward pass in training mode (the mean of accumulated
+    micro-batches), or what `log` is told. On an accelerator it is read on sampled steps only.
+
+    Not covered: optimizers that are not torch's or that step inside backward; norms of sharded parameters
+    (FSDP2) are those of this process's part.
+
+    Args:
+        model: The model: plain, compiled, wrapped in DDP, with adapters.
+        optimizer: The optimizer or several. Where none is given, those that step on the model's
+            parameters are found when they do.
+        every: Sample gradients and updates every so many steps (and the first five); 0 for never.
+        out: Folder to record the run in; in a distributed run only rank 0 records.
+        trainable: Patterns of the names of the parameters that are meant to learn.
+        scaler: The `GradScaler`; found by itself once it calls the optimizer.
+        on_error: What to do when the watcher itself fails: `warn` says so once through the `vlmdoctor`
+            logger and stops watching, `ignore` just stops, `raise` raises.
+        on_finding: Called once with each new finding.
+        total_steps: How many optimizer steps are planned.
+        target: What is trained, in the user's words; by default the model's class.
+        command: The command that runs it, for the record.
+        config: Its settings as plain values, for the record.
+        resumed: Whether the run continues another or starts from trained weights.
+        first_step: Number of the first step; 0 unless the run is resumed.
+        required_accuracy: The share of right answers, 0 to 1, that is asked for.
+
+    Attributes:
+        sampled: The latest step at which gradients were measured; None before the first.
+
+    Raises:
+        UserError: An argument is no use, or the folder can't be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        *,
+        every: int = 10,
+        out: str | os.PathLike[str] | None = None,
+        trainable: Iterable[str] | str | None = None,
+        scaler: Any = None,
+        on_error: str = "warn",
+        on_finding: Callable[[Finding], None] | None = None,
+        total_steps: int | None = None,
+        target: str | None = None,
+        command: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        resumed: bool | None = None,
+        first_step: int = 0,
+        required_accuracy: float | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UserError(f"watch() needs a torch.nn.Module to watch, not {type(model).__name__}.")
+        if on_error not in ("warn", "raise", "ignore"):
+            raise UserError(f"on_error is '{on_error}'; it must be 'warn', 'raise' or 'ignore'.")
+        if not isinstance(every, int) or every < 0:
+            raise UserError(f"every is {every}; it must be a number of steps, or 0 to sample none.")
+        self.target = target or type(model).__name__
+        self._model: nn.Module | None = model
+        self._trainable = [trainable] if isinstance(trainable, str) else trainable and list(trainable)
+        self._on_error = on_error
+        self._on_finding = on_finding
+        self._total_steps = total_steps
+        self._resumed = resumed
+        self._required_accuracy = required_accuracy
+        self._aligned = first_step != 0
+        self._evaluations: list[Evaluation] = []
+        self._nonfinite: NonFinite | None = None
+        self._findings: dict[tuple[str, str], Finding] = {}
+        self._parameters_at_end: Parameters | None = None
+        self.sampled: Step | None = None
+        self._finished = self._closed = False
+        self._started = time.perf_counter()
+        self._next_judgement = self._started + JUDGE_SECONDS
+        self._judgements = 0
+        self._journal = Journal(out, resumed=bool(resumed) and first_step > 0)
+        self._sensor = Sensor(
+            model,
+            optimizers(optimizer),
+            every=every,
+            scaler=scaler,
+            first_step=first_step,
+            listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
+        )
+        self._journal.start(
+            {
+                "target": self.target,
+                "command": command,
+                "config": dict(config or {}),
+                "total_steps": total_steps,
+                "resumed": resumed,
+                "required_accuracy": required_accuracy,
+            },
+            self._parameters(),
+        )
+
+    def log(self, step: int | None = None, **metrics: Any) -> None:
+        """Tells what the loop knows of a step: `loss`, `lr`, `epoch`, `tokens_per_s`, and whatever else.
+
+        Args:
+            step: Its number; by default the step in progress, or right after `optimizer.step()` the one
+                just made. A loop that counts from elsewhere than 0 is followed.
+            metrics: Numbers or texts. They win over what the hooks saw, except that the measured norms stay.
+        """
+        self._safely(self._log, step, metrics)
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Tells the result of an evaluation; fields as in `Evaluation`, `step` among them, and any others."""
+        self._safely(self._evaluated, record)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found so far, in the order found."""
+        return tuple(self._findings.values())
+
+    @property
+    def steps(self) -> int:
+        """Number of the step in progress."""
+        return self._sensor.step
+
+    def evidence(self) -> tuple[Parameters, Steps]:
+        """What was seen so far."""
+        return self._parameters(), Steps(
+            steps=self._journal.steps,
+            tracks=self._sensor.tracks.tracks(),
+            evaluations=tuple(self._evaluations),
+            nonfinite=self._nonfinite,
+            planned_steps=self._total_steps,
+            finished=self._finished,
+            resumed=self._resumed,
+            accumulates_without_reset=self._sensor.accumulates_without_reset,
+            required_accuracy=self._required_accuracy,
+        )
+
+    def report(self, fail_on: str = "error") -> Report:
+        """The judgement of every rule that parameters and steps are enough for."""
+        return engine.judge(
+            rules_on_steps(),
+            engine.Gatherer(None, given=self.evidence()),
+            command="watch",
+            target=self.target,
+            fail_on=fail_on,
+        )
+
+    def close(self, error: BaseException | str | None = None) -> None:
+        """Ends the watching: removes all hooks, completes the run folder. More calls do no harm.
+
+        Args:
+            error: What ended the run before its time, if anything did.
+        """
+        if not self._closed:
+            self._sensor.finish()
+        self._sensor.close()
+        if self._closed:
+            return
+        self._closed = True
+        enough = self._total_steps is None or self._sensor.step >= self._total_steps
+        self._finished = error is None and enough
+        self._safely(self._end, error)
+        self._model = None  # not to be kept alive by a report
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.close(error)
+
+    # What the sensor tells
+
+    def _on_step(self, step: Step, sampled: bool) -> None:
+        self._journal.made(step, sampled)
+        if sampled:
+            self.sampled = step
+        now = time.perf_counter()
+        self._judgements += 1
+        doubled = self._judgements <= EAGER_JUDGEMENTS and self._judgements & (self._judgements - 1) == 0
+        if sampled and (doubled or now >= self._next_judgement):
+            self._judge()
+            took = time.perf_counter() - now
+            self._next_judgement = now + max(JUDGE_SECONDS, took * JUDGE_SHARE)
+
+    def _on_nonfinite(self, event: NonFinite) -> None:
+        self._nonfinite = event
+        self._journal.row("nonfinite", vars(event))
+        self._next_judgement = 0.0
+
+    def _on_failure(self, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        if self._on_error == "warn":
+            log.warning(
+                "watching stopped after an error of its own (%s: %s); the training goes on unwatched.",
+                type(error).__name__,
+                error,
+                exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
+            )
+
+    def _safely(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self._sensor.close()
+            self._on_failure(error)
+
+    # What the loop tells
+
+    def _log(self, step: int | None, metrics: dict[str, Any]) -> None:
+        sensor = self._sensor
+        # Between the forward pass and the optimizer's step it is the step in progress that is told of.
+        present = sensor.step if sensor.passes.count or self._journal.last is None else sensor.step - 1
+        if step is None:
+            step = present
+        elif step > present or not self._aligned:
+            # The loop counts from elsewhere, or also the steps that a gradient scaler skipped.
+            self._journal.renumber(step - present)
+            sensor.step += step - present
+        self._aligned = True
+        metrics = {name: plain for name, value in metrics.items() if (plain := _plain(value)) is not None}
+        self._journal.tell(step, metrics)
+        loss = metrics.get("loss")
+        if isinstance(loss, float) and loss - loss != 0 and self._nonfinite is None:
+            why = "the model's forward pass returns no loss, so that it was seen only when it was logged"
+            self._on_nonfinite(NonFinite(step, "loss", why_unknown=why))
+
+    def _evaluated(self, record: Mapping[str, Any]) -> None:
+        record = {"step": self._sensor.step - 1, **record}
+        values = {name: plain for name, value in record.items() if (plain := _plain(value)) is not None}
+        self._evaluations.append(schema.evaluation_of(values))
+        self._journal.row("evaluate", values)
+        self._judge()
+
+    # Judging
+
+    def _judge(self) -> None:
+        for finding in self.report().findings:
+            key = (finding.rule, str(finding.severity))
+            if key in self._findings:
+                continue
+            self._findings[key] = finding
+            self._journal.finding(finding, self._sensor.step - 1)
+            if self._on_finding is not None:
+                self._on_finding(finding)
+        self._journal.tracks(*self.evidence())
+
+    def _parameters(self) -> Parameters:
+        if self._parameters_at_end is not None:
+            return self._parameters_at_end
+        return parameters_of(self._model, self._sensor.held, self._trainable)
+
+    def _end(self, error: BaseException | str | None) -> None:
+        self._judge()
+        evidence = self.evidence()
+        self._parameters_at_end = evidence[0]
+        self._journal.tracks(*evidence, now=True)
+        if isinstance(error, BaseException):
+            error = f"{type(error).__name__}: {error}"
+        seconds = time.perf_counter() - self._started
+        row = {"step": self._sensor.step - 1, "finished": self._finished, "seconds": round(seconds, 3)}
+        self._journal.end(row | ({"error": error} if error else {}))
+
+
+watch = Watcher
+
+
+def _plain(value: Any) -> Any:
+    """A number or text as JSON has it; None for what is neither."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar tensor or numpy number
+        value = value.item()
+    return value if isinstance(value, str | int | float) else None
