@@ -32,8 +32,8 @@ class Callback:
         far without a finite gradient), seconds (since the start of the run)."""
 
     def on_evaluate(self, run: Run, record: Record) -> None:
-        """An evaluation: step, samples, accuracy, accuracy_shuffled, the same with `/<kind>` for each kind,
-        loss, loss_shuffled, loss_blank."""
+        """An evaluation: step, accuracy, accuracy_shuffled, the samples and kinds (accuracy_of) that they are
+        about, the same with `/<kind>` for each kind, loss, loss_shuffled, loss_blank."""
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
         """A checkpoint was written."""

@@ -41,11 +41,17 @@ def evaluate_answers(
         headline_kinds: The kinds of question that `accuracy` is about; all of them, if none of these occurs.
 
     Returns:
-        samples, accuracy, accuracy_shuffled, the same with `/<kind>` for each kind of question, and loss,
-        loss_shuffled, loss_blank as means over all answer tokens.
+        accuracy, accuracy_shuffled, how many `samples` they are about and of which kinds (`accuracy_of`), the
+        same with `/<kind>` for each kind of question, and loss, loss_shuffled, loss_blank as means over all
+        answer tokens.
     """
     device = next(model.parameters()).device
-    record: dict[str, Any] = {"samples": len(samples)}
+    asked = [sample.kind for sample in samples]
+    chosen = [kind for kind in headline_kinds if kind in asked] or sorted(set(asked))
+    record: dict[str, Any] = {
+        "samples": sum(kind in chosen for kind in asked),
+        "accuracy_of": ", ".join(chosen),
+    }
     for images in ("real", *WITHOUT_LOOKING):
         suffix = "" if images == "real" else f"_{images}"
         right: dict[str, list[bool]] = {}
@@ -61,7 +67,7 @@ def evaluate_answers(
                 right.setdefault(sample.kind, []).append(exact)
         record[f"loss{suffix}"] = loss / max(1, tokens)
         if images != "blank":
-            record |= _accuracies(right, f"accuracy{suffix}", headline_kinds)
+            record |= _accuracies(right, f"accuracy{suffix}", chosen)
     return record
 
 
@@ -80,10 +86,7 @@ def even_chunks(samples: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
         yield samples[first:last]
 
 
-def _accuracies(
-    right: Mapping[str, list[bool]], name: str, headline_kinds: Sequence[str]
-) -> dict[str, float]:
-    chosen = [kind for kind in headline_kinds if kind in right] or list(right)
+def _accuracies(right: Mapping[str, list[bool]], name: str, chosen: Sequence[str]) -> dict[str, float]:
     headline = [exact for kind in chosen for exact in right[kind]]
     found = {name: sum(headline) / max(1, len(headline))}
     return found | {f"{name}/{kind}": sum(exacts) / len(exacts) for kind, exacts in sorted(right.items())}

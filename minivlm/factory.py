@@ -7,7 +7,8 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def load(folder: str | Path) -> tuple[MiniVLMForConditionalGeneration, MiniVLMPr
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no minivlm checkpoint (it has no config.json).")
     try:
-        model, report = MiniVLMForConditionalGeneration.from_pretrained(path, output_loading_info=True)
+        with no_progress_bars():
+            model, report = MiniVLMForConditionalGeneration.from_pretrained(path, output_loading_info=True)
         processor = MiniVLMProcessor.from_pretrained(path)
     except Exception as error:
         # Broken files raise anything from KeyError to safetensors' own errors.
@@ -169,3 +171,17 @@ def load(folder: str | Path) -> tuple[MiniVLMForConditionalGeneration, MiniVLMPr
             first = min(map(str, report[kind]))
             raise UserError(f"the checkpoint {path} is incomplete: {kind.replace('_', ' ')} such as {first}.")
     return model, processor
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers' bars out of the log lines."""
+    from transformers.utils import logging as library_logging
+
+    shown = library_logging.is_progress_bar_enabled()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            library_logging.enable_progress_bar()

@@ -119,7 +119,15 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """As in `summary.json`: flat but for `config`, and null where a number is missing or not finite."""
-        names = ("accuracy", "accuracy_shuffled", "loss", "loss_shuffled", "loss_blank", "samples")
+        names = (
+            "accuracy",
+            "accuracy_shuffled",
+            "loss",
+            "loss_shuffled",
+            "loss_blank",
+            "samples",
+            "accuracy_of",
+        )
         evaluation = {name: self.evaluation.get(name) for name in names}
         evaluation |= {name: value for name, value in self.evaluation.items() if name != "step"}
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evaluation"}

@@ -19,7 +19,7 @@ from minivlm import checkpoint
 from minivlm.distributed import World
 from minivlm.errors import UserError
 from minivlm.evaluate import set_random_state
-from minivlm.factory import build, load
+from minivlm.factory import build, load, no_progress_bars
 from minivlm.run import SUMMARY, Run, has_run, is_finished
 from minivlm.task import Answers, Contrastive, Task
 from minivlm.train_config import TrainConfig, resumed
@@ -198,8 +198,7 @@ def build_model(config: TrainConfig, resume_from: Path | None) -> tuple[Any, Any
             )
         resume_from = checkpoint.find_checkpoint(config.init_from)
     if resume_from is not None:
-        with no_progress_bars():
-            return load(resume_from)
+        return load(resume_from)
     overrides = {}
     for item in config.set:
         name, equals, value = item.partition("=")
@@ -262,20 +261,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keeps transformers' bars out of the log lines."""
-    from transformers.utils import logging as library_logging
-
-    shown = library_logging.is_progress_bar_enabled()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            library_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -104,10 +104,13 @@ def _sentences(summary: Mapping[str, Any], losses: Sequence[float]) -> Iterator[
     samples = number(summary, "samples")
     if seen is not None:
         among = f" of {samples:,.0f} test questions" if samples else " of the test questions"
+        kinds = [kind for kind in str(summary.get("accuracy_of") or "").split(", ") if kind]
+        among += f" ({', '.join(kinds)})" if kinds else ""
         line = f"Answered {percent(seen)}{among} exactly right"
         if blind is not None:
             line += f", and {percent(blind)} when shown the wrong image"
         yield line + "."
+        yield from _other_kinds(summary, kinds)
     real, shuffled, blank = (number(summary, f"loss{kind}") for kind in ("", "_shuffled", "_blank"))
     if real is not None and (shuffled is not None or blank is not None):
         parts = [f"{real:.3f} with the right image"]
@@ -121,3 +124,16 @@ def _sentences(summary: Mapping[str, Any], losses: Sequence[float]) -> Iterator[
             yield f"{line}: the image makes no difference."
     if any(not math.isfinite(loss) for loss in losses):
         yield "The training loss was not a number in some steps."
+
+
+def _other_kinds(summary: Mapping[str, Any], counted: Sequence[str]) -> Iterator[str]:
+    shares = {
+        name.partition("/")[2]: number(summary, name) for name in summary if name.startswith("accuracy/")
+    }
+    others = [
+        f"{kind} {percent(share)}"
+        for kind, share in shares.items()
+        if share is not None and kind not in counted
+    ]
+    if others and counted:
+        yield f"Harder or other questions, not counted there: {', '.join(others)}."

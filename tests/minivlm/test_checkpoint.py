@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 
 from minivlm import checkpoint
 from minivlm.errors import UserError
+from minivlm.factory import no_progress_bars
 from minivlm.run import Run
-from minivlm.setup import no_progress_bars
 from minivlm.signals import Interrupted
 from minivlm.train import train
 

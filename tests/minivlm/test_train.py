@@ -56,6 +56,7 @@ def test_a_run_reports_logs_and_ends(tmp_path: Path) -> None:
         "loss_shuffled",
         "loss_blank",
         "samples",
+        "accuracy_of",
         "tokens_per_s",
         "parameters",
     ):

@@ -295,3 +295,23 @@ def test_report_without_a_run_is_one_sentence(tmp_path):
     done = vlmdoctor("report", tmp_path / "nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "there is no run folder" in done.stderr
+
+
+def test_the_sentence_names_the_questions_that_count_and_the_others():
+    said = verdict(
+        {
+            "accuracy": 0.9,
+            "accuracy_shuffled": 0.1,
+            "samples": 300,
+            "accuracy_of": "left, right, both",
+            "accuracy/left": 1.0,
+            "accuracy/sum": 0.16,
+            "accuracy/colour": None,
+        },
+        steps=2000,
+    )
+    assert said.sentences[0] == (
+        "Answered 90 % of 300 test questions (left, right, both) exactly right, "
+        "and 10 % when shown the wrong image."
+    )
+    assert said.sentences[1] == "Harder or other questions, not counted there: sum 16 %."
