@@ -45,7 +45,10 @@ def verdict(
     """
     looks = _looks(summary)
     headline = _headline(summary, looks, losses, steps)
-    sentences = list(_sentences(summary, losses))
+    # Numbers of a handful of steps would only read like a judgement.
+    sentences = list(_sentences(summary)) if steps >= SHORT_RUN else []
+    if any(not math.isfinite(loss) for loss in losses):
+        sentences.append("The training loss was not a number in some steps.")
     if total and not finished and steps < total:
         sentences.insert(0, f"Stopped after {steps:,} of {total:,} steps.")
     return Verdict(headline[:1].upper() + headline[1:], tuple(sentences), looks)
@@ -99,7 +102,7 @@ def _fall(losses: Sequence[float]) -> str:
     return f", loss {finite[0]:.2f} to {sum(tail) / len(tail):.2f}"
 
 
-def _sentences(summary: Mapping[str, Any], losses: Sequence[float]) -> Iterator[str]:
+def _sentences(summary: Mapping[str, Any]) -> Iterator[str]:
     seen, blind = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
     samples = number(summary, "samples")
     if seen is not None:
@@ -122,8 +125,6 @@ def _sentences(summary: Mapping[str, Any], losses: Sequence[float]) -> Iterator[
             yield f"{line}: the image carries part of the answer."
         else:
             yield f"{line}: the image makes no difference."
-    if any(not math.isfinite(loss) for loss in losses):
-        yield "The training loss was not a number in some steps."
 
 
 def _other_kinds(summary: Mapping[str, Any], counted: Sequence[str]) -> Iterator[str]:

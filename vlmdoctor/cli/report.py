@@ -26,8 +26,7 @@ def command(
 ) -> None:
     """Judge a recorded run: what it learned, what went wrong, since which step, and how to mend it.
 
-    It reads the run folder only: no model, no data and no GPU. A run that is still going on, or was
-    killed, is judged by what it has written so far.
+    It reads the run folder only: no model, no data, no GPU. A run that goes on, or was killed, is judged too.
     """
     from vlmdoctor.run_conclusion import judge_run, next_command, present, rules_for_runs
     from vlmdoctor.run_examples import read_examples
