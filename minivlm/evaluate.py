@@ -41,14 +41,15 @@ def evaluate_answers(
         headline_kinds: The kinds of question that `accuracy` is about; all of them, if none of these occurs.
 
     Returns:
-        accuracy, accuracy_shuffled, how many `samples` they are about and of which kinds (`accuracy_of`), the
-        same with `/<kind>` for each kind of question, and loss, loss_shuffled, loss_blank as means over all
-        answer tokens.
+        How many `questions` were asked; accuracy, accuracy_shuffled, how many `samples` they are about and of
+        which kinds (`accuracy_of`), the same with `/<kind>` for each kind; and loss, loss_shuffled,
+        loss_blank as means over all answer tokens.
     """
     device = next(model.parameters()).device
     asked = [sample.kind for sample in samples]
     chosen = [kind for kind in headline_kinds if kind in asked] or sorted(set(asked))
     record: dict[str, Any] = {
+        "questions": len(samples),
         "samples": sum(kind in chosen for kind in asked),
         "accuracy_of": ", ".join(chosen),
     }

@@ -109,5 +109,5 @@ def table(record: dict[str, Any]) -> str:
     lines = [f"{kind:<16}{seen:>16}{blind:>18}" for kind, seen, blind in rows]
     losses = "loss {loss:.4f}, with shuffled images {loss_shuffled:.4f}, with blank ones {loss_blank:.4f}"
     return "\n".join(
-        [*lines, "", losses.format(**record), f"{record['samples']} questions about unseen images"]
+        [*lines, "", losses.format(**record), f"{record['questions']} questions about unseen images"]
     )
