@@ -1,4 +1,4 @@
-"""The formats that other programs read: GitHub annotations, JUnit XML, SARIF and Markdown, with nasty texts."""
+"""The formats that other programs read: GitHub annotations, JUnit, SARIF, Markdown; nasty texts."""
 
 from __future__ import annotations
 
