@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.proving import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
 from vlmdoctor.subject import Subject, optimizers
@@ -124,9 +125,11 @@ def examine(
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-    return judge(
+    rules = list(rules)
+    report = judge(
         rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
     )
+    return prove(report, subject, gather, rules, gather.in_time)
 
 
 class BudgetedGatherer(Gatherer):
@@ -144,8 +147,12 @@ class BudgetedGatherer(Gatherer):
         self.missing_batch = missing_batch
         self._started = time.monotonic()
 
+    def in_time(self) -> bool:
+        """Whether its time is not up yet."""
+        return self.budget is None or time.monotonic() - self._started <= self.budget
+
     def _probe(self, evidence_class: type) -> object:
-        if self.budget is not None and time.monotonic() - self._started > self.budget:
+        if not self.in_time():
             raise Unavailable(f"the budget of {self.budget:g} s was used up")
         try:
             return super()._probe(evidence_class)

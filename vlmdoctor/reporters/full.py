@@ -83,7 +83,10 @@ def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "why", finding.cause
     if finding.proof:
         proof = finding.proof
-        yield "proof", f"{proof.tried}: {proof.after} (before: {proof.before})"
+        worked = "" if proof.works else "; that did not help"
+        yield ("proof" if proof.works else "tried"), (
+            f"with {proof.tried}: {proof.after} (before: {proof.before}){worked}"
+        )
     for symptom in finding.symptoms:
         yield "so", symptom
     if finding.fix:
