@@ -29,6 +29,10 @@ def variant(*families: str, **changes: Any) -> Callable[[Callable[[Made], None]]
 def lora(made: Made) -> None:
     import peft
 
+    with torch.no_grad():
+        for parameter in made.model.parameters():  # adapters go to a trained model: its projector is not zero
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     made.model = peft.get_peft_model(made.model, config)
 

@@ -30,10 +30,9 @@ VLMS = tuple(
 DECODERS = tuple(
     """apertus arcee biogpt bloom codegen cohere cohere2 ctrl deepseek_v2 deepseek_v3 deepseek_v32 diffllama
     ernie4_5 ernie4_5_moe exaone4 falcon falcon_mamba gemma gemma2 gemma3_text gemma4_text glm glm4 glm4_moe
-    gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite granitemoe helium internlm3 jamba jetmoe lfm2 llama
+    gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite granitemoe helium internlm3 jetmoe lfm2 llama
     llama4_text mamba minicpm3 minimax ministral3 mistral mixtral modernbert-decoder mpt nanochat olmo olmo2
-    olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma
-    seed_oss smollm3 stablelm starcoder2 vaultgemma xglm xlstm""".split()
+    olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next seed_oss smollm3 stablelm starcoder2 vaultgemma xglm """.split()
 )
 _LANGUAGE = {"language": "model.language_model", "layers": "model.language_model.layers", "head": "lm_head"}
 _EMBED = {"embed": "model.language_model.embed_tokens"}

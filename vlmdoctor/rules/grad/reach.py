@@ -83,12 +83,12 @@ class Reach:
         # those of some tokens, whose path passes through some of their modules (the queries of a Q-Former;
         # the text, where experts of a language model are for images alone).
         stack, twin = p.layer.rpartition(".")[0], p.name[len(p.layer) :]
-        layers = [q for q in self.seen if q.layer.rpartition(".")[0] == stack]
-        alike = [q for q in self.reached if q in layers and q.name[len(q.layer) :] == twin]
-        used = {q.depth for q in alike if q.depth is not None}
-        count = len({q.layer for q in layers})
+        alike = [
+            q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
+        ]
+        used = {q.depth for q in alike if q in self.reached}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
-        return behind and count - len(used) <= max(1, count // 2)
+        return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
 
 
 def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:
