@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
@@ -126,10 +128,23 @@ def examine(
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
     rules = list(rules)
-    report = judge(
-        rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
-    )
-    return prove(report, subject, gather, rules, gather.in_time)
+    with _uncompiled():
+        report = judge(
+            rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
+        )
+        return prove(report, subject, gather, rules, gather.in_time)
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled modules run as plain Python inside: compiling one for a handful of passes takes minutes."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled then, and importing it takes a second
+        yield
+        return
+    import torch
+
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class BudgetedGatherer(Gatherer):

@@ -83,7 +83,7 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
     def share(role: str) -> float:
         return share_of((p for p in strays if p.role == role), (p for p in reach.seen if p.role == role))
 
-    mostly = [role for role in PATH if share(role) > MOST_OF_A_PART]
+    mostly = [role for role in PATH if share(role) > MOST_OF_A_PART and not reach.comes_through(role)]
     if mostly:
         severity = Severity.ERROR
         message = f"no gradient reaches most of {listed(_called(role) for role in mostly)}"

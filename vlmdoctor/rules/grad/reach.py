@@ -15,10 +15,13 @@ ZERO_SAMPLES = 4  # zero-initialised gates and LoRA's A start with zero gradient
 PATH = ("vision", "projector", "language", "head")
 
 # Kept in checkpoints and by design outside a language-modelling loss: poolers and heads of towers, mask
-# tokens of masked-image pretraining, experts that the router did not choose.
+# tokens of masked-image pretraining. A choice has no gradient either: experts that the router did not take,
+# indexers that pick the keys of sparse attention, towers that turn an image into discrete words.
 _UNUSED = re.compile(
-    r"(^|\.)(pooler|probe|mask_token|logit_scale|logit_bias|cls|classifier|experts?|router)(\.|$)"
+    r"(^|\.)(pooler|probe|mask_token|logit_scale|logit_bias|cls|classifier|experts?|router|indexer"
+    r"|vq_?(model|vae|gan)|quantizer?|codebook)(\.|$)"
 )
+_FOR_IMAGES = re.compile(r"vision|visual|image|img")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Reach:
     """The trainable parameters that were measured often enough to say so.
 
     Attributes:
-        tracks: What was measured of each parameter, by name.
+        tracks: What was measured of each parameter, by name, in the model's order.
         reached: Those that got a gradient other than zero.
         missing: Those that never did.
         with_images: In how many of the measured passes there were images; None where that is not known.
@@ -48,7 +51,14 @@ class Reach:
     def whole_roles(self) -> list[str]:
         """The roles in which nothing was reached, in the order in which the data passes them."""
         alive = {p.role for p in self.reached}
-        return [role for role in PATH if role not in alive and any(p.role == role for p in self.missing)]
+        missing = {p.role for p in self.missing if not _UNUSED.search(p.name)}
+        return [role for role in PATH if role in missing - alive]
+
+    def comes_through(self, role: str) -> bool:
+        """Whether the gradient passes an image part up to its first tensor: what is missing lies beside."""
+        part = {p.name: p for p in self.seen if p.role == role}
+        first = next((part[name] for name in self.tracks if name in part), None)
+        return role in ("vision", "projector") and first in self.reached
 
     @property
     def perhaps_without_images(self) -> bool:
@@ -65,15 +75,20 @@ class Reach:
             twin = self.tracks.get(p.name.replace("_A", "_B"))
             if twin is not None and twin.with_gradient > twin.zero_gradient and twin.moved == 0:
                 return True
-        if p.role != "vision":
+        if p.role not in ("vision", "projector") and not _FOR_IMAGES.search(p.name[len(p.layer) :]):
             return False
         if not p.layer:  # norms and heads behind the last layer whose features are used
-            return bool(re.search(r"norm|ln_|head|neck", p.name))
-        stack = p.layer.rpartition(".")[0]
-        used = {q.depth for q in self.reached if q.depth is not None and q.layer.rpartition(".")[0] == stack}
-        count = len({q.layer for q in self.seen if q.layer.rpartition(".")[0] == stack})
+            return p.role == "vision" and bool(re.search(r"norm|ln_|head|neck", p.name))
+        # Of the last layers nobody may ask for everything: features are taken in front of them, or only
+        # those of some tokens, whose path passes through some of their modules (the queries of a Q-Former;
+        # the text, where experts of a language model are for images alone).
+        stack, twin = p.layer.rpartition(".")[0], p.name[len(p.layer) :]
+        alike = [
+            q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
+        ]
+        used = {q.depth for q in alike if q in self.reached}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
-        return behind and count - len(used) <= max(1, count // 2)
+        return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
 
 
 def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:

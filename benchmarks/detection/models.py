@@ -1,0 +1,113 @@
+"""The models of the benchmark by family: of `transformers`, hand-written, and minivlm, with their parts named."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from benchmarks.detection.batches import text_batch, vlm_batch
+from benchmarks.detection.case import Made
+from benchmarks.detection.families import FROZEN
+from benchmarks.detection.shrink import tiny_config, tiny_model
+
+HANDWRITTEN = ("nanovlm", "llava_scratch", "flamingo", "prefix_lm", "qformer", "clip")
+
+# Vision-language models of `transformers` that can be built small, with a batch, on a CPU.
+VLMS = tuple(
+    """aria aya_vision blip blip-2 chameleon cohere2_vision cosmos3_edge cosmos3_omni deepseek_vl
+    deepseek_vl_hybrid ernie4_5_vl_moe exaone4_5 fuyu gemma3 gemma4 git glm46v glm4v glm4v_moe glm5_next
+    glm_ocr glmga got_ocr2 granite_docling hunyuan_vl hyperclovax_vision_v2 idefics idefics2 idefics3
+    instructblip internvl janus kosmos-2 lfm2_vl lfm3_vl lighton_ocr llama4 llava llava_next
+    llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3
+    mistral_large4 mllama muse_glimmer ovis2 paddleocr_vl paligemma pix2struct pp_chart2table qianfan_ocr
+    qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl
+    qwen3_vl_moe shieldgemma2 smolvlm step3p7 t5gemma2 video_llama_3 video_llava vipllava
+    vision-encoder-decoder""".split()
+)
+# Text decoders: dense, mixtures of experts, state spaces, and old ones with learned or no positions.
+DECODERS = tuple(
+    """apertus arcee biogpt bloom codegen cohere cohere2 ctrl deepseek_v2 deepseek_v3 deepseek_v32 diffllama
+    ernie4_5 ernie4_5_moe exaone4 falcon falcon_mamba gemma gemma2 gemma3_text gemma4_text glm glm4 glm4_moe
+    gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite granitemoe helium internlm3 jetmoe lfm2 llama
+    llama4_text mamba minicpm3 minimax ministral3 mistral mixtral modernbert-decoder mpt nanochat olmo olmo2
+    olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next seed_oss smollm3 stablelm starcoder2 vaultgemma xglm """.split()
+)
+_LANGUAGE = {"language": "model.language_model", "layers": "model.language_model.layers", "head": "lm_head"}
+_EMBED = {"embed": "model.language_model.embed_tokens"}
+_LLAVA = {"vision": "model.vision_tower", "projector": "model.multi_modal_projector", **_LANGUAGE, **_EMBED}
+_QWEN = {"vision": "model.visual", "projector": "model.visual.merger", **_LANGUAGE, **_EMBED}
+_IDEFICS = {
+    "vision": "model.vision_model",
+    "projector": "model.connector",
+    "language": "model.text_model",
+    "layers": "model.text_model.layers",
+    "embed": "model.text_model.embed_tokens",
+    "head": "lm_head",
+}
+PARTS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("llava", "paligemma", "gemma3", "internvl", "mistral3", "llava_onevision"), _LLAVA),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _QWEN),
+    **dict.fromkeys(("idefics3", "smolvlm"), _IDEFICS),
+    "nanovlm": {
+        "vision": "vision_encoder",
+        "projector": "MP",
+        "language": "decoder",
+        "layers": "decoder.blocks",
+        "embed": "decoder.token_embedding",
+        "head": "decoder.head",
+    },
+    "llava_scratch": {
+        "vision": "vision_tower",
+        "projector": "mm_projector",
+        "language": "h",
+        "layers": "h",
+        "embed": "wte",
+        "head": "lm_head",
+    },
+    "minivlm": {
+        "vision": "model.vision_encoder",
+        "projector": "model.vision_proj",
+        "language": "model.language_model",
+        "layers": "model.language_model.layers",
+        "embed": "model.language_model.embed_tokens",
+        "head": "lm_head",
+    },
+}
+
+
+def make(family: str, **changes: Any) -> Made:
+    """A family's healthy model and batch; `changes` go into the configuration of a transformers model."""
+    torch.manual_seed(0)
+    if family in HANDWRITTEN:
+        model, batch, loss_fn = importlib.import_module(f"benchmarks.detection.handwritten.{family}").build()
+        return Made(model.train(), batch, PARTS.get(family, {}), loss_fn)
+    if family.startswith("minivlm"):
+        return _minivlm(family.partition(":")[2] or "tiny")
+    vision = family in VLMS
+    config = tiny_config(family, **changes)
+    model = tiny_model(_model_class(config, vision), config)
+    for name, parameter in model.named_parameters():
+        if family in FROZEN and FROZEN[family] in name:
+            parameter.requires_grad_(False)
+    batch = vlm_batch(model) if vision else text_batch(config)
+    return Made(model, batch, PARTS.get(family, {}))
+
+
+def _model_class(config: Any, vision: bool) -> Any:
+    import transformers
+
+    mapping = (
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if vision else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _minivlm(preset: str) -> Made:
+    from vlmdoctor.targets.bundled import bundled
+
+    subject = bundled(f"minivlm:{preset}", preset).subject
+    more = {"optimizer": subject.optimizer, "processor": subject.processor}
+    return Made(subject.model.train(), subject.batch, PARTS["minivlm"], more=more)
