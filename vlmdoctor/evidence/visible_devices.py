@@ -91,7 +91,9 @@ def _ordinals(value: str, count: int) -> tuple[list[Entry], tuple[int, ...], boo
         if number in seen:
             entries.append(Entry(text, None, f"names GPU {number} again, which empties the whole list"))
             rest = [Entry(other, None, "lost with the whole list") for other in texts[place + 1 :]]
-            lost = [Entry(entry.text, None, "lost: a repeated entry empties the list") for entry in entries[:-1]]
+            lost = [
+                Entry(entry.text, None, "lost: a repeated entry empties the list") for entry in entries[:-1]
+            ]
             return [*lost, entries[-1], *rest], (), False
         if number < 0:
             ended = True
@@ -102,7 +104,9 @@ def _ordinals(value: str, count: int) -> tuple[list[Entry], tuple[int, ...], boo
         else:
             seen.append(number)
             extra = text.strip()[length:]
-            fate = f"GPU {number}" + (f": of '{text.strip()}' only '{text.strip()[:length]}' is read" if extra else "")
+            fate = f"GPU {number}" + (
+                f": of '{text.strip()}' only '{text.strip()[:length]}' is read" if extra else ""
+            )
             entries.append(Entry(text, number, fate, harmless=not extra))
     for place, entry in enumerate(entries):
         if entry.gpu is not None and entry.gpu >= count:
@@ -146,7 +150,9 @@ def _uuids(value: str, prefix: str, uuids: list[str]) -> tuple[list[Entry], tupl
     if prefix == "MIG-":
         return [Entry(text, None, "a MIG instance", harmless=True) for text in kept] + rest, None
     if not uuids:
-        return [Entry(text, None, "not looked up: the GPUs' UUIDs are not known", True) for text in kept] + rest, None
+        return [
+            Entry(text, None, "not looked up: the GPUs' UUIDs are not known", True) for text in kept
+        ] + rest, None
     entries: list[Entry] = []
     seen: list[int] = []
     for place, text in enumerate(kept):
@@ -168,7 +174,11 @@ def _not_taken(text: str, prefix: str) -> str:
         return "has a blank in front, and UUIDs are not stripped: the list ends here"
     if not text:
         return "empty: the list ends here"
-    return "a number among UUIDs: the list ends here" if text.strip().isdigit() else "no UUID: the list ends here"
+    return (
+        "a number among UUIDs: the list ends here"
+        if text.strip().isdigit()
+        else "no UUID: the list ends here"
+    )
 
 
 def _meant(
@@ -187,7 +197,10 @@ def _meant(
     bare = re.sub(r"""["']""", "", bare)
     if re.match(r"\s*gpu-", bare, re.IGNORECASE):
         parts = ["GPU-" + part.strip()[4:] for part in bare.split(",") if part.strip()]
-        parts = [next((u for u in uuids if u.lower().startswith(p.lower())), p) for p in parts]
+        for i, part in enumerate(parts):
+            fitting = [uuid for uuid in uuids if uuid.lower().startswith(part.lower())]
+            if len(fitting) == 1:
+                parts[i] = fitting[0]
         return _confirmed(",".join(dict.fromkeys(parts)), value, count, uuids)
     span = re.fullmatch(r"\s*(\d{1,3})\s*(?:-|:|\.\.\.?|~|to)\s*(\d{1,3})\s*", bare)
     if span:

@@ -38,13 +38,13 @@ def read(text: str) -> Environment:
     driver = _value(values, "Nvidia driver version")
     cpus = re.search(r"^CPU\(s\):\s+(\d+)", text, re.MULTILINE)
     has_variables = "LD_LIBRARY_PATH=" in text or "CUDA_VISIBLE_DEVICES=" in text or "vLLM" in text
-    unseen = {
-        name: NOT_SHOWN
-        for name in (
+    unseen = dict.fromkeys(
+        (
             *("nvml", "live", "pci", "libraries", "extensions", "openmp", "requires", "nodes", "host"),
             *("archs", "accelerate_cpu"),
-        )
-    }
+        ),
+        NOT_SHOWN,
+    )
     if not has_variables:
         unseen["variables"] = NOT_SHOWN
     archs = re.search(r"CUDA Archs?:\s*((?:sm_\d+\w?[ ,]*)+)", text)
@@ -64,7 +64,7 @@ def read(text: str) -> Environment:
         torch=torch,
         gpus=gpus,
         driver=Driver(version=driver) if driver and re.match(r"\d+\.\d", driver) else None,
-        host=Host(cpus=int(cpus[1])) if cpus and 0 < int(cpus[1][:6]) else None,
+        host=Host(cpus=int(cpus[1])) if cpus and int(cpus[1][:6]) > 0 else None,
         unseen=unseen,
     )
 

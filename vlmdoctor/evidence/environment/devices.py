@@ -124,7 +124,9 @@ def management_library(root: Path, environ: Mapping[str, str]) -> bool:
 
 
 def _runs(root: Path, name: str) -> bool:
-    return any(reading.text(path).strip() == name[:15] for path in reading.matching(root / "proc", "[0-9]*/comm"))
+    return any(
+        reading.text(path).strip() == name[:15] for path in reading.matching(root / "proc", "[0-9]*/comm")
+    )
 
 
 def container(root: Path, environ: Mapping[str, str]) -> str | None:

@@ -70,9 +70,7 @@ def _quota(groups: list[Path]) -> float | None:
     for group in groups:
         allowed = reading.text(group / "cpu.max").split()
         if not allowed:
-            allowed = [
-                reading.text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
-            ]
+            allowed = [reading.text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
         if len(allowed) == 2 and all(part.isdigit() for part in allowed) and int(allowed[1]):
             found.append(int(allowed[0]) / int(allowed[1]))
     return min(found, default=None)
@@ -113,7 +111,9 @@ def _shm(root: Path) -> tuple[int | None, int | None]:
         except OSError:
             return None, None
         return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-    mounted = re.search(r"^\S+ /dev/shm tmpfs \S*?size=(\d+)([kmg]?)", reading.text(root / "proc/mounts"), re.M)
+    mounted = re.search(
+        r"^\S+ /dev/shm tmpfs \S*?size=(\d+)([kmg]?)", reading.text(root / "proc/mounts"), re.M
+    )
     return (int(mounted[1]) * _UNITS[mounted[2]], None) if mounted else (None, None)
 
 

@@ -64,7 +64,10 @@ def _conflicts(folder: Path, shown: str, wheels: Mapping[str, str], by: str) -> 
 def extensions(site: Sequence[str], found: Installed, torch: Torch | None) -> tuple[Extension, ...]:
     """The compiled extensions of torch that break most often."""
     made = []
-    for package, pattern in (("flash-attn", "flash_attn_2_cuda*.so"), ("flash-attn-3", "flash_attn_3/_C*.so")):
+    for package, pattern in (
+        ("flash-attn", "flash_attn_2_cuda*.so"),
+        ("flash-attn-3", "flash_attn_3/_C*.so"),
+    ):
         if package in found.versions:
             version = found.versions[package]
             files = reading.matching(Path(found.folders[package]), pattern)

@@ -38,7 +38,7 @@ def read(text: str, name: str) -> Environment:
         raise UserError(f"{name} is not valid XML ({error}).") from None
     version = _text(log, "driver_version")
     hidden = ("torch", "packages", "requires", "variables", "libraries", "extensions", "openmp", "pci")
-    unseen = {field: NOT_SHOWN for field in (*hidden, "host", "live", "nodes", "archs", "accelerate_cpu")}
+    unseen = dict.fromkeys((*hidden, "host", "live", "nodes", "archs", "accelerate_cpu"), NOT_SHOWN)
     return Environment(
         origin="the output of nvidia-smi",
         gpus=tuple(_gpu(element) for element in log.findall("gpu")),

@@ -29,7 +29,9 @@ class Question:
         environ = os.environ if environ is None else environ
         self._process = None
         if devices.management_library(root, environ):
-            self._process = start("nvml_child.py", environ, _with_bindings(sys.path if site is None else site))
+            self._process = start(
+                "nvml_child.py", environ, _with_bindings(sys.path if site is None else site)
+            )
 
     def answer(self, seconds: float = TIMEOUT) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
         """What NVML says: its state, the GPUs, and the driver's version."""

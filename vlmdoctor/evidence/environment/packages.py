@@ -57,7 +57,9 @@ def installed(site: Sequence[str]) -> Installed:
                 versions[name] = version
                 metadata[name] = path
     wanted = [name for name in PACKAGES if name in versions]
-    wanted += sorted(name for name in versions if re.fullmatch(r"nvidia-.*-cu\d+|nvidia-(cudnn|nccl).*", name))
+    wanted += sorted(
+        name for name in versions if re.fullmatch(r"nvidia-.*-cu\d+|nvidia-(cudnn|nccl).*", name)
+    )
     return Installed(
         {name: versions[name] for name in wanted},
         {name: needs for name in _ASKED if name in versions and (needs := _requirements(metadata[name]))},
@@ -96,7 +98,9 @@ def accelerate_on_cpu(root: Path, environ: Mapping[str, str]) -> str | None:
     """The accelerate configuration in use that forces the CPU, if it does."""
     cache = environ.get("HF_HOME")
     if not cache:
-        cache = str(Path(environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '')}/.cache") / "huggingface")
+        cache = str(
+            Path(environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '')}/.cache") / "huggingface"
+        )
     for name in ("default_config.yaml", "default_config.yml", "default_config.json"):
         path = Path(cache) / "accelerate" / name
         place = root / path.relative_to("/") if path.is_absolute() else path

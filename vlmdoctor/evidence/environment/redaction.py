@@ -15,7 +15,9 @@ _TOKENS = re.compile(
 _HOMES = re.compile(r"(/home|/Users|/u|/users|/export/home|[A-Za-z]:\\Users)([/\\])([^/\\\s:\"',;]+)")
 _ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b(?![.\d])")
 _CREDENTIALS = re.compile(r"(\w+://)[^/\s@]+@")
-_UUID = re.compile(r"\b((?:GPU|MIG)-[0-9a-f]{4})[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
+_UUID = re.compile(
+    r"\b((?:GPU|MIG)-[0-9a-f]{4})[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"
+)
 
 
 def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
@@ -42,4 +44,6 @@ def _names(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     host = environ.get("HOSTNAME") or socket.gethostname()
     found = [(host, "<host>"), (host.partition(".")[0], "<host>"), (user, "<user>")]
     # Names that are words in themselves would take the report apart.
-    return [(word, name) for word, name in found if len(word) > 2 and word not in ("root", "user", "localhost")]
+    return [
+        (word, name) for word, name in found if len(word) > 2 and word not in ("root", "user", "localhost")
+    ]
