@@ -24,7 +24,7 @@ def numpy_too_new(environment: Environment) -> Iterator[Finding]:
     warning.
 
     ## What to do
-    Install a newer torch, or NumPy 1.
+    Install a newer torch, or NumPy 1 beside this one.
     """
     environment.need("packages")
     torch, numpy = (

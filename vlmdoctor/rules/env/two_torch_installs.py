@@ -26,7 +26,7 @@ def two_torch_installs(environment: Environment) -> Iterator[Finding]:
     only by accident.
 
     ## What to do
-    Uninstall both and install one.
+    Uninstall both versions, then install the one that is wanted.
     """
     environment.need("torch", "packages")
     torch = environment.torch
