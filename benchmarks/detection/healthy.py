@@ -105,12 +105,12 @@ def a_row_without_an_image(made: Made) -> None:
 
 @variant("llama", "qwen3", "gemma2", "llava", "qwen2_5_vl", "internvl")
 def left_padding(made: Made) -> None:
-    _pad(made, left=True)
+    pad_a_row(made, left=True)
 
 
 @variant("llama", "gpt2", "opt", "llava", "qwen2_5_vl", "gemma3", "smolvlm")
 def right_padding(made: Made) -> None:
-    _pad(made, left=False)
+    pad_a_row(made, left=False)
 
 
 @variant("llama", "llava", "qwen3_vl", "gemma3")
@@ -206,7 +206,7 @@ def _image_token(made: Made) -> int:
     return placeholder(made.model.config)
 
 
-def _pad(made: Made, *, left: bool, by: int = 3) -> None:
+def pad_a_row(made: Made, *, left: bool, by: int = 3) -> None:
     """The second row loses the first words of its question and gets padding instead, on one side."""
     batch, row = made.batch, 1
     ids = batch["input_ids"]
