@@ -59,7 +59,9 @@ def text_batch(config: Any, image_tokens: int = 0, rows: int = ROWS, seed: int =
     words = torch.randint(5, FIRST_TOKEN - 10, (rows, PROMPT + ANSWER), generator=generator)
     parts = [torch.full((rows, 1), bos), words[:, :2]]
     if image_tokens:
-        start = next((getattr(config, n) for n in _START_TOKENS if getattr(config, n, None) is not None), None)
+        start = next(
+            (getattr(config, n) for n in _START_TOKENS if getattr(config, n, None) is not None), None
+        )
         end = next((getattr(config, n) for n in _END_TOKENS if getattr(config, n, None) is not None), None)
         parts += [torch.full((rows, 1), start)] if start is not None else []
         parts += [torch.full((rows, image_tokens), placeholder(config))]
@@ -114,7 +116,11 @@ def _asked_for(model: nn.Module) -> set[str]:
 
 def _vision(config: Any) -> Any:
     return next(
-        (getattr(config, n) for n in ("vision_config", "vq_config", "vision_encoder_config") if getattr(config, n, None)),
+        (
+            getattr(config, n)
+            for n in ("vision_config", "vq_config", "vision_encoder_config")
+            if getattr(config, n, None)
+        ),
         config,
     )
 

@@ -169,7 +169,9 @@ def _placed(config: Any) -> tuple[Images, None]:
     """Flattened patches with their positions (Gemma 4)."""
     patch, pool = config.vision_config.patch_size, config.vision_config.pooling_kernel_size
     side = 2 * pool
-    grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(-1, 2)
+    grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(
+        -1, 2
+    )
     return {
         "pixel_values": pixels(ROWS, side * side, 3 * patch * patch).sigmoid(),
         "image_position_ids": grid.expand(ROWS, -1, -1).contiguous(),

@@ -42,7 +42,9 @@ def lora_with_the_projector(made: Made) -> None:
     import peft
 
     pattern = r".*language_model.*(q_proj|v_proj)"
-    config = peft.LoraConfig(r=4, target_modules=pattern, modules_to_save=[made.parts["projector"].split(".")[-1]])
+    config = peft.LoraConfig(
+        r=4, target_modules=pattern, modules_to_save=[made.parts["projector"].split(".")[-1]]
+    )
     made.model = peft.get_peft_model(made.model, config)
 
 
@@ -75,7 +77,9 @@ def reentrant_checkpointing(made: Made) -> None:
     made.model.enable_input_require_grads()
 
 
-@variant("llava", "qwen2_5_vl", "internvl", text_config={"tie_word_embeddings": True}, tie_word_embeddings=True)
+@variant(
+    "llava", "qwen2_5_vl", "internvl", text_config={"tie_word_embeddings": True}, tie_word_embeddings=True
+)
 def tied_head(made: Made) -> None:
     assert made["head"].weight is made["embed"].weight
 
@@ -210,10 +214,18 @@ def pad_a_row(made: Made, *, left: bool, by: int = 3) -> None:
     """The second row loses the first words of its question and gets padding instead, on one side."""
     batch, row = made.batch, 1
     ids = batch["input_ids"]
-    pad = getattr(made.model.config, "text_config", made.model.config).pad_token_id or 0
+    config = getattr(made.model, "config", None)
+    pad = getattr(getattr(config, "text_config", config), "pad_token_id", None) or 0
     # From behind the image to in front of the answer there are at least `by` words.
     start = ids.shape[1] - 6 - by
-    for name, fill in (("input_ids", pad), ("attention_mask", 0), ("labels", -100), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
+    for name, fill in (
+        ("input_ids", pad),
+        ("attention_mask", 0),
+        ("labels", -100),
+        ("targets", -100),
+        ("mm_token_type_ids", 0),
+        ("token_type_ids", 0),
+    ):
         if name in batch and batch[name].shape == ids.shape:
             values = batch[name][row]
             kept = torch.cat([values[:start], values[start + by :]])

@@ -16,7 +16,12 @@ from benchmarks.detection.healthy import pad_a_row
 MASK = "MASK* mask* future*"
 
 
-@fault("A08-no-causal-mask", families="llama llava qwen2_5_vl internvl smolvlm nanovlm llava_scratch", rules=MASK, at="")
+@fault(
+    "A08-no-causal-mask",
+    families="llama llava qwen2_5_vl internvl smolvlm nanovlm llava_scratch",
+    rules=MASK,
+    at="",
+)
 def no_causal_mask(made: Made) -> None:
     """Every token sees the later ones."""
     _with_mask(made, torch.zeros_like)
@@ -88,32 +93,51 @@ def padding_is_seen(made: Made) -> None:
     made.batch["attention_mask"] = torch.ones_like(made.batch["attention_mask"])
 
 
-@fault("G13-left-padding-without-positions", families="gpt2 codegen gptj", rules="MASK* pad* ROPE* DATA*", at="")
+@fault(
+    "G13-left-padding-without-positions", families="gpt2 codegen gptj", rules="MASK* pad* ROPE* DATA*", at=""
+)
 def left_padding(made: Made) -> None:
     """Left padding for learned positions that count from the first column."""
     pad_a_row(made, left=True)
 
 
-@fault("X-positions-all-zero", families="llama llava gpt2", rules="ROPE* MASK* position* DATA*", at="position_ids")
+@fault(
+    "X-positions-all-zero",
+    families="llama llava gpt2",
+    rules="ROPE* MASK* position* DATA*",
+    at="position_ids",
+)
 def positions_zero(made: Made) -> None:
     """position_ids are all zero."""
     made.batch["position_ids"] = torch.zeros_like(made.batch["input_ids"])
 
 
-@fault("B08-one-dimensional-positions", families="qwen2_vl qwen2_5_vl qwen3_vl", rules="ROPE* IMG* DATA* mrope* position*", at="position_ids")
+@fault(
+    "B08-one-dimensional-positions",
+    families="qwen2_vl qwen2_5_vl qwen3_vl",
+    rules="ROPE* IMG* DATA* mrope* position*",
+    at="position_ids",
+)
 def one_dimensional_positions(made: Made) -> None:
     """Positions that only count tokens are given, so that the model does not make its own for images."""
     count = torch.arange(made.batch["input_ids"].shape[1])
     made.batch["position_ids"] = count.expand(3, len(made.batch["input_ids"]), -1).contiguous()
 
 
-@fault("B10-image-block-is-causal", families="gemma3 paligemma", rules="MASK* IMG* DATA* token-type*", at="token_type_ids")
+@fault(
+    "B10-image-block-is-causal",
+    families="gemma3 paligemma",
+    rules="MASK* IMG* DATA* token-type*",
+    at="token_type_ids",
+)
 def image_block_is_causal(made: Made) -> None:
     """token_type_ids are missing, so that image tokens don't see each other."""
     made.batch.pop("token_type_ids", None)
 
 
-@fault("D18-packed-samples-see-each-other", families="llama qwen2", rules="MASK* pack* DATA*", at="position_ids")
+@fault(
+    "D18-packed-samples-see-each-other", families="llama qwen2", rules="MASK* pack* DATA*", at="position_ids"
+)
 def packed(made: Made) -> None:
     """Two samples in one row, each with its own positions, and an attention mask of ones over both."""
     batch = made.batch

@@ -13,7 +13,12 @@ from benchmarks.detection.models import make
 STILL = "weights-not-moving lr* OPT*"
 
 
-@fault("E14-built-before-unfreezing", families="llava qwen2_5_vl internvl minivlm", rules="trainable-not-in-optimizer weights-not-moving", at="part:projector")
+@fault(
+    "E14-built-before-unfreezing",
+    families="llava qwen2_5_vl internvl minivlm",
+    rules="trainable-not-in-optimizer weights-not-moving",
+    at="part:projector",
+)
 def built_before_unfreezing(made: Made) -> None:
     """The projector was frozen when the optimizer was made."""
     made["projector"].requires_grad_(False)
@@ -27,7 +32,12 @@ def optimizer_of_a_copy(made: Made) -> None:
     made.more["optimizer"] = adamw(copy.deepcopy(made.model))
 
 
-@fault("X-optimizer-of-another-load", families="llava minivlm", rules="optimizer-holds-other-tensors trainable-not-in-optimizer", at="")
+@fault(
+    "X-optimizer-of-another-load",
+    families="llava minivlm",
+    rules="optimizer-holds-other-tensors trainable-not-in-optimizer",
+    at="",
+)
 def optimizer_of_another_head(made: Made) -> None:
     """The projector was replaced after the optimizer was made."""
     made.more["optimizer"] = adamw(made.model)
@@ -35,7 +45,9 @@ def optimizer_of_another_head(made: Made) -> None:
     setattr(made.model.get_submodule(owner), name, copy.deepcopy(made["projector"]))
 
 
-@fault("X-rate-of-the-projector-is-zero", families="llava qwen2_5_vl nanovlm", rules=STILL, at="part:projector")
+@fault(
+    "X-rate-of-the-projector-is-zero", families="llava qwen2_5_vl nanovlm", rules=STILL, at="part:projector"
+)
 def projector_rate_zero(made: Made) -> None:
     """One group has the learning rate 0."""
     projector = {id(p) for p in made["projector"].parameters()}
@@ -83,13 +95,23 @@ def stepped_twice(made: Made) -> None:
     made.more["optimizer"] = [adamw(made.model), torch.optim.AdamW(made.model.lm_head.parameters(), lr=1e-3)]
 
 
-@fault("E09-pattern-matches-nothing", families="llava qwen2_5_vl minivlm", rules="pattern-matches-nothing", at="mm_projector_v2")
+@fault(
+    "E09-pattern-matches-nothing",
+    families="llava qwen2_5_vl minivlm",
+    rules="pattern-matches-nothing",
+    at="mm_projector_v2",
+)
 def pattern_matches_nothing(made: Made) -> None:
     """The declared name is from another code base."""
     made.more["trainable"] = ["mm_projector_v2"]
 
 
-@fault("E09-frozen-tower-still-trains", families="llava internvl minivlm", rules="trained-by-mistake", at="part:vision")
+@fault(
+    "E09-frozen-tower-still-trains",
+    families="llava internvl minivlm",
+    rules="trained-by-mistake",
+    at="part:vision",
+)
 def tower_still_trains(made: Made) -> None:
     """A typo (requires_grads = False) leaves the tower trainable, which was declared to be frozen."""
     for parameter in made["vision"].parameters():
@@ -98,16 +120,29 @@ def tower_still_trains(made: Made) -> None:
     made.more["trainable"] = [name.split(".")[-1] for name in names]
 
 
-@fault("E10-lora-on-the-tower", families="llava internvl smolvlm", rules="trained-by-mistake lora* PARAM*", at="part:vision vision")
+@fault(
+    "E10-lora-on-the-tower",
+    families="llava internvl smolvlm",
+    rules="trained-by-mistake lora* PARAM*",
+    at="part:vision vision",
+)
 def lora_on_the_tower(made: Made) -> None:
     """LoRA's q_proj and v_proj also fit the tower's, though the language model alone was declared."""
     import peft
 
     made.more["trainable"] = [made.parts["language"].split(".")[-1]]
-    made.model = peft.get_peft_model(made.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "out_proj"]))
+    made.model = peft.get_peft_model(
+        made.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "out_proj"])
+    )
 
 
-@fault("E17-left-in-eval", families="llava prefix_lm llama", rules="eval* mode* PARAM* OPT* CFG*", at="", attention_dropout=0.0)
+@fault(
+    "E17-left-in-eval",
+    families="llava prefix_lm llama",
+    rules="eval* mode* PARAM* OPT* CFG*",
+    at="",
+    attention_dropout=0.0,
+)
 def left_in_eval(made: Made) -> None:
     """The model stays in evaluation mode, and it has dropout."""
     for module in made.model.modules():
@@ -119,7 +154,9 @@ def left_in_eval(made: Made) -> None:
     made.model.eval()
 
 
-@fault("X-dropout-of-nine-tenths", families="nanovlm minivlm prefix_lm", rules="dropout* PARAM* CFG* NUM*", at="")
+@fault(
+    "X-dropout-of-nine-tenths", families="nanovlm minivlm prefix_lm", rules="dropout* PARAM* CFG* NUM*", at=""
+)
 def dropout_too_high(made: Made) -> None:
     """Nine tenths of the features are dropped."""
     found = [module for module in made.model.modules() if isinstance(module, torch.nn.Dropout)]
@@ -132,13 +169,23 @@ def dropout_too_high(made: Made) -> None:
     made.model.train()
 
 
-@fault("X-learning-rate-of-ten", families="llava llama minivlm", rules="exploding-gradient non-finite loss* LOSS* OPT* NUM*", at="")
-def rate_of_ten(made: Made) -> None:
+@fault(
+    "X-learning-rate-of-a-thousand",
+    families="llava llama minivlm",
+    rules="exploding-gradient non-finite loss* LOSS* OPT* NUM*",
+    at="",
+)
+def rate_of_a_thousand(made: Made) -> None:
     """SGD with a learning rate of a thousand."""
     made.more["optimizer"] = torch.optim.SGD(made.model.parameters(), lr=1000.0)
 
 
-@fault("F10-optimizer-not-restored-on-the-model", families="llava", rules="optimizer-holds-other-tensors trainable-not-in-optimizer", at="")
+@fault(
+    "F10-optimizer-not-restored-on-the-model",
+    families="llava",
+    rules="optimizer-holds-other-tensors trainable-not-in-optimizer",
+    at="",
+)
 def model_built_again(made: Made) -> None:
     """The model was built again after the optimizer."""
     made.more["optimizer"] = adamw(make("llava").model)

@@ -71,7 +71,15 @@ def fault(
         planted = (plant.__doc__ or "").strip().splitlines()[0].rstrip(".")
         planted = planted[:1].lower() + planted[1:]
         FAULTS.append(
-            Fault(name, planted, plant, tuple(families.split()), tuple(rules.split()), tuple(at.split()), changes)
+            Fault(
+                name,
+                planted,
+                plant,
+                tuple(families.split()),
+                tuple(rules.split()),
+                tuple(at.split()),
+                changes,
+            )
         )
         return plant
 

@@ -22,7 +22,12 @@ def no_key_matched(made: Made) -> None:
     made.model.load_state_dict(made.more["checkpoint"], strict=False)
 
 
-@fault("F02-language-model-not-loaded", families="llava qwen2_5_vl minivlm", rules="CKPT*", at="language language_model")
+@fault(
+    "F02-language-model-not-loaded",
+    families="llava qwen2_5_vl minivlm",
+    rules="CKPT*",
+    at="language language_model",
+)
 def language_not_loaded(made: Made) -> None:
     """The language model's names have another prefix in the checkpoint."""
     trained = {
@@ -32,7 +37,12 @@ def language_not_loaded(made: Made) -> None:
     made.more["checkpoint"] = trained
 
 
-@fault("F03-projector-not-in-the-checkpoint", families="llava internvl minivlm", rules="CKPT*", at="part:projector")
+@fault(
+    "F03-projector-not-in-the-checkpoint",
+    families="llava internvl minivlm",
+    rules="CKPT*",
+    at="part:projector",
+)
 def projector_not_saved(made: Made) -> None:
     """The checkpoint lacks the projector."""
     trained = {name: v for name, v in _trained(made).items() if not name.startswith(made.parts["projector"])}
@@ -40,7 +50,14 @@ def projector_not_saved(made: Made) -> None:
     made.more["checkpoint"] = trained
 
 
-@fault("A18-tie-broken", families="llava internvl llama", rules="CKPT* PARAM* tie* CFG*", at="lm_head embed_tokens", tie_word_embeddings=True, text_config={"tie_word_embeddings": True})
+@fault(
+    "A18-tie-broken",
+    families="llava internvl llama",
+    rules="CKPT* PARAM* tie* CFG*",
+    at="lm_head embed_tokens",
+    tie_word_embeddings=True,
+    text_config={"tie_word_embeddings": True},
+)
 def tie_broken(made: Made) -> None:
     """The configuration ties head and embeddings, and they are two tensors."""
     made.model.lm_head.weight = nn.Parameter(made.model.lm_head.weight.detach() * 1.1)
@@ -69,7 +86,14 @@ def theta_default(made: Made) -> None:
     config.rope_parameters["rope_theta"] = 1_000_000.0
 
 
-@fault("A05-frequencies-in-bfloat16", families="llama llava", rules=f"{ROPE} NUM*", at="inv_freq rotary", max_position_embeddings=4096, text_config={"max_position_embeddings": 4096})
+@fault(
+    "A05-frequencies-in-bfloat16",
+    families="llama llava",
+    rules=f"{ROPE} NUM*",
+    at="inv_freq rotary",
+    max_position_embeddings=4096,
+    text_config={"max_position_embeddings": 4096},
+)
 def frequencies_in_bfloat16(made: Made) -> None:
     """model.to(torch.bfloat16) rounds the rotary frequencies too."""
     made.model.to(torch.bfloat16)
@@ -77,7 +101,12 @@ def frequencies_in_bfloat16(made: Made) -> None:
         made.batch["pixel_values"] = made.batch["pixel_values"].bfloat16()
 
 
-@fault("A01-table-from-hidden-size", families="llama llava nanovlm qwen3", rules="rope-table-dim", at="inv_freq rotary")
+@fault(
+    "A01-table-from-hidden-size",
+    families="llama llava nanovlm qwen3",
+    rules="rope-table-dim",
+    at="inv_freq rotary",
+)
 def table_from_hidden_size(made: Made) -> None:
     """The rotary table is built from hidden_size, not from head_dim."""
     for module in made.model.modules():
@@ -94,7 +123,12 @@ def mixed_layouts(made: Made) -> None:
             alter_both(module)
 
 
-@fault("X-nan-in-a-weight", families="llava llama minivlm", rules="non-finite NUM*", at="part:projector lm_head layers")
+@fault(
+    "X-nan-in-a-weight",
+    families="llava llama minivlm",
+    rules="non-finite NUM*",
+    at="part:projector lm_head layers",
+)
 def nan_in_a_weight(made: Made) -> None:
     """One weight is NaN."""
     module = made["projector"] if made.parts else made.model.model.layers[1]
@@ -112,20 +146,25 @@ def overflow_in_float16(made: Made) -> None:
         parameter.data.fill_(60_000.0)
 
 
-@fault("X-final-norm-zero", families="llava llama minivlm", rules="GRAD* PARAM* LOSS* NUM* zero* dead*", at="norm")
-def final_norm_zero(made: Made) -> None:
-    """The weight of the last norm is zero."""
-    language = made["language"] if made.parts else made.model.model
-    language.norm.weight.data.zero_()
-
-
-@fault("X-embeddings-too-large", families="llava llama minivlm", rules="initial-loss", at="", tie_word_embeddings=True, text_config={"tie_word_embeddings": True})
+@fault(
+    "X-embeddings-too-large",
+    families="llava llama minivlm",
+    rules="initial-loss",
+    at="",
+    tie_word_embeddings=True,
+    text_config={"tie_word_embeddings": True},
+)
 def embeddings_too_large(made: Made) -> None:
     """Tied embeddings with a standard deviation of 3."""
     made.model.get_input_embeddings().weight.data.normal_(0, 3, generator=torch.Generator().manual_seed(0))
 
 
-@fault("F09-two-precisions", families="llava internvl nanovlm minivlm", rules="CFG* NUM* dtype*", at="part:projector part:vision")
+@fault(
+    "F09-two-precisions",
+    families="llava internvl nanovlm minivlm",
+    rules="CFG* NUM* dtype*",
+    at="part:projector part:vision",
+)
 def two_precisions(made: Made) -> None:
     """The tower is in bfloat16, the projector in float32."""
     made["vision"].to(torch.bfloat16)
@@ -133,7 +172,12 @@ def two_precisions(made: Made) -> None:
         made.batch["images"] = made.batch["images"].bfloat16()
 
 
-@fault("A09-projector-width", families="llava internvl llava_scratch", rules="CFG* forward-raises", at="part:projector")
+@fault(
+    "A09-projector-width",
+    families="llava internvl llava_scratch",
+    rules="CFG* forward-raises",
+    at="part:projector",
+)
 def projector_width(made: Made) -> None:
     """The projector expects wider features than the tower makes."""
     linear = next(m for m in made["projector"].modules() if isinstance(m, nn.Linear))
@@ -145,7 +189,9 @@ def _trained(made: Made) -> dict[str, Tensor]:
     """The weights as training would have left them."""
     generator = torch.Generator().manual_seed(5)
     return {
-        name: value + 0.05 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        name: value + 0.05 * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point()
+        else value
         for name, value in made.model.state_dict().items()
     }
 
@@ -158,6 +204,7 @@ def _frequencies(made: Made) -> list[Tensor]:
 
 def alter_both(module: nn.Module) -> None:
     """Repeats the frequencies of a rotary table in pairs."""
+
     def paired(table: Tensor) -> Tensor:
         return table[..., : table.shape[-1] // 2].repeat_interleave(2, dim=-1)
 
@@ -166,5 +213,3 @@ def alter_both(module: nn.Module) -> None:
         return paired(cos), paired(sin)
 
     graft(module, forward)
-
-
