@@ -181,6 +181,8 @@ def _refuse_nonsense(subject: Subject) -> None:
             raise UserError(
                 f"the optimizer is an object of type {type(optimizer).__name__} without param_groups."
             )
+    if subject.checkpoint is not None:
+        _refuse_broken(subject.checkpoint)
     if any(isinstance(parameter, UninitializedParameter) for parameter in subject.model.parameters()):
         raise UserError(
             f"{type(subject.model).__name__} has lazy parameters without a shape; run one forward pass first."
@@ -192,3 +194,14 @@ def _refuse_nonsense(subject: Subject) -> None:
         raise UserError(f"the batch for {name} is empty.")
     if subject.loss_fn is None and (reason := misfit(subject.model, subject.batch)) is not None:
         raise UserError(f"the batch does not fit {name}.forward: {reason}.")
+
+
+def _refuse_broken(checkpoint: Any) -> None:
+    """Raises `UserError` for a checkpoint that is not there, cut short, or none at all."""
+    from vlmdoctor.evidence.checkpoint_files import open_checkpoint
+
+    try:
+        with open_checkpoint(checkpoint):
+            pass
+    except Unavailable:
+        pass  # its rules are skipped with the reason

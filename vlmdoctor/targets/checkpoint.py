@@ -38,7 +38,8 @@ def checkpoint(text: str, path: Path, trust_remote_code: bool) -> Target:
             Subject(model), text, facts, missing_batch="the model is too large for this machine's memory"
         )
     batch, reason = _text_batch(model)
-    return Target(Subject(model, batch=batch), text, facts, missing_batch=reason)
+    weights = folder if facts["weights"] == "safetensors" else None
+    return Target(Subject(model, batch=batch, checkpoint=weights), text, facts, missing_batch=reason)
 
 
 def _read(config_file: Path) -> dict[str, Any]:

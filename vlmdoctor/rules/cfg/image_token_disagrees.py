@@ -1,0 +1,61 @@
+"""image-token-disagrees: the processor writes another placeholder than the model looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.config import Configuration
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import listed
+
+
+@rule("image-token-disagrees", "CFG305", explains=("forward-raises", "image-ignored"))
+def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
+    """Finds a configuration whose image token is none of those that the processor writes.
+
+    ## Why it matters
+    The model puts image features where it finds its own placeholder. If the tokenizer gives the
+    placeholder another id, cuts it into pieces or maps it to the unknown token, there is no such place: the
+    forward pass counts 0 image tokens, or the images are left out ([transformers
+    34461](https://github.com/huggingface/transformers/issues/34461), [vllm
+    49279](https://github.com/vllm-project/vllm/issues/49279)).
+
+    ## How sure it is
+    Certain for inputs that this processor makes: all ids that it or its tokenizer calls image tokens are
+    compared.
+
+    ## What to do
+    Add the placeholder as a special token and set `image_token_id` to its id.
+    """
+    expected, written = configuration.image_token_id, configuration.placeholder_ids
+    if expected is None or not written or expected in written:
+        return
+    yield Finding(
+        f"the model looks for image token {expected}, the processor writes "
+        f"{listed(str(token) for token in written)}",
+        Severity.ERROR,
+        at=("config.image_token_id",),
+        measured={"written": list(written)},
+        threshold={"image_token_id": expected},
+        cause="the tokenizer gives the placeholder another id than the configuration, or has no such token",
+        fix=Fix(
+            "use the tokenizer's id, after adding the placeholder as a special token if it is none yet",
+            ("model.config.image_token_id = processor.image_token_id",),
+        ),
+        links=(
+            "https://github.com/huggingface/transformers/issues/34461",
+            "https://github.com/vllm-project/vllm/issues/49279",
+        ),
+    )
+
+
+@image_token_disagrees.bad
+def another_tokenizer() -> Configuration:
+    return Configuration(image_token_id=32000, placeholder_ids=(529,))
+
+
+@image_token_disagrees.good
+def one_of_several() -> Configuration:
+    """Gemma3's processor knows two: where an image begins, and its soft tokens."""
+    return Configuration(image_token_id=262144, placeholder_ids=(255999, 262144))

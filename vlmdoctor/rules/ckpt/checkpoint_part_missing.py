@@ -1,0 +1,120 @@
+"""checkpoint-part-missing: weights that the checkpoint does not hold and that look freshly initialised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.ckpt.sample import ABSENT, called, sample_checkpoint, share
+from vlmdoctor.rules.grad.reach import PATH
+from vlmdoctor.rules.places import counted, listed, places
+
+LINKS = (
+    "https://github.com/haotian-liu/LLaVA/issues/474",
+    "https://github.com/zjysteven/lmms-finetune/issues/53",
+    "https://github.com/microsoft/LLaVA-Rad/issues/25",
+)
+
+
+@rule(
+    "checkpoint-part-missing",
+    "CKPT102",
+    explains=("initial-loss", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
+)
+def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Finds weights that the checkpoint lacks, so that the model starts with random ones.
+
+    ## Why it matters
+    A projector that was not saved, or not loaded with the adapters, leaves a model that talks well and
+    disregards the images ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474), [lmms-finetune
+    53](https://github.com/zjysteven/lmms-finetune/issues/53)); the only sign is a line "newly initialized"
+    among many ([LLaVA-Rad 25](https://github.com/microsoft/LLaVA-Rad/issues/25)).
+
+    ## How sure it is
+    That the checkpoint has no tensor for them is certain, and that their values look like those of a new
+    module is measured (a uniform distribution up to 1/sqrt(inputs), or a normal one of deviation 0.02).
+    Whether that is meant is not known: a warning. Silent where the checkpoint is one of a single part, such
+    as a language model that becomes a vision-language model, and where the values look trained.
+
+    ## What to do
+    If the part is new, nothing. Otherwise save it too (`modules_to_save`, `non_lora_trainables.bin`) and
+    load it before training.
+    """
+    weights = [w for w in checkpoint.weights if not w.adapter and w.role != "other"]
+    fresh = [w for w in weights if w.key is None and w.fresh]
+    roles = {role: [w for w in fresh if w.role == role] for role in PATH}
+    held = {w.role for w in weights if w.key is not None}
+    whole = [role for role, found in roles.items() if found and role not in held]
+    if checkpoint.adapter_only:
+        # The base is another checkpoint: only what an adapter's run would have trained with it is asked for.
+        whole = [role for role in whole if role == "projector"]
+    elif not _whole_model(held, whole):
+        return
+    if whole:
+        yield _finding(
+            checkpoint,
+            f"the checkpoint has no weights for {listed(called(role) for role in whole)}, which "
+            f"{'look' if len(whole) > 1 else 'looks'} newly initialised",
+            [w for role in whole for w in roles[role]],
+            weights,
+        )
+    elif strays := [w for role in PATH if role != "head" for w in roles[role] if role in held]:
+        yield _finding(
+            checkpoint,
+            f"the checkpoint has no weights for {counted(len(strays), 'tensor')}, which "
+            f"{'look' if len(strays) > 1 else 'looks'} newly initialised",
+            strays,
+            weights,
+        )
+
+
+def _whole_model(held: set[str], whole: Sequence[str]) -> bool:
+    """Whether the checkpoint is one of the whole model, and not of one part that it is built around."""
+    if not whole:
+        return True
+    if whole == ["head"]:
+        return "language" in held
+    return len(held & {"vision", "projector", "language"}) >= 2
+
+
+def _finding(
+    checkpoint: Checkpoint, message: str, fresh: Sequence[Weight], weights: Sequence[Weight]
+) -> Finding:
+    return Finding(
+        message,
+        Severity.WARNING,
+        at=places([w.name for w in fresh], [w.name for w in weights if w.key is None]),
+        measured={
+            "checkpoint": checkpoint.shown,
+            "newly_initialised": len(fresh),
+            "share_of_the_model": round(share(fresh, weights), 4),
+        },
+        threshold={"newly_initialised": 0},
+        cause="the checkpoint has no tensor of such names, nor under another prefix; assumed, not known: "
+        "that they were not to start anew",
+        fix=Fix("save these weights too and load them; nothing, if they are new on purpose"),
+        links=LINKS,
+    )
+
+
+@checkpoint_part_missing.bad
+def projector_not_saved() -> Checkpoint:
+    return sample_checkpoint(lambda w: ABSENT if w.role == "projector" else {})
+
+
+@checkpoint_part_missing.bad
+def deeper_than_the_checkpoint() -> Checkpoint:
+    return sample_checkpoint(lambda w: ABSENT if "lm.layers.7" in w.name else {})
+
+
+@checkpoint_part_missing.good
+def language_model_gets_eyes() -> Checkpoint:
+    """The checkpoint is that of a language model: vision encoder and projector are new by plan."""
+    return sample_checkpoint(lambda w: ABSENT if w.role in ("projector", "vision") else {})
+
+
+@checkpoint_part_missing.good
+def tower_from_elsewhere() -> Checkpoint:
+    return sample_checkpoint(lambda w: ABSENT | {"fresh": False} if w.role == "vision" else {})

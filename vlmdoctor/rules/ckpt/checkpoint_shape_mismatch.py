@@ -1,0 +1,97 @@
+"""checkpoint-shape-mismatch: the checkpoint's tensors do not fit into the model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.checkpoint import Checkpoint, Weight, is_resized
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.ckpt.sample import called, sample_checkpoint, share
+from vlmdoctor.rules.grad.reach import PATH
+from vlmdoctor.rules.places import counted, listed, places
+
+MOST_OF_A_PART = 0.5
+LINKS = (
+    "https://github.com/elixir-nx/bumblebee/issues/364",
+    "https://github.com/huggingface/candle/issues/2358",
+)
+
+
+@rule(
+    "checkpoint-shape-mismatch",
+    "CKPT103",
+    explains=("checkpoint-not-loaded", "initial-loss", "loss-not-falling", "image-ignored"),
+)
+def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Finds weights whose shape differs from the checkpoint's, so that they can't have come from it.
+
+    ## Why it matters
+    Loaders skip such tensors with `ignore_mismatched_sizes=True`, with a hand-written filter on shapes, or
+    log them where nobody looks ([bumblebee 364](https://github.com/elixir-nx/bumblebee/issues/364)); the
+    model keeps random weights there. The usual cause is a configuration that differs from the checkpoint's:
+    another width, head size or number of experts ([candle
+    2358](https://github.com/huggingface/candle/issues/2358)).
+
+    ## How sure it is
+    The shapes are read from the checkpoint. An error where most of a part does not fit, a warning for fewer.
+    Silent about rows that were added to or cut from a table whose other rows were loaded, about position
+    tables (they are interpolated), about heads that a new task replaces, and about tensors that hold as
+    many numbers in another order.
+
+    ## What to do
+    Build the model from the checkpoint's own configuration.
+    """
+    held = [w for w in checkpoint.weights if w.key is not None and w.key_shape is not None]
+    wrong = [w for w in held if _unfit(w)]
+    if not wrong:
+        return
+    whole = [
+        role
+        for role in PATH
+        if share([w for w in wrong if w.role == role], [w for w in held if w.role == role]) >= MOST_OF_A_PART
+    ]
+    first = wrong[0]
+    what = listed(called(role) for role in whole) if whole else counted(len(wrong), "tensor")
+    yield Finding(
+        f"{what} can't have come from the checkpoint: the shapes differ",
+        Severity.ERROR if whole else Severity.WARNING,
+        at=places([w.name for w in wrong], [w.name for w in held]),
+        measured={
+            "tensors": len(wrong),
+            first.name: list(first.shape),
+            "in_the_checkpoint": list(first.key_shape or ()),
+        },
+        threshold={"tensors": 0},
+        cause="the model was built with another configuration than the checkpoint's",
+        fix=Fix(
+            "build the model from the checkpoint's configuration, and load without ignore_mismatched_sizes"
+        ),
+        links=LINKS,
+    )
+
+
+def _unfit(weight: Weight) -> bool:
+    if weight.key_shape is None or weight.key_shape == weight.shape or weight.renamed is not None:
+        return False
+    if weight.agreement is not None:
+        return False  # the rows that both have were compared
+    same_numbers = weight.numel == math.prod(weight.key_shape)
+    resized_rows = is_resized(weight.name, weight.shape, weight.key_shape)
+    return not (same_numbers or resized_rows or "pos" in weight.name or weight.role in ("head", "other"))
+
+
+UNFIT = {"equal": None, "agreement": None, "distance": None}
+
+
+@checkpoint_shape_mismatch.bad
+def narrower_language_model() -> Checkpoint:
+    return sample_checkpoint(
+        lambda w: UNFIT | {"key_shape": (*w.shape[:-1], 256)} if w.role == "language" else {}
+    )
+
+
+@checkpoint_shape_mismatch.good
+def tokens_added() -> Checkpoint:
+    return sample_checkpoint(lambda w: {"key_shape": (600, 320)} if "embed_tokens" in w.name else {})

@@ -1,0 +1,90 @@
+"""part-differs-from-checkpoint: all is the checkpoint's, but one part is another version of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.ckpt.sample import called, sample_checkpoint
+from vlmdoctor.rules.places import places
+
+ROUNDED = 0.005  # relative distance: what a detour over bfloat16 leaves
+NEARLY_ALL = 0.9
+
+
+@rule("part-differs-from-checkpoint", "CKPT104")
+def part_differs_from_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Finds a part with other values than the checkpoint's, while all others have exactly the checkpoint's.
+
+    ## Why it matters
+    Models that build their vision tower from its own name on the hub put the public weights back over the
+    ones that were tuned, and say so in one line at most ([Q-Instruct
+    13](https://github.com/Q-Future/Q-Instruct/issues/13)). Both are good weights, so that nothing looks
+    broken; the model is worse than its checkpoint.
+
+    ## How sure it is
+    Measured: the part's values are related to the checkpoint's and not equal, in nearly all of its tensors
+    and by more than rounding, while those of the other parts are equal. That it was reloaded is assumed; a
+    part that was trained on its own since looks the same: a warning.
+
+    ## What to do
+    Load the checkpoint last, or keep the tower from loading itself (`delay_load`, no `mm_vision_tower` name
+    in the configuration).
+    """
+    told = [w for w in checkpoint.weights if w.key is not None and w.distance is not None and not w.adapter]
+    roles = dict.fromkeys(w.role for w in told)
+    parts = {role: [w for w in told if w.role == role] for role in roles}
+    differing = [role for role, found in parts.items() if _nearly_all(found, equal=False)]
+    if len(differing) != 1 or len(parts) < 2:
+        return
+    role = differing[0]
+    others = [w for w in told if w.role != role]
+    if not _nearly_all(others, equal=True):
+        return
+    changed = parts[role]
+    yield Finding(
+        f"{called(role)} has other weights than the checkpoint, and all the rest has the checkpoint's",
+        Severity.WARNING,
+        at=places([w.name for w in changed], [w.name for w in told]),
+        measured={
+            "tensors": len(changed),
+            "median_distance": sorted(w.distance or 0.0 for w in changed)[len(changed) // 2],
+            "equal_elsewhere": sum(bool(w.equal) for w in others),
+        },
+        threshold={"distance": ROUNDED},
+        cause="another version of it was loaded over the checkpoint's; assumed, not known: that it was "
+        "not trained alone since",
+        fix=Fix("load the checkpoint after everything that loads weights of its own"),
+        links=("https://github.com/Q-Future/Q-Instruct/issues/13",),
+    )
+
+
+def _nearly_all(weights: Sequence[Weight], *, equal: bool) -> bool:
+    def fits(weight: Weight) -> bool:
+        if equal:
+            return bool(weight.equal)
+        related = not weight.equal and weight.loaded is not False
+        return related and weight.distance is not None and weight.distance > ROUNDED
+
+    return bool(weights) and sum(map(fits, weights)) >= NEARLY_ALL * len(weights)
+
+
+@part_differs_from_checkpoint.bad
+def tower_reloaded() -> Checkpoint:
+    return sample_checkpoint(
+        lambda w: {"equal": False, "agreement": 0.99, "distance": 0.1} if w.role == "vision" else {}
+    )
+
+
+@part_differs_from_checkpoint.good
+def tower_in_half_precision() -> Checkpoint:
+    return sample_checkpoint(
+        lambda w: {"equal": False, "agreement": 1.0, "distance": 0.002} if w.role == "vision" else {}
+    )
+
+
+@part_differs_from_checkpoint.good
+def trained_for_a_while() -> Checkpoint:
+    return sample_checkpoint(lambda w: {"equal": False, "agreement": 0.99, "distance": 0.1})
