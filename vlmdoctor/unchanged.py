@@ -65,6 +65,16 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         restore_random()
 
 
+@contextmanager
+def same_random_states() -> Iterator[None]:
+    """The random states are afterwards what they were before, whatever is drawn inside."""
+    restore = _random_states()
+    try:
+        yield
+    finally:
+        restore()
+
+
 def copy_of(batch: Any) -> Any:
     """`batch` with its own tensors and containers, so that a model that edits its inputs edits a copy."""
     if isinstance(batch, torch.Tensor):

@@ -1,0 +1,62 @@
+"""template-without-generation: the loss is asked for answers alone, and the template does not mark them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import Data
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data
+
+
+@rule("template-without-generation", "DATA305", explains=("nothing-supervised",))
+def template_without_generation(data: Data) -> Iterator[Finding]:
+    """`assistant_only_loss` is on, but the chat template has no `{% generation %}` that marks answers.
+
+    ## Why it matters
+    The mask of the answers comes from `{% generation %}` in the template. Without it the mask is all zeros, every
+    label is masked, and the model is trained on nothing. The stock templates of Llama 3.1, Qwen3 and Gemma 3 have
+    none ([marin 7237](https://github.com/marin-community/marin/issues/7237),
+    [TRL 4201](https://github.com/huggingface/trl/issues/4201)).
+
+    ## How sure it is
+    Both are read: the training argument and the template's text. Newer versions of TRL put a template of their own
+    in place for some models, so that it is an error only where every label is indeed masked, else a warning.
+
+    ## What to do
+    Wrap the answer and its stop token into `{% generation %}` and `{% endgeneration %}`.
+    """
+    if data.template_marks_answers is None:
+        raise Unavailable("no chat template was given")
+    if data.template_marks_answers or not data.assistant_only_loss:
+        return
+    empty = bool(data.labelled) and not any(any(row.seen) for row in data.labelled)
+    if not empty and any(any(row.seen) for row in data.labelled):
+        return
+    yield Finding(
+        "assistant_only_loss needs {% generation %} in the chat template, and it has none",
+        Severity.ERROR if empty else Severity.WARNING,
+        at=("tokenizer.chat_template",),
+        measured={"rows": len(data.labelled), "labels": 0 if empty else None},
+        cause="without that mark the mask of the answers is all zeros, and so nothing is supervised",
+        fix=Fix(
+            "mark the answer in the template",
+            ("{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",),
+        ),
+        links=(
+            "https://github.com/marin-community/marin/issues/7237",
+            "https://github.com/huggingface/trl/issues/4201",
+        ),
+    )
+
+
+@template_without_generation.bad
+def nothing_marked() -> Data:
+    return healthy_data(template_marks_answers=False, assistant_only_loss=True, rows=())
+
+
+@template_without_generation.good
+def another_way_of_masking() -> Data:
+    return healthy_data(template_marks_answers=False)

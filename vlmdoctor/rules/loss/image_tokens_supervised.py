@@ -1,0 +1,93 @@
+"""image-tokens-supervised: the loss asks the model to write image placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.data import IGNORED, Data, count
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
+from vlmdoctor.rules.places import counted
+
+MOST = 0.5
+LINKS = (
+    "https://github.com/NielsRogge/Transformers-Tutorials/issues/511",
+    "https://github.com/merveenoyan/smol-vision/issues/11",
+)
+
+
+@rule("image-tokens-supervised", "LOSS303")
+def image_tokens_supervised(data: Data) -> Iterator[Finding]:
+    """Image placeholders are among the labels, so that the model is taught to write them.
+
+    ## Why it matters
+    An image takes hundreds of placeholders, all with the same id. With `labels = input_ids.clone()` they are
+    most of what the loss sees: it falls at once, since they are easy, and little of it is about the answer
+    ([Transformers-Tutorials 511](https://github.com/NielsRogge/Transformers-Tutorials/issues/511): 95 % of
+    all labels). A collator that puts the image id where padding should be masked does the same
+    ([smol-vision 11](https://github.com/merveenoyan/smol-vision/issues/11)).
+
+    ## How sure it is
+    The labels were counted, and the ids of placeholders come from the model's own configuration. It is an
+    error where they are more than half of all labels, else a warning. Models that draw images as tokens are
+    meant to learn such ids: ignore this rule for them.
+
+    ## What to do
+    Set the labels of the placeholders to -100.
+    """
+    rows = data.needing_labels()
+    supervised = sum(sum(row.seen) for row in rows)
+    placeholders = count(rows, "image", supervised=True)
+    images = set(data.words.image_ids)
+    elsewhere = sum(
+        seen and label in images and role != "image"
+        for row in rows
+        for seen, label, role in zip(row.seen, row.labels or (), row.roles, strict=True)
+    )
+    wrong = placeholders + elsewhere
+    if not wrong:
+        return
+    share = wrong / supervised
+    where = tuple(row.name for row in rows if row.count("image", supervised=True))
+    yield Finding(
+        f"image placeholders are {share:.0%} of what the loss sees",
+        Severity.ERROR if share > MOST else Severity.WARNING,
+        at=("labels", *(where[:4] or tuple(row.name for row in rows[:4]))),
+        measured={
+            "labels": supervised,
+            "at_placeholders": placeholders,
+            "placeholder_ids_at_other_tokens": elsewhere,
+            "rows": len(rows),
+        },
+        threshold={"at_placeholders": 0},
+        cause=(
+            "the labels of image placeholders are not masked"
+            if placeholders
+            else "the image placeholder's id was written into the labels of other tokens, such as padding"
+        ),
+        fix=Fix(
+            "mask them",
+            tuple(f"labels[input_ids == {i}] = {IGNORED}" for i in data.words.image_ids[:2])
+            if placeholders
+            else (f"labels[labels == {data.words.image_ids[0]}] = {IGNORED}",),
+        ),
+        links=LINKS,
+    )
+
+
+@image_tokens_supervised.bad
+def ids_as_labels() -> Data:
+    return sample_data("mIIIIuuumAAASmpp", "mIIIIuumAASmpppp")
+
+
+@image_tokens_supervised.bad
+def image_id_for_padding() -> Data:
+    row = sample_row("miiiiuuumAAASmpp")
+    labels = tuple(IMAGE if role == "padding" else label for role, label in zip(row.roles, row.labels or (), strict=True))
+    return sample_data(sample_row("miiiiuuumAAASmpp", labels=labels))
+
+
+@image_tokens_supervised.good
+def masked() -> Data:
+    return healthy_data()

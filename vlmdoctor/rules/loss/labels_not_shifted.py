@@ -1,0 +1,69 @@
+"""labels-not-shifted: the model is taught to repeat the token that it is looking at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.alignment import Alignment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("labels-not-shifted", "LOSS302")
+def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
+    """Nobody shifts the labels, so that each prediction is compared with the token it was made from.
+
+    ## Why it matters
+    To copy its input is learned within a few steps: the loss falls towards 0, and what the model writes is
+    one token again and again. It happens where a hand-written loss leaves the shift to the data and the
+    collator leaves it to the model, or where labels are shifted in the wrong direction.
+
+    ## How sure it is
+    At least 90 % of the labels are the token at their own place (or an earlier one), and of the
+    cross-entropies of the model's own logits exactly one is the loss that it gave: both are measured.
+    Labels of masked-language models differ from the masked ids and are not reported.
+
+    ## What to do
+    Compare the prediction at place t with the token at t + 1, as in the line below.
+    """
+    if alignment.ahead > 0:
+        return
+    own = "the token that it has just read" if alignment.ahead == 0 else "a token further back"
+    shift = alignment.label_shift
+    labels = "stand at their own ids" if shift == 0 else f"are shifted by {shift} against the ids"
+    loss = (
+        "does not shift them" if alignment.model_shift == 0 else f"shifts them by {alignment.model_shift} only"
+    )
+    yield Finding(
+        f"the model is taught to repeat {own}, not to predict the next one",
+        Severity.ERROR,
+        at=("labels",),
+        measured={
+            "labels_ahead_by": shift,
+            "loss_shifts_by": alignment.model_shift,
+            "loss": alignment.loss,
+            "labels_explained": alignment.matched,
+        },
+        threshold={"places_ahead": 1},
+        cause=f"the labels {labels}, and the loss {loss}",
+        fix=Fix(
+            "shift once, in the loss",
+            ("loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",),
+        ),
+        links=("https://github.com/huggingface/transformers/issues/44642",),
+    )
+
+
+@labels_not_shifted.bad
+def left_to_each_other() -> Alignment:
+    return Alignment(4.8, 0, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_not_shifted.bad
+def in_the_wrong_direction() -> Alignment:
+    return Alignment(4.61, 1, -1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_not_shifted.good
+def shifted_by_the_model() -> Alignment:
+    return Alignment(4.61, 1, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)

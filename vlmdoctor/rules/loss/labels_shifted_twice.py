@@ -1,0 +1,93 @@
+"""labels-shifted-twice: the model is taught to predict the token after the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.alignment import Alignment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/47394",
+    "https://github.com/huggingface/transformers/issues/44642",
+)
+
+
+@rule("labels-shifted-twice", "LOSS301")
+def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
+    """Labels are shifted by the data and once more by the model: it learns to skip a token.
+
+    ## Why it matters
+    The loss falls to something plausible, and the model writes every other token. Models of transformers
+    shift the labels themselves, so that a collator that shifts them too does it twice
+    ([transformers 44642](https://github.com/huggingface/transformers/issues/44642)); some models did it
+    twice on their own ([transformers 47394](https://github.com/huggingface/transformers/issues/47394)).
+
+    ## How sure it is
+    Both halves are measured: at least 90 % of the labels are the token so many places ahead, and of the
+    cross-entropies of the model's own logits exactly one is the loss that it gave. Other losses (with
+    smoothing, weights or extra terms) are not judged. Models that predict several tokens ahead on purpose
+    give their usual loss for the next token and are not touched.
+
+    ## What to do
+    Shift in one place only: give labels that equal the input ids, with -100 where nothing is to be learned.
+    """
+    if alignment.ahead < 2:
+        return
+    if alignment.label_shift > 0 and alignment.model_shift > 0:
+        cause = (
+            f"the labels are already {alignment.label_shift} ahead of the ids, and the model's loss "
+            f"shifts them by {alignment.model_shift} more"
+        )
+    elif alignment.model_shift > 1:
+        cause = f"the labels stand at their own ids, and the model's loss shifts them by {alignment.model_shift}"
+    else:
+        cause = f"the labels are {alignment.label_shift} ahead of the ids; the model does not shift them"
+    yield Finding(
+        f"the model is taught the token {alignment.ahead} places ahead, and never the next one",
+        Severity.ERROR,
+        at=("labels",),
+        measured={
+            "labels_ahead_by": alignment.label_shift,
+            "loss_shifts_by": alignment.model_shift,
+            "loss": alignment.loss,
+            "labels_explained": alignment.matched,
+        },
+        threshold={"places_ahead": 1},
+        cause=cause,
+        fix=_fix(alignment),
+        links=LINKS,
+    )
+
+
+def _fix(alignment: Alignment) -> Fix:
+    if alignment.label_shift > 0:
+        return Fix(
+            "shift once: give the model labels that stand at their own tokens",
+            ("labels = input_ids.clone()  # then -100 for what is not to be learned",),
+        )
+    return Fix(
+        "shift once in the model's loss; until then, compute the loss from its logits",
+        ("loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",),
+    )
+
+
+@labels_shifted_twice.bad
+def shifted_by_the_model_twice() -> Alignment:
+    return Alignment(4.9, 2, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_shifted_twice.bad
+def shifted_by_the_collator_too() -> Alignment:
+    return Alignment(4.61, 1, 1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_shifted_twice.good
+def shifted_by_the_model() -> Alignment:
+    return Alignment(4.61, 1, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_shifted_twice.good
+def shifted_by_the_collator() -> Alignment:
+    return Alignment(4.8, 0, 1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)

@@ -1,0 +1,76 @@
+"""padding-supervised: the loss asks the model to write padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+
+MOST = 0.5
+
+
+@rule("padding-supervised", "LOSS304")
+def padding_supervised(data: Data) -> Iterator[Finding]:
+    """Padding is among the labels, so that the model is taught to write it.
+
+    ## Why it matters
+    Padding is easy to predict: the loss looks better than it is, and the shorter the answers, the more of it
+    is about nothing. Where padding is the end-of-text token, the model learns to write it again and again.
+
+    ## How sure it is
+    Padding is what the attention mask leaves out, or, where the mask leaves out nothing, a run of the padding
+    token before or after the text. Its labels were counted. It is an error where they are more than half of
+    all labels, else a warning.
+
+    ## What to do
+    Set the labels to -100 where the attention mask is 0, and not where the id is that of padding: the two
+    differ as soon as padding and end of text share a token.
+    """
+    rows = data.needing_labels()
+    wrong = sum(_wrong(row, data) for row in rows)
+    # One end of text after the answer is no padding, even if both are the same token.
+    if data.words.pad_is_eos and wrong <= len(rows):
+        return
+    if not wrong:
+        return
+    supervised = sum(sum(row.seen) for row in rows)
+    share = wrong / supervised
+    yield Finding(
+        f"padding is {share:.0%} of what the loss sees",
+        Severity.ERROR if share > MOST else Severity.WARNING,
+        at=("labels", *(row.name for row in rows if _wrong(row, data))),
+        measured={"labels": supervised, "at_padding": wrong, "rows": len(rows)},
+        threshold={"at_padding": 0},
+        cause="the labels of padding are not masked",
+        fix=Fix("mask them by the attention mask", (f"labels[attention_mask == 0] = {IGNORED}",)),
+        links=("https://github.com/merveenoyan/smol-vision/issues/11",),
+    )
+
+
+def _wrong(row: Row, data: Data) -> int:
+    """Supervised padding, but for labels that hold an image's id, which have a rule of their own."""
+    images = data.words.image_ids
+    return sum(
+        seen and role == "padding" and label not in images
+        for seen, role, label in zip(row.seen, row.roles, row.labels or (), strict=True)
+    )
+
+
+@padding_supervised.bad
+def ids_as_labels() -> Data:
+    return sample_data("miiiiuuumAAASmPP", "miiiiuumAASmPPPP")
+
+
+@padding_supervised.good
+def masked() -> Data:
+    return healthy_data()
+
+
+@padding_supervised.good
+def no_padding_at_all() -> Data:
+    return sample_data(sample_row("miiiiuuumAAAS"))
+
+

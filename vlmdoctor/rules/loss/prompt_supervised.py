@@ -1,0 +1,72 @@
+"""prompt-supervised: the model is taught the questions as well as the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.data import Data, count
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data
+
+NEARLY_ALL = 0.9
+FEWEST = 8  # tokens of users' words
+
+
+@rule("prompt-supervised", "LOSS306")
+def prompt_supervised(data: Data) -> Iterator[Finding]:
+    """The words of the user are among the labels, beside those of the assistant.
+
+    ## Why it matters
+    The loss is then mostly about questions, which repeat, and little about answers, which matter. A mask that
+    covers only padding and images leaves them in
+    ([VLM-R1 123](https://github.com/om-ai-lab/VLM-R1/issues/123),
+    [TRL 1880](https://github.com/huggingface/trl/issues/1880)).
+
+    ## How sure it is
+    The speakers were told apart by the chat template's own markers, and 90 % of the users' words have
+    labels. Whether that is meant can't be seen: it assumes fine-tuning on conversations, where prompts are
+    mostly masked. Some recipes learn them on purpose, and pretraining does: ignore this rule then.
+
+    ## What to do
+    Mask everything but the answers and the stop token after each.
+    """
+    rows = data.needing_roles()
+    asked, learned = count(rows, "user"), count(rows, "user", supervised=True)
+    answers = count(rows, "assistant", supervised=True)
+    if asked < FEWEST or learned < NEARLY_ALL * asked or not answers:
+        return
+    total = sum(sum(row.seen) for row in rows)
+    yield Finding(
+        f"the questions are learned too: {learned / total:.0%} of what the loss sees are the user's words",
+        Severity.WARNING,
+        at=("labels", *(row.name for row in rows[:4])),
+        measured={"labels": total, "of_users": learned, "of_answers": answers, "rows": len(rows)},
+        threshold={"of_users": 0},
+        cause="the labels of the user's turns are not masked; that they are meant to be is assumed",
+        fix=Fix(
+            "mask the prompts, for instance by the template's own mark of the answers",
+            (
+                "tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)",
+            ),
+        ),
+        links=(
+            "https://github.com/om-ai-lab/VLM-R1/issues/123",
+            "https://github.com/huggingface/trl/issues/1880",
+        ),
+    )
+
+
+@prompt_supervised.bad
+def only_images_masked() -> Data:
+    return sample_data("MiiiiUUUUUMAAASMpp", "MiiiiUUUUMAASMpppp")
+
+
+@prompt_supervised.good
+def answers_only() -> Data:
+    return healthy_data()
+
+
+@prompt_supervised.good
+def captions_for_pretraining() -> Data:
+    return sample_data("iiiiOOOOOOSpp", "iiiiOOOOSpppp")

@@ -1,0 +1,145 @@
+"""stop-token-not-supervised: answers are learned, and where they end is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
+from vlmdoctor.rules.places import counted
+
+LINKS = (
+    "https://github.com/unslothai/unsloth/issues/416",
+    "https://github.com/huggingface/trl/issues/1623",
+    "https://github.com/mlabonne/llm-course/issues/33",
+)
+
+
+@rule("stop-token-not-supervised", "LOSS305")
+def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
+    """No answer's stop token is among the labels, so that the model never learns to stop.
+
+    ## Why it matters
+    The model goes on until the limit of generated tokens, often by asking itself the next question. The
+    usual ways there: padding is the end-of-text token and the collator masks all padding
+    ([unsloth 416](https://github.com/unslothai/unsloth/issues/416),
+    [llm-course 33](https://github.com/mlabonne/llm-course/issues/33)); the stop token is never appended
+    ([TRL 1623](https://github.com/huggingface/trl/issues/1623)); or the template puts it into the next
+    message, outside of what is learned ([TRL 5988](https://github.com/huggingface/trl/issues/5988)).
+
+    ## How sure it is
+    Answers were told apart by the chat template's own markers, or by a masked question before a supervised
+    answer; their labels were counted in all rows looked at. It is an error where a stop token stands in the
+    text and is masked because padding has the same id, else a warning: a model that can stop already may get
+    along without. Answers that are cut off at the maximum length are not counted.
+
+    ## What to do
+    Leave the stop token after each answer among the labels; give padding a token of its own.
+    """
+    rows = [row for row in data.needing_labels() if _has_answer(row) and not _cut(row, data)]
+    if not data.tokenizer_given:
+        raise Unavailable("no tokenizer was given")
+    if not rows or any(row.count("stop", supervised=True) for row in rows):
+        return
+    if any(_ends_in(row, data.words.eos_ids + data.words.stop_ids) for row in rows):
+        return
+    there = sum(row.count("stop") for row in rows)
+    by_padding = data.words.pad_is_eos and there > 0
+    stop = data.words.stop_ids[0] if data.words.stop_ids else None
+    name = "the stop token" if stop is None else f"the stop token {data.words.named(stop)}"
+    if by_padding:
+        cause = (
+            "padding and end of text are the same token here, and the labels of all of them are masked: "
+            "as a collator does that masks by the id of padding"
+        )
+    elif there:
+        cause = "it stands after the answers, and its labels are masked; what masked them was not established"
+    else:
+        cause = "none stands after any answer: it is not appended, or comes with the next message only"
+    yield Finding(
+        f"{name} is never learned: {counted(len(rows), 'answer')} looked at, none ends with a supervised one",
+        Severity.ERROR if by_padding else Severity.WARNING,
+        at=("labels", *(row.name for row in rows[:4])),
+        measured={
+            "rows_with_answers": len(rows),
+            "stop_tokens": there,
+            "supervised_stop_tokens": 0,
+            "padding_is_end_of_text": data.words.pad_is_eos,
+        },
+        threshold={"supervised_stop_tokens": 1},
+        cause=cause,
+        fix=_fix(by_padding, there),
+        links=LINKS,
+    )
+
+
+def _has_answer(row: Row) -> bool:
+    """A supervised answer: by its speaker, or as supervised text behind a masked beginning."""
+    if row.roles_known:
+        return row.count("assistant", supervised=True) > 0
+    return row.count("other", supervised=True) > 0 and _masked_start(row)
+
+
+def _masked_start(row: Row) -> bool:
+    """Whether text comes before the first label, so that the row is a question with an answer."""
+    first = row.seen.index(True) if True in row.seen else 0
+    return row.roles[:first].count("other") > 1
+
+
+def _cut(row: Row, data: Data) -> bool:
+    """Whether the row is as long as rows may be, so that its end may have been cut off."""
+    limits = {limit for limit in (data.max_length, data.words.max_positions) if limit}
+    return row.length in limits
+
+
+def _ends_in(row: Row, ends: tuple[int, ...]) -> bool:
+    """Whether a label is an end of text under another name."""
+    return any(
+        seen and label in ends for seen, label in zip(row.seen, row.labels or (), strict=True)
+    )
+
+
+def _fix(by_padding: bool, there: int) -> Fix:
+    if by_padding:
+        return Fix(
+            "mask by the attention mask, or give padding a token of its own",
+            (f"labels[attention_mask == 0] = {IGNORED}", "tokenizer.pad_token = tokenizer.unk_token"),
+        )
+    if there:
+        return Fix("leave the stop token after each answer among the labels")
+    return Fix(
+        "append it to each answer before encoding, inside of what is learned",
+        ("answer = answer + tokenizer.eos_token",),
+    )
+
+
+@stop_token_not_supervised.bad
+def masked_with_the_padding() -> Data:
+    return sample_data("miiiiuuumAAAspp", "miiiiuumAAspppp", words=words(padding_id=2, pad_is_eos=True))
+
+
+@stop_token_not_supervised.bad
+def never_appended() -> Data:
+    return sample_data("miiiiuuumAAApp", "miiiiuumAApppp")
+
+
+@stop_token_not_supervised.bad
+def never_appended_and_no_template() -> Data:
+    rows = [
+        sample_row("oiiiioooOOOO", i, roles_known=False, attended=None, ids=tuple(range(20, 32))) for i in (0, 1)
+    ]
+    return sample_data(*rows)
+
+
+@stop_token_not_supervised.good
+def supervised() -> Data:
+    return healthy_data()
+
+
+@stop_token_not_supervised.good
+def text_in_pieces_for_pretraining() -> Data:
+    """Everything supervised, and texts cut anywhere: no answers to end."""
+    return sample_data(sample_row("oOOOOOOOOOO"), sample_row("oOOOOOOOOOO", 1))

@@ -1,0 +1,1 @@
+"""Rules on which tokens may see which."""
