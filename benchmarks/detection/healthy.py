@@ -33,8 +33,16 @@ def lora(made: Made) -> None:
         for parameter in made.model.parameters():  # adapters go to a trained model: its projector is not zero
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.02)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    pattern = r"(?!.*(vision|visual)).*\.(q_proj|v_proj)"  # those of the language model alone
+    config = peft.LoraConfig(r=4, target_modules=pattern)
     made.model = peft.get_peft_model(made.model, config)
+
+
+@variant("llava", "qwen2_5_vl", "internvl")
+def lora_everywhere(made: Made) -> None:
+    import peft
+
+    made.model = peft.get_peft_model(made.model, peft.LoraConfig(r=4, target_modules="all-linear"))
 
 
 @variant("llava", "qwen2_5_vl")

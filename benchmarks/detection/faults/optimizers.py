@@ -123,14 +123,13 @@ def tower_still_trains(made: Made) -> None:
 @fault(
     "E10-lora-on-the-tower",
     families="llava internvl smolvlm",
-    rules="trained-by-mistake lora* PARAM*",
+    rules="trained-by-mistake lora-on-vision",
     at="part:vision vision",
 )
 def lora_on_the_tower(made: Made) -> None:
-    """LoRA's q_proj and v_proj also fit the tower's, though the language model alone was declared."""
+    """LoRA's q_proj and v_proj also fit the tower's."""
     import peft
 
-    made.more["trainable"] = [made.parts["language"].split(".")[-1]]
     made.model = peft.get_peft_model(
         made.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "out_proj"])
     )

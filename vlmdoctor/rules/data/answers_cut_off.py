@@ -60,7 +60,9 @@ def _ended(row: Row) -> bool:
 
 @answers_cut_off.bad
 def at_fourteen_tokens() -> Data:
-    return sample_data("miiiiuuumAAAAA", "miiiiuumAAAAAA", "miiiiuuuuumAAA", "miiiiuumAASmpp", "muumAASmpppppp")
+    return sample_data(
+        "miiiiuuumAAAAA", "miiiiuumAAAAAA", "miiiiuuuuumAAA", "miiiiuumAASmpp", "muumAASmpppppp"
+    )
 
 
 @answers_cut_off.good

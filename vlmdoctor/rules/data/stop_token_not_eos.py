@@ -29,9 +29,7 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
     Add the token to the configuration's `eos_token_id`, which may be a list.
     """
     rows = data.needing_roles()
-    ends = {
-        row.ids[i] for row in rows for i, role in enumerate(row.roles) if role == "stop" and row.seen[i]
-    }
+    ends = {row.ids[i] for row in rows for i, role in enumerate(row.roles) if role == "stop" and row.seen[i]}
     known = set(data.words.eos_ids)
     if not ends or not known or ends & known:
         return

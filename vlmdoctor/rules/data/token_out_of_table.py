@@ -62,7 +62,9 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
             else "the ids come from another vocabulary than the model's; which one was not established"
         ),
         fix=Fix(
-            "resize the embedding before training" if grown else "use the tokenizer that belongs to the model",
+            "resize the embedding before training"
+            if grown
+            else "use the tokenizer that belongs to the model",
             ("model.resize_token_embeddings(len(tokenizer))",) if grown else (),
         ),
         links=(
@@ -89,4 +91,6 @@ def placeholder_beyond_the_table() -> Data:
     """As in models that replace the placeholder before they look anything up."""
     row = sample_row("miiiiuuumAAAS")
     ids = tuple(100 if i == 3 else i for i in row.ids)
-    return sample_data(sample_row("miiiiuuumAAAS", ids=ids), words=words(image_ids=(100,), placeholder_ids=(100,)))
+    return sample_data(
+        sample_row("miiiiuuumAAAS", ids=ids), words=words(image_ids=(100,), placeholder_ids=(100,))
+    )

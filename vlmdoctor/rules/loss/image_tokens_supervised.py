@@ -84,7 +84,9 @@ def ids_as_labels() -> Data:
 @image_tokens_supervised.bad
 def image_id_for_padding() -> Data:
     row = sample_row("miiiiuuumAAASmpp")
-    labels = tuple(IMAGE if role == "padding" else label for role, label in zip(row.roles, row.labels or (), strict=True))
+    labels = tuple(
+        IMAGE if role == "padding" else label for role, label in zip(row.roles, row.labels or (), strict=True)
+    )
     return sample_data(sample_row("miiiiuuumAAASmpp", labels=labels))
 
 

@@ -54,7 +54,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     if negative:
         cause = f"{value} is no token, and the loss ignores {IGNORED} only"
     elif value in data.words.image_ids:
-        cause = f"{data.words.named(value)} is an image placeholder; the head has {limit} rows and none for it"
+        cause = (
+            f"{data.words.named(value)} is an image placeholder; the head has {limit} rows and none for it"
+        )
     else:
         cause = f"the output head has {limit} rows, and the token is beyond them"
     yield Finding(
@@ -67,7 +69,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
         threshold={"head_rows": limit},
         cause=cause,
         fix=Fix(
-            "mask them" if negative or value in data.words.image_ids else "resize the embeddings, or mask them",
+            "mask them"
+            if negative or value in data.words.image_ids
+            else "resize the embeddings, or mask them",
             (f"labels[labels == {value}] = {IGNORED}",)
             if negative or value in data.words.image_ids
             else ("model.resize_token_embeddings(len(tokenizer))",),
@@ -82,7 +86,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
 @label_out_of_range.bad
 def minus_one() -> Data:
     row = sample_row("miiiiuuumAAAS")
-    return sample_data(sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORED else v for v in row.labels or ())))
+    return sample_data(
+        sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORED else v for v in row.labels or ()))
+    )
 
 
 @label_out_of_range.bad
