@@ -28,6 +28,7 @@ class TrainingArgs:
         warmup: Steps of warm-up that were asked for.
         reentrant: Whether gradient checkpointing is on and reentrant.
         find_unused: Whether DDP looks for unused parameters.
+        of_trainer: Whether they are transformers' own `TrainingArguments`, so that its `Trainer` is the loop.
     """
 
     steps: int | None = None
@@ -38,6 +39,7 @@ class TrainingArgs:
     warmup: int | None = None
     reentrant: bool = False
     find_unused: bool = False
+    of_trainer: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> TrainingArgs:
@@ -67,6 +69,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> TrainingArgs:
         warmup=int(warmup) if isinstance(warmup, int | float) else None,
         reentrant=read("gradient_checkpointing", False) is True and kwargs.get("use_reentrant") is True,
         find_unused=read("ddp_find_unused_parameters", False) is True,
+        of_trainer=any(base.__name__ == "TrainingArguments" for base in type(given).__mro__),
     )
 
 
