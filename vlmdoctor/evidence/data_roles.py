@@ -123,7 +123,9 @@ def _ends(ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] |
 
 def speakers(ids: Sequence[int], roles: list[str], template: Template, pieces: Pieces) -> list[str] | None:
     """`roles` with the speakers filled in; None where no answer's marker is among the tokens."""
-    texts = [b"" if role in ("padding", "image") else pieces(token) for token, role in zip(ids, roles, strict=True)]
+    texts = [
+        b"" if role in ("padding", "image") else pieces(token) for token, role in zip(ids, roles, strict=True)
+    ]
     starts, position = [], 0
     for text in texts:
         starts.append(position)
@@ -208,4 +210,6 @@ def _stops_of_answers(roles: list[str], base: Sequence[str]) -> None:
     """An end-of-text token in or right after an answer ends it, whatever the template says."""
     for i in range(1, len(roles)):
         if base[i] == "stop" and roles[i] != "stop":
-            roles[i] = "stop" if roles[i - 1] in ("assistant", "stop") or roles[i] == "assistant" else "marker"
+            roles[i] = (
+                "stop" if roles[i - 1] in ("assistant", "stop") or roles[i] == "assistant" else "marker"
+            )
