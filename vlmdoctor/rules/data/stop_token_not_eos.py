@@ -21,8 +21,8 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
     template ended with 2).
 
     ## How sure it is
-    The ends of the answers were found in the tokens of this data, and are supervised. What generation stops at
-    is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
+    The ends of the answers were found in the tokens of this data, and are supervised. What generation stops
+    at is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
     `generate` can name its own stop tokens.
 
     ## What to do

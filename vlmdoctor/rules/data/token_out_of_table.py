@@ -21,9 +21,9 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     ## Why it matters
     On a CPU the forward pass raises `index out of range in self`; on a GPU a device-side assert ends the
     process without naming the token. Tokens were added to the tokenizer and the embedding was not resized
-    ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was taken for
-    `len(tokenizer)`, or the tokenizer belongs to another model
-    ([tokenizers 1609](https://github.com/huggingface/tokenizers/issues/1609)).
+    ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was taken
+    for `len(tokenizer)`, or the tokenizer belongs to another model ([tokenizers
+    1609](https://github.com/huggingface/tokenizers/issues/1609)).
 
     ## How sure it is
     Ids and rows were counted. Ids that the model's configuration names as placeholders of images, video or

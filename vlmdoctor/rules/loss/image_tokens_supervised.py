@@ -8,7 +8,6 @@ from vlmdoctor.evidence.data import IGNORED, Data, count
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
-from vlmdoctor.rules.places import counted
 
 MOST = 0.5
 LINKS = (

@@ -67,4 +67,4 @@ def answers_only() -> Data:
 
 @prompt_supervised.good
 def captions_for_pretraining() -> Data:
-    return sample_data("iiiiOOOOOOSpp", "iiiiOOOOSpppp")
+    return sample_data("iiiiOOOOOOSppppp", "iiiiOOOOSppppppp", "muuuuuuuuuuuumAS")

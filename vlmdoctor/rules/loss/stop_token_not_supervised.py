@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.data import IGNORED, Data, Row
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import IGNORED, Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
