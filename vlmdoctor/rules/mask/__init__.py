@@ -1,0 +1,1 @@
+"""Rules on what may see what: the causal mask, padding, other samples."""
