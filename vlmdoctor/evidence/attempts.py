@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.bench import Bench, change
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.evidence.inputs import IGNORED
+from vlmdoctor.evidence.leak import leaking_module, moved_with_causal_mask
 from vlmdoctor.evidence.trials import distances
 
 Results = Iterator[tuple[str, Change | str]]
@@ -36,7 +38,8 @@ def edit_a_token(bench: Bench) -> Results:
     row, place = _late_token(bench, where)
     ids = inputs[inputs.ids].clone()
     ids[row, place] = _another(bench, row, place)
-    apart = bench.moved(bench.trials.run(inputs.with_(**{inputs.ids: ids})))
+    changed = inputs.with_(**{inputs.ids: ids})
+    apart = bench.moved(bench.trials.run(changed))
     columns = torch.arange(ids.shape[1])
     # A decoder that reads the labels sees this one a position later.
     sees = columns > place if inputs.reads_labels else columns >= place
@@ -49,7 +52,8 @@ def edit_a_token(bench: Bench) -> Results:
         before = where & ~sees
         before[torch.arange(len(ids)) != row] = False
         kind = getattr(bench.config, "is_decoder", None)
-        yield "later-token", change(what, apart, before, allowed, effect, token=place, is_decoder=kind)
+        found = change(what, apart, before, allowed, effect, token=place, is_decoder=kind)
+        yield "later-token", _located(bench, found, changed, before, repair=True)
     else:
         yield "later-token", refused
     others = bench.valid.clone()
@@ -59,7 +63,8 @@ def edit_a_token(bench: Bench) -> Results:
     elif bench.setting("expert_capacity") is not None:
         yield "another-sample", _CAPACITY
     else:
-        yield "another-sample", change(what, apart, others, allowed, effect, changed_row=row)
+        found = change(what, apart, others, allowed, effect, changed_row=row)
+        yield "another-sample", _located(bench, found, changed, others)
 
 
 def exchange_an_image(bench: Bench) -> Results:
@@ -106,17 +111,17 @@ def edit_a_packed_sample(bench: Bench) -> Results:
         raise Unavailable("the first packed sample has no text")
     ids = bench.inputs[bench.inputs.ids].clone()
     ids[row, places[-1]] = _another(bench, row, places[-1])
-    apart = bench.moved(bench.trials.run(bench.inputs.with_(**{bench.inputs.ids: ids})))
+    changed = bench.inputs.with_(**{bench.inputs.ids: ids})
+    apart = bench.moved(bench.trials.run(changed))
     effect = float(apart[row][first].max())
     others = torch.zeros_like(bench.valid)
     others[row] = bench.valid[row] & ~first
     what = f"token {places[-1]} of row {row}"
     by = "segment_ids" if "position_ids" not in bench.inputs.fields else "position_ids"
     masked = bench.inputs.mask is not None
-    yield (
-        "packed-neighbour",
-        change(what, apart, others, bench.exact(effect), effect, told_by=by, attention_mask=masked),
-    )
+    allowed = bench.exact(effect)
+    found = change(what, apart, others, allowed, effect, told_by=by, attention_mask=masked)
+    yield "packed-neighbour", _located(bench, found, changed, others)
 
 
 def pad_more(bench: Bench) -> Results:
@@ -160,6 +165,18 @@ def pad_more(bench: Bench) -> Results:
             position_ids=given,
         ),
     )
+
+
+def _located(
+    bench: Bench, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
+) -> Change:
+    """`found`, if it moves, with the module that lets it through and what a causal mask would do."""
+    if not found.moves:
+        return found
+    detail = {**found.detail, "module": leaking_module(bench, changed, where)}
+    if repair:
+        detail["moved_with_causal_mask"] = moved_with_causal_mask(bench, changed, where)
+    return dataclasses.replace(found, detail=detail)
 
 
 def _padded(bench: Bench, left: bool) -> dict[str, torch.Tensor]:
@@ -262,11 +279,8 @@ def _first_image(bench: Bench, positions: torch.Tensor | None) -> dict[str, torc
     for name in inputs.images:
         images = inputs[name]
         grid = inputs.fields.get(_GRIDS.get(name, ""))
-        if (
-            isinstance(grid, torch.Tensor)
-            and len(grid) == rows
-            and int(grid.prod(dim=1).sum()) == len(images)
-        ):
+        patches = grid.prod(dim=1) if isinstance(grid, torch.Tensor) else None
+        if patches is not None and len(patches) == rows and int(patches.sum()) == len(images):
             count = int(patches[0])
         elif len(images) == rows:
             count = 1

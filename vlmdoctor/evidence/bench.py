@@ -13,7 +13,8 @@ from vlmdoctor.evidence.trials import Seen, Trials, distances
 from vlmdoctor.subject import Subject
 
 _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would leave
-_NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer")  # by design
+# They look ahead, or depend on the length in blocks, by design.
+_NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
 
 
 class Bench:
@@ -60,7 +61,10 @@ class Bench:
     def exact(self, effect: float) -> float:
         """What may move where a pass differs in values only, and not in shapes."""
         allowed = max(10 * self.noise, _SAME_SHAPE * effect)
-        return max(allowed, 10 * self.rounding) if self.trials.has_experts else allowed
+        if self.trials.has_experts:
+            return max(allowed, 10 * self.rounding)
+        # In half precision one rounding hides too much, and passes of one shape agree bit for bit there.
+        return max(allowed, 2 * self.rounding) if self.trials.epsilon < 1e-6 else allowed
 
     @property
     def config(self) -> Any:
