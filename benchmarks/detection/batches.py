@@ -45,6 +45,9 @@ def vlm_batch(model: nn.Module) -> Batch:
     if "decoder_input_ids" in parameters and getattr(model.config, "is_encoder_decoder", False):
         batch["labels"] = batch["input_ids"][:, -ANSWER - 1 :].clone()
         batch = {name: value for name, value in batch.items() if name in parameters}
+    if kind == "paligemma":  # what is in front of the answer is seen both ways
+        batch["token_type_ids"] = (batch["labels"] != IGNORED).long()
+        return batch
     for name in {"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"} & set(parameters):
         batch[name] = (batch["input_ids"] == placeholder(model.config)).long()
     return batch

@@ -15,6 +15,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
 from vlmdoctor.evidence.bench import Bench, change
 from vlmdoctor.evidence.rotary_tables import StoredTable, stored_tables
+from vlmdoctor.evidence.trials import Seen
 from vlmdoctor.subject import canonical_name, role_of
 
 SHIFT = 16
@@ -43,13 +44,16 @@ def shift_positions(bench: Bench) -> Results:
     if shift < LEAST_SHIFT:
         raise Unavailable("the sequence uses all positions, so that there is no room to shift it")
 
-    def moved(move: Move) -> torch.Tensor:
+    def seen(move: Move) -> Seen:
         moves = _moved_tables(tables, move, length) if tables else _moved_positions(modules, move, length)
         with moves:
-            return bench.moved(bench.trials.run())
+            return bench.trials.run()
 
-    shifted = moved(lambda positions: positions + shift)
-    scrambled = moved(lambda positions: positions.amax() - positions)
+    # Where the positions of images have several axes, some models mix two of them in one rotation
+    # (HunYuan-VL): with one count for all of them the question is the same, and what is asked is certain.
+    flat = seen(_one_axis) if modules else bench.before
+    shifted = bench.moved(seen(lambda positions: _one_axis(positions) + shift), flat)
+    scrambled = bench.moved(seen(lambda positions: positions.amax() - _one_axis(positions)), flat)
     effect = float(scrambled[bench.valid].max())
     if effect <= bench.rounded:
         raise Unavailable("positions hardly move this model's logits")
@@ -74,6 +78,11 @@ def switch_backend(bench: Bench) -> Results:
         apart = bench.moved(bench.trials.run())
     allowed = max(bench.rounded, 1e-3 * bench.scale)
     yield "backend", change(f"{current} to {_BACKENDS[current]}", apart, bench.valid, allowed, None)
+
+
+def _one_axis(positions: torch.Tensor) -> torch.Tensor:
+    """Positions [axes, B, T] with the first axis in place of all; others as they are."""
+    return positions[:1].expand_as(positions) if positions.ndim == 3 else positions
 
 
 def _room(bench: Bench, length: int) -> int:

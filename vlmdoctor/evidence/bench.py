@@ -52,11 +52,12 @@ class Bench:
         """The logits of the text's positions."""
         return logits[:, self.offset :]
 
-    def moved(self, seen: Seen) -> torch.Tensor:
-        """[B, T] on the CPU: how far each position's logits are from the unchanged batch's."""
-        if seen.logits is None or seen.logits.shape != self.before.logits.shape:
+    def moved(self, seen: Seen, base: Seen | None = None) -> torch.Tensor:
+        """[B, T] on the CPU: how far each position's logits are from those of `base`, the unchanged batch."""
+        base = base or self.before
+        if seen.logits is None or base.logits is None or seen.logits.shape != base.logits.shape:
             raise Unavailable("the changed batch gives logits of another shape")
-        return distances(self.text(seen.logits), self.text(self.before.logits)).cpu()
+        return distances(self.text(seen.logits), self.text(base.logits)).cpu()
 
     def exact(self, effect: float) -> float:
         """What may move where a pass differs in values only, and not in shapes."""

@@ -54,6 +54,7 @@ class Trials:
         for module in self.model.modules():
             module.training = trains and not _NOISY.search(type(module).__name__)
         self.seconds = 0.0
+        self._seen_types: set[torch.dtype] = set()
 
     def run(self, batch: Any = None) -> Seen:
         """One pass on `batch`, by default the user's."""
@@ -83,7 +84,7 @@ class Trials:
                 return output
             generator = torch.Generator().manual_seed(1)
             signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-            return output * (1 + signs * torch.finfo(output.dtype).eps)
+            return output * (1 + signs * self.epsilon)
 
         with contextlib.ExitStack() as hooks:
             for module in self.model.modules():
@@ -93,8 +94,12 @@ class Trials:
 
     @property
     def epsilon(self) -> float:
-        """The relative rounding of the coarsest float type among the weights."""
+        """The relative rounding of the coarsest float type among the weights, and of the logits seen so far.
+
+        Logits are coarser than the weights where the loss function runs the model under autocast.
+        """
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point() and p.element_size() > 1}
+        kinds |= self._seen_types
         return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
 
     @property
@@ -119,6 +124,7 @@ class Trials:
             logits = logits.unflatten(0, tuple(ids.shape))
         if logits.ndim != 3 or logits.shape[0] != ids.shape[0]:
             return None
+        self._seen_types.add(logits.dtype)
         return logits.detach()[..., :: max(1, logits.shape[-1] // COLUMNS)].clone()
 
 
