@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.bench import Bench, change
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.evidence.inputs import IGNORED
-from vlmdoctor.evidence.leak import leaking_module, moved_with_causal_mask
+from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
 from vlmdoctor.evidence.trials import distances
 
 Results = Iterator[tuple[str, Change | str]]
@@ -79,7 +80,7 @@ def exchange_an_image(bench: Bench) -> Results:
     owned = _first_image(bench, seen)
     if owned is not None and len(bench.valid) > 1:
         apart = bench.moved(bench.trials.run(inputs.with_(**owned)))
-        own = float(apart[0][bench.valid[0]].max())
+        own = float(apart[0][(bench.valid if seen is None else bench.valid | seen)[0]].max())
         others = bench.valid.clone()
         others[0] = False
         allowed = bench.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
@@ -111,8 +112,12 @@ def edit_a_packed_sample(bench: Bench) -> Results:
         raise Unavailable("the first packed sample has no text")
     ids = bench.inputs[bench.inputs.ids].clone()
     ids[row, places[-1]] = _another(bench, row, places[-1])
-    changed = bench.inputs.with_(**{bench.inputs.ids: ids})
-    apart = bench.moved(bench.trials.run(changed))
+    # A cache, which no training needs, keeps transformers from looking for packed samples.
+    cached = "use_cache" in inspect.signature(bench.trials.model.forward).parameters
+    options = {"use_cache": False} if cached and isinstance(bench.subject.batch, Mapping) else {}
+    changed = bench.inputs.with_(**{bench.inputs.ids: ids}, **options)
+    before, after = (bench.trials.run(batch).logits for batch in (bench.inputs.with_(**options), changed))
+    apart = distances(bench.text(after), bench.text(before)).cpu()
     effect = float(apart[row][first].max())
     others = torch.zeros_like(bench.valid)
     others[row] = bench.valid[row] & ~first
@@ -121,7 +126,7 @@ def edit_a_packed_sample(bench: Bench) -> Results:
     masked = bench.inputs.mask is not None
     allowed = bench.exact(effect)
     found = change(what, apart, others, allowed, effect, told_by=by, attention_mask=masked)
-    yield "packed-neighbour", _located(bench, found, changed, others)
+    yield "packed-neighbour", found
 
 
 def pad_more(bench: Bench) -> Results:
@@ -170,10 +175,10 @@ def pad_more(bench: Bench) -> Results:
 def _located(
     bench: Bench, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
 ) -> Change:
-    """`found`, if it moves, with the module that lets it through and what a causal mask would do."""
+    """`found`, if it moves, with the place where it gets through and what a causal mask would do."""
     if not found.moves:
         return found
-    detail = {**found.detail, "module": leaking_module(bench, changed, where)}
+    detail = {**found.detail, "place": leaking_place(bench, changed, where)}
     if repair:
         detail["moved_with_causal_mask"] = moved_with_causal_mask(bench, changed, where)
     return dataclasses.replace(found, detail=detail)
@@ -297,7 +302,7 @@ def _influence(bench: Bench, apart: torch.Tensor, positions: torch.Tensor | None
     if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
         raise Unavailable("the images of this batch are empty")
     where = bench.valid
-    anywhere = float(apart[where].max())
+    anywhere = float(apart[where if positions is None else where | positions].max())
     text = where
     if positions is not None:
         # The text that stands behind an image, where the loss looks at it.

@@ -15,15 +15,17 @@ from vlmdoctor.evidence.trials import distances
 from vlmdoctor.subject import canonical_name
 
 
-def leaking_module(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
-    """The first module whose inputs at `where` [B, T] are the same as ever, and whose output isn't."""
+def leaking_place(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
+    """The first place where values at `where` [B, T] are not the same as ever: a module, or its input."""
     before = _sums(bench, None, where)
     after = _sums(bench, changed, where)
     for name, (given, made) in after.items():
         known = before.get(name)
         if known is not None and given and known[0] == given and known[1] != made:
             return name
-    return None
+    # Between modules, in the forward of one that contains them.
+    moved = (name for name, (given, _) in after.items() if given and before.get(name, (given,))[0] != given)
+    return next((f"the input of {name}" for name in moved), None)
 
 
 def moved_with_causal_mask(bench: Bench, changed: Any, where: torch.Tensor) -> float | None:

@@ -15,7 +15,7 @@ LINKS = (
 )
 
 
-@rule("wrong-image", "IMG202", explains=("sample-leak",))
+@rule("wrong-image", "IMG202")
 def wrong_image(influence: Influence) -> Iterator[Finding]:
     """Exchanging one sample's image moves the logits of another sample.
 
@@ -38,10 +38,14 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
     projector; put features back in the order of the placeholders.
     """
     seen = influence.of("image-of-another")
-    if not seen.moves:
+    own = seen.effect is None or seen.effect > seen.allowed
+    images = influence.changes.get("images")
+    if not seen.moves and (own or images is None or not images.moves):
         return
-    own = seen.effect is not None and seen.effect > seen.allowed
-    if own:
+    if not seen.moves:
+        message = "the image of sample 0 is used by no sample, while others are"
+        why = "its features are dropped, or another sample's are put in their place"
+    elif own:
         message = f"the image of sample 0 reaches sample {seen.row} too"
         why = "features of one sample are written into others, or image and batch axes are mixed"
     else:
@@ -50,7 +54,7 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
     yield Finding(
         message=message,
         severity=Severity.ERROR,
-        at=("images", f"row {seen.row}, token {seen.position}"),
+        at=("images", f"row {seen.row}, token {seen.position}") if seen.moves else ("images", "row 0"),
         measured={"moved_in_other_samples": seen.moved, "moved_in_its_own": seen.effect},
         threshold={"moved_in_other_samples": seen.allowed},
         cause=f"{why} (inferred from which logits moved)",
@@ -70,6 +74,13 @@ def rotated_by_one() -> Influence:
 @wrong_image.bad
 def for_all_samples() -> Influence:
     return Influence({"image-of-another": Change("the image of row 0", 0.3, 4e-6, 0.4, 16, 16, 1, 3)})
+
+
+@wrong_image.bad
+def the_last_one_for_all() -> Influence:
+    all_images = Change("all images", 0.2, 0.0, 0.4, 20, 20, 0, 7)
+    first = Change("the image of row 0", 0.0, 4e-6, 0.0, 16, 0, 1, 3)
+    return Influence({"image-of-another": first, "images": all_images})
 
 
 @wrong_image.good

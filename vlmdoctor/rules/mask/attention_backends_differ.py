@@ -26,9 +26,9 @@ def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
 
     ## How sure it is
     The same batch is run with both, and only real tokens are compared. It is reported from a thousandth of
-    the largest logit on, and if it is more than twenty times what one rounding of the embeddings moves. Models
-    that cap scores in eager attention only are left out. Which of the two is right is not established, hence
-    a warning.
+    the largest logit on, and if it is more than twenty times what one rounding of the embeddings moves.
+    Models that cap scores in eager attention only are left out. Which of the two is right is not
+    established, hence a warning.
 
     ## What to do
     Train and evaluate with the same back end, and compare both with a reference:

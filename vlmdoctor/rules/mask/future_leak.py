@@ -43,12 +43,12 @@ def future_leak(influence: Influence) -> Iterator[Finding]:
     seen = influence.of("later-token")
     if not seen.moves:
         return
-    module = seen.detail.get("module")
+    place = seen.detail.get("place")
     yield Finding(
-        message=f"{seen.moved_positions} of {seen.positions} supervised positions see the future: their logits move "
-        "when a later token changes",
+        message=f"{seen.moved_positions} of {seen.positions} supervised positions see the future: "
+        "their logits move when a later token changes",
         severity=Severity.ERROR,
-        at=tuple(name for name in (module, f"row {seen.row}, token {seen.position}") if name),
+        at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
         measured={"moved": seen.moved, "moved_at_the_token": seen.effect, "changed": seen.what},
         threshold={"moved": seen.allowed},
         cause=_cause(seen),
@@ -61,10 +61,8 @@ def future_leak(influence: Influence) -> Iterator[Finding]:
 def _cause(seen: Change) -> str:
     if seen.detail.get("is_decoder") is False:
         return "config.is_decoder is False, which makes this family attend in both directions"
-    module = seen.detail.get("module")
-    where = (
-        f"{module} is the first module that lets it through" if module else "where it gets through is unknown"
-    )
+    place = seen.detail.get("place")
+    where = f"{place} is where it gets through first" if place else "where it gets through is unknown"
     if _proven(seen):
         return f"the attention of the text is not causal; {where}"
     return f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven"
@@ -97,7 +95,7 @@ def _proof(seen: Change) -> Proof | None:
 
 @future_leak.bad
 def no_causal_mask() -> Influence:
-    detail = {"token": 15, "module": "lm.layers.0.attention", "moved_with_causal_mask": 0.0}
+    detail = {"token": 15, "place": "lm.layers.0.attention", "moved_with_causal_mask": 0.0}
     return Influence({"later-token": Change("token 15 of row 0", 0.02, 4e-6, 0.4, 11, 11, 0, 14, detail)})
 
 

@@ -29,8 +29,8 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
     ## How sure it is
     A token of the first sample in a row is exchanged and the logits of the others in it are compared. That
     the row is packed is told by `position_ids` that start again at 0, or by segment numbers. It is a warning
-    since some pretrain on concatenated texts on purpose: it assumes that positions which start again are meant to
-    keep the samples apart.
+    since some pretrain on concatenated texts on purpose: it assumes that positions which start again
+    are meant to keep the samples apart.
 
     ## What to do
     In transformers, leave out `attention_mask` and pass `position_ids` that start again, with a back end
@@ -42,7 +42,6 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
     if not seen.moves:
         return
     told = seen.detail.get("told_by", "position_ids")
-    module = seen.detail.get("module")
     masked = (
         "an attention_mask is passed along, with which transformers does not look for packed samples"
         if seen.detail.get("attention_mask")
@@ -52,7 +51,7 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
         message=f"packed samples see each other: changing {seen.what} moves {seen.moved_positions} of "
         f"{seen.positions} logits of the other samples in that row",
         severity=Severity.WARNING,
-        at=tuple(name for name in (module, f"row {seen.row}, token {seen.position}") if name),
+        at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": told},
         threshold={"moved": seen.allowed},
         cause=f"{masked} (inferred); assumed: samples whose {told} start anew are meant to be separate",

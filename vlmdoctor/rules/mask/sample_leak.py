@@ -26,18 +26,18 @@ def sample_leak(influence: Influence) -> Iterator[Finding]:
     see each other (contrastive training inside the model) would be reported wrongly.
 
     ## What to do
-    Look at the named module: the first whose input for the other samples was the same and whose output was
+    Look at the named place: the first whose input for the other samples was the same and whose output was
     not. Check the order of the axes in its `view`, `reshape` and `transpose`.
     """
     seen = influence.of("another-sample")
     if not seen.moves:
         return
-    module = seen.detail.get("module")
-    found = f"{module} is the first module that lets it through" if module else "where is not known"
+    place = seen.detail.get("place")
+    found = f"{place} is where it gets through first" if place else "where is not known"
     yield Finding(
         message=f"samples of a batch see each other: changing {seen.what} moves logits of row {seen.row}",
         severity=Severity.ERROR,
-        at=(module,) if module else (f"row {seen.row}, token {seen.position}",),
+        at=(place,) if place else (f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "moved_in_its_own_row": seen.effect},
         threshold={"moved": seen.allowed},
         cause=f"{found}; that it mixes the axes of batch and sequence is the usual reason, not a proven one",
@@ -51,7 +51,7 @@ def sample_leak(influence: Influence) -> Iterator[Finding]:
 
 @sample_leak.bad
 def axes_mixed_up() -> Influence:
-    detail = {"changed_row": 0, "module": "lm.layers.0.attention"}
+    detail = {"changed_row": 0, "place": "lm.layers.0.attention"}
     return Influence({"another-sample": Change("token 9 of row 0", 0.01, 4e-6, 0.4, 16, 16, 1, 9, detail)})
 
 

@@ -29,8 +29,8 @@ def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
     The positions that the rotary tables are made from (or the rows of stored tables) are shifted, for
     attention alone, so that learned absolute positions beside them don't matter. What a reversed order of
     positions moves is the measure: a tenth of it is allowed, which rounded tables stay far below. A model
-    that rotates its values too, as some do on purpose, would be reported wrongly. A consistent layout in halves is
-    as right as one in pairs and is not reported.
+    that rotates its values too, as some do on purpose, would be reported wrongly. A consistent layout in
+    halves is as right as one in pairs and is not reported.
 
     ## What to do
     Rotate q and k once each, with the same function, and pair the numbers as the table does:
