@@ -41,9 +41,7 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
         message = f"the image placeholder '{text}' becomes the unknown token"
         cause = f"the tokenizer knows no token '{text}'"
     elif pieces and words.image_ids and pieces[0] not in words.image_ids:
-        message = (
-            f"the image placeholder '{text}' is token {pieces[0]}, the model looks for {words.image_ids[0]}"
-        )
+        message = f"the image placeholder '{text}' is {pieces[0]}, the model looks for {words.image_ids[0]}"
         cause = "tokenizer and configuration disagree on the placeholder's id"
     else:
         return

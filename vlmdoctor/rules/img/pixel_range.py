@@ -95,7 +95,7 @@ def pixel_range(data: Data) -> Iterator[Finding]:
 
 
 def _other_normalisation(pictures: Sequence[Picture]) -> tuple[str, float, float] | None:
-    """(name, share of pixels that fit it, share that fits the processor's own), where only the former fits."""
+    """(name, share of pixels that fit it, share that fits the processor's), where only the former fits."""
     if not all(p.fits for p in pictures):
         return None
     least = {name: min(dict(p.fits).get(name, 0.0) for p in pictures) for name, _ in pictures[0].fits}
