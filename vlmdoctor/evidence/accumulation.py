@@ -64,11 +64,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
         raise Unavailable("all labels of the batch are masked")
 
     def loss(**more: Any) -> float | None:
-        value, _ = run(subject.model, {**copy_of(subject.batch), **more}, None)
+        value, _ = run(model, {**copy_of(subject.batch), **more}, None)
         return None if value is None else float(value)
 
-    with unchanged(subject.model), torch.no_grad():
-        subject.model.eval()
+    # Compiling once more for each way to call it would take longer than all the rest.
+    model = getattr(subject.model, "_orig_mod", subject.model)
+    with unchanged(model), torch.no_grad():
+        model.eval()
         alone = loss()
         try:
             same = loss(num_items_in_batch=torch.tensor(count, device=labels.device))

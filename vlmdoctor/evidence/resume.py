@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +58,11 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Resume:
         raise Unavailable("the backward pass raises")
     if sum(parameter.nbytes for parameter in subject.model.parameters()) > MOST_BYTES:
         raise Unavailable("the model is too large to be copied several times")
-    with unchanged(subject.model), torch.enable_grad(), warnings.catch_warnings():
+    # Each copy of a compiled model would be compiled anew.
+    plain = dataclasses.replace(subject, model=getattr(subject.model, "_orig_mod", subject.model))
+    with unchanged(plain.model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedulers that do not know that their copied optimizer stepped
-        return _tried(subject)
+        return _tried(plain)
 
 
 Parts = tuple[Any, list[Any], list[Any]]

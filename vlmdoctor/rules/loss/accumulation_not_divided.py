@@ -18,7 +18,7 @@ LINKS = (
 
 
 @rule("accumulation-not-divided", "LOSS301")
-def accumulation_not_divided(accumulation: Accumulation, arguments: TrainingArgs) -> Iterator[Finding]:
+def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation) -> Iterator[Finding]:
     """Finds models that take `num_items_in_batch` and don't use it.
 
     ## Why it matters
