@@ -104,10 +104,10 @@ def a_row_without_an_image(made: Made) -> None:
     row = made.batch["input_ids"][1]
     row[row == image] = 7
     made.batch["pixel_values"] = made.batch["pixel_values"][:1]
-    for name in ("token_type_ids", "mm_token_type_ids", "pixel_attention_mask"):
-        if name in made.batch:
-            value = made.batch[name]
-            made.batch[name] = value[:1] if "pixel" in name else (made.batch["input_ids"] == image).long()
+    if made.model.config.model_type == "gemma3":  # PaliGemma's tell the prompt from the answer
+        made.batch["token_type_ids"] = (made.batch["input_ids"] == image).long()
+    if "pixel_attention_mask" in made.batch:
+        made.batch["pixel_attention_mask"] = made.batch["pixel_attention_mask"][:1]
     if made.model.config.model_type in ("idefics3", "smolvlm"):  # they want as many images for each row
         blank = torch.zeros_like(made.batch["pixel_values"])
         made.batch["pixel_values"] = torch.cat([made.batch["pixel_values"], blank])

@@ -18,7 +18,7 @@ HEALTHY = """vlm/aria vlm/blip-2 vlm/chameleon vlm/fuyu vlm/gemma3 vlm/git vlm/g
 vlm/instructblip vlm/kosmos-2 vlm/lfm2_vl vlm/llama4 vlm/llava_next vlm/mistral_large4 vlm/mllama vlm/ovis2
 vlm/pix2struct vlm/qwen3_vl vlm/t5gemma2 vlm/vision-encoder-decoder decoder/bloom decoder/deepseek_v32
 decoder/mamba decoder/opt handwritten/clip handwritten/flamingo handwritten/llava_scratch
-handwritten/nanovlm handwritten/prefix_lm handwritten/qformer variant/already-trained/llava
+handwritten/nanovlm handwritten/prefix_lm handwritten/qformer vlm/hunyuan_vl variant/bfloat16-autocast/llama variant/right-padding/smolvlm variant/already-trained/llava
 variant/a-row-without-an-image/llava variant/gradient-checkpointing/qwen2_5_vl variant/left-padding/llama
 variant/projector-alone/smolvlm variant/two-learning-rates/llava""".split()
 FAULTS = """E02-features-detached/qwen2_5_vl E03-tower-under-no-grad/llava E03-tower-under-no-grad/nanovlm
