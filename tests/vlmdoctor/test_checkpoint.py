@@ -135,6 +135,12 @@ class TestNotLoaded:
         exec("\n".join(finding.fix.commands), repaired)
         assert names(model, checkpoint) == []
 
+    def test_saved_from_ddp(self, llava: Any) -> None:
+        """from_pretrained renames much, but does not know DDP's prefix."""
+        theirs = {f"module.{name}": tensor for name, tensor in llava.state_dict().items()}
+        (finding,) = found(fresh(llava), theirs)
+        assert finding.fix is not None and 'removeprefix("module.")' in finding.fix.commands[0]
+
     def test_projector_under_another_name(self, llava: Any) -> None:
         theirs = {name: t for name, t in llava.state_dict().items() if "projector" not in name}
         for number, layer in ((0, "linear_1"), (2, "linear_2")):

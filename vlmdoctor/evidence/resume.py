@@ -84,7 +84,7 @@ def _tried(subject: Subject) -> Resume:
         return Resume(_learning(going), raised=f"{type(error).__name__}: {told}")
     unsaved = _unsaved(going[0], loaded[0])
     states = [sum(len(optimizer.state) for optimizer in parts[1]) for parts in (going, loaded)]
-    rates = [float(parts[1][0].param_groups[0]["lr"]) for parts in (going, loaded)]
+    rates = [parts[1][0].param_groups[0].get("lr") for parts in (going, loaded)]  # Adafactor's may be None
     before = {name: p.detach().clone() for name, p in going[0].named_parameters() if p.requires_grad}
     for parts in (going, again, loaded):
         _step(subject, parts, STEPS_BEFORE)
@@ -97,8 +97,8 @@ def _tried(subject: Subject) -> Resume:
         parameters=len(before),
         differing=differing,
         largest=max(apart.values(), default=0.0),
-        lr=rates[0],
-        lr_loaded=rates[1],
+        lr=None if rates[0] is None else float(rates[0]),
+        lr_loaded=None if rates[1] is None else float(rates[1]),
         unsaved=unsaved,
         optimizer_state=states[0],
         optimizer_state_loaded=states[1],

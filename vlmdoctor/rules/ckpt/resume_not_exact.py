@@ -60,7 +60,7 @@ def resume_not_exact(resume: Resume) -> Iterator[Finding]:
 
 
 def _why(resume: Resume) -> tuple[str, tuple[str, ...], Fix]:
-    if resume.lr != resume.lr_loaded:
+    if resume.lr is not None and resume.lr_loaded is not None and resume.lr != resume.lr_loaded:
         cause = f"the learning rate is {resume.lr_loaded:.4g} after loading and was {resume.lr:.4g}"
         return cause, ("scheduler",), Fix("save and load the scheduler's state, all of it")
     if resume.optimizer_state_loaded < resume.optimizer_state:
