@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_map_only
 aten = torch.ops.aten
 
 # Larger results become abstract even where every input is real: masks of length times length.
-KEPT_ELEMENTS = 1 << 20
+KEPT_ELEMENTS = 1 << 23
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 # Floats made by these are values that somebody will look at; those made by the other factories are room
 # that gets written into.
-_VALUED = {aten.arange, aten.linspace, aten.logspace, aten.scalar_tensor}
+_VALUED = {aten.arange, aten.linspace, aten.logspace, aten.scalar_tensor, aten.ones, aten.full}
 # No float in a dry run is infinite or not a number: the one assumption about values.
 _FINITE = {
     aten.isnan: False,
@@ -108,6 +108,10 @@ class Abstract(TorchDispatchMode):
         if _writes_into_real(func, args):
             return self._written(func, args, kwargs)
         args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+        if packet is aten._grouped_mm and args[0].dtype is not torch.bfloat16:
+            # Its shape function knows bfloat16 alone; kernels take the other dtypes too.
+            halved = tree_map_only(torch.Tensor, _as_bfloat16, args)
+            return func(*halved, **kwargs).to(args[0].dtype)
         return func(*args, **kwargs)
 
     def _real(self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
@@ -124,8 +128,6 @@ class Abstract(TorchDispatchMode):
             dtype = kwargs.get("dtype") or tensors[0].dtype
             room = packet is not aten._to_copy and _is_float(dtype)
             return func(*args, **_placed(kwargs, _META if room else _CPU))
-        if packet in (aten.cudnn_convolution, aten.convolution) or any(t.requires_grad for t in tensors):
-            pass
         out = func(*args, **kwargs)
         if (
             isinstance(out, torch.Tensor)
@@ -149,8 +151,8 @@ class Abstract(TorchDispatchMode):
                 expected = tuple(indexed.shape[dimension : dimension + mask.ndim])
                 if tuple(mask.shape) != expected:
                     raise IndexError(
-                        f"The shape of the mask {list(mask.shape)} at index {dimension} does not match the shape of the "
-                        f"indexed tensor {list(indexed.shape)} at index {dimension}"
+                        f"The shape of the mask {list(mask.shape)} at index {dimension} does not match the "
+                        f"shape of the indexed tensor {list(indexed.shape)} at index {dimension}"
                     )
                 found += [_to_meta(column, always=True) for column in mask.nonzero().unbind(1)]
                 dimension += mask.ndim
@@ -205,11 +207,6 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-def abstract(value: Any) -> Any:
-    """`value` (a batch, nested as it likes) with its floating tensors made abstract."""
-    return tree_map_only(torch.Tensor, lambda t: _to_meta(t) if _is_float(t.dtype) else t, value)
-
-
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
@@ -228,6 +225,10 @@ def _to_meta(tensor: torch.Tensor, always: bool = False) -> torch.Tensor:
     if tensor.ndim == 0 and not always:
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
+
+
+def _as_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def _emptied(args: Any) -> Any:

@@ -23,7 +23,29 @@ def consistent(config: Any) -> Any:
         for name in ("out_hidden_size", "text_hidden_size"):
             if hasattr(vision, name):
                 setattr(vision, name, hidden)
+        if kind == "janus":
+            vision.projection_dim = hidden
+        if hasattr(config, "mm_tokens_per_image"):
+            config.mm_tokens_per_image = (vision.image_size // vision.patch_size // 2) ** 2
+    for part in (text, config):
+        _sections(part)
+    for name in ("image_token_id", "image_token_index"):
+        if hasattr(config, name) and getattr(config, name) is None:
+            setattr(config, name, field(text, "vocab_size", default=2) - 1)
     return config
+
+
+def _sections(text: Any) -> None:
+    """mRoPE sections that add up to half of the rotated width."""
+    rope = field(text, "rope_parameters", "rope_scaling")
+    heads, hidden = field(text, "num_attention_heads"), field(text, "hidden_size")
+    if not isinstance(rope, dict) or not rope.get("mrope_section") or not heads or not hidden:
+        return
+    rotated = int((field(text, "head_dim") or hidden // heads) * rope.get("partial_rotary_factor", 1.0))
+    half, sections = rotated // 2, rope["mrope_section"]
+    if sum(sections) != half:
+        each = half // len(sections)
+        rope["mrope_section"] = [half - each * (len(sections) - 1)] + [each] * (len(sections) - 1)
 
 
 def _within_vocabulary(config: Any, text: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.dryrun.abstract import Abstract, abstract
+from vlmdoctor.dryrun.abstract import Abstract
 
 
 def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
@@ -22,7 +22,7 @@ def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
         return None
     accepted = inspect.signature(owner.get_image_features).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    given = {name: value for name, value in abstract(inputs).items() if name in accepted or takes_all}
+    given = {name: value for name, value in inputs.items() if name in accepted or takes_all}
     with torch.no_grad(), Abstract():
         found = owner.get_image_features(**given)
     return _rows(found)
