@@ -1,9 +1,9 @@
 """How much `vlmdoctor check` finds, and how often it is wrong.
 
-    python -m benchmarks.detection                         # both corpora, two processes
-    python -m benchmarks.detection --only 'vlm/*' --jobs 1
-    python -m benchmarks.detection --only '*E03*' --verbose
-    python -m benchmarks.detection --json out.json --markdown docs/detection.md
+python -m benchmarks.detection                         # both corpora, two processes
+python -m benchmarks.detection --only 'vlm/*' --jobs 1
+python -m benchmarks.detection --only '*E03*' --verbose
+python -m benchmarks.detection --json out.json --markdown docs/detection.md
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ from benchmarks.detection.table import markdown, summary
 
 def main() -> int:
     """Runs the cases and prints what came of them; 1 where a healthy case gave an error."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="cases whose name fits, with * and ?")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.detection", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="cases whose name fits, with * and ?"
+    )
     parser.add_argument("--corpus", choices=("healthy", "faults"), help="one of the two corpora")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every outcome")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table for the documentation")
-    parser.add_argument("--verbose", action="store_true", help="every finding, also of cases that are as they should be")
+    parser.add_argument(
+        "--verbose", action="store_true", help="every finding, also of cases that are as they should be"
+    )
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     given = parser.parse_args()
     cases = by_name()

@@ -45,6 +45,9 @@ def vlm_batch(model: nn.Module) -> Batch:
     if "decoder_input_ids" in parameters and getattr(model.config, "is_encoder_decoder", False):
         batch["labels"] = batch["input_ids"][:, -ANSWER - 1 :].clone()
         batch = {name: value for name, value in batch.items() if name in parameters}
+    if kind == "paligemma":  # what is in front of the answer is seen both ways
+        batch["token_type_ids"] = (batch["labels"] != IGNORED).long()
+        return batch
     for name in {"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"} & set(parameters):
         batch[name] = (batch["input_ids"] == placeholder(model.config)).long()
     return batch
@@ -59,7 +62,9 @@ def text_batch(config: Any, image_tokens: int = 0, rows: int = ROWS, seed: int =
     words = torch.randint(5, FIRST_TOKEN - 10, (rows, PROMPT + ANSWER), generator=generator)
     parts = [torch.full((rows, 1), bos), words[:, :2]]
     if image_tokens:
-        start = next((getattr(config, n) for n in _START_TOKENS if getattr(config, n, None) is not None), None)
+        start = next(
+            (getattr(config, n) for n in _START_TOKENS if getattr(config, n, None) is not None), None
+        )
         end = next((getattr(config, n) for n in _END_TOKENS if getattr(config, n, None) is not None), None)
         parts += [torch.full((rows, 1), start)] if start is not None else []
         parts += [torch.full((rows, image_tokens), placeholder(config))]
@@ -114,7 +119,11 @@ def _asked_for(model: nn.Module) -> set[str]:
 
 def _vision(config: Any) -> Any:
     return next(
-        (getattr(config, n) for n in ("vision_config", "vq_config", "vision_encoder_config") if getattr(config, n, None)),
+        (
+            getattr(config, n)
+            for n in ("vision_config", "vq_config", "vision_encoder_config")
+            if getattr(config, n, None)
+        ),
         config,
     )
 

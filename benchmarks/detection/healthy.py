@@ -33,8 +33,16 @@ def lora(made: Made) -> None:
         for parameter in made.model.parameters():  # adapters go to a trained model: its projector is not zero
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.02)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    pattern = r"(?!.*(vision|visual)).*\.(q_proj|v_proj)"  # those of the language model alone
+    config = peft.LoraConfig(r=4, target_modules=pattern)
     made.model = peft.get_peft_model(made.model, config)
+
+
+@variant("llava", "qwen2_5_vl", "internvl")
+def lora_everywhere(made: Made) -> None:
+    import peft
+
+    made.model = peft.get_peft_model(made.model, peft.LoraConfig(r=4, target_modules="all-linear"))
 
 
 @variant("llava", "qwen2_5_vl")
@@ -42,7 +50,9 @@ def lora_with_the_projector(made: Made) -> None:
     import peft
 
     pattern = r".*language_model.*(q_proj|v_proj)"
-    config = peft.LoraConfig(r=4, target_modules=pattern, modules_to_save=[made.parts["projector"].split(".")[-1]])
+    config = peft.LoraConfig(
+        r=4, target_modules=pattern, modules_to_save=[made.parts["projector"].split(".")[-1]]
+    )
     made.model = peft.get_peft_model(made.model, config)
 
 
@@ -75,7 +85,9 @@ def reentrant_checkpointing(made: Made) -> None:
     made.model.enable_input_require_grads()
 
 
-@variant("llava", "qwen2_5_vl", "internvl", text_config={"tie_word_embeddings": True}, tie_word_embeddings=True)
+@variant(
+    "llava", "qwen2_5_vl", "internvl", text_config={"tie_word_embeddings": True}, tie_word_embeddings=True
+)
 def tied_head(made: Made) -> None:
     assert made["head"].weight is made["embed"].weight
 
@@ -92,10 +104,10 @@ def a_row_without_an_image(made: Made) -> None:
     row = made.batch["input_ids"][1]
     row[row == image] = 7
     made.batch["pixel_values"] = made.batch["pixel_values"][:1]
-    for name in ("token_type_ids", "mm_token_type_ids", "pixel_attention_mask"):
-        if name in made.batch:
-            value = made.batch[name]
-            made.batch[name] = value[:1] if "pixel" in name else (made.batch["input_ids"] == image).long()
+    if made.model.config.model_type == "gemma3":  # PaliGemma's tell the prompt from the answer
+        made.batch["token_type_ids"] = (made.batch["input_ids"] == image).long()
+    if "pixel_attention_mask" in made.batch:
+        made.batch["pixel_attention_mask"] = made.batch["pixel_attention_mask"][:1]
     if made.model.config.model_type in ("idefics3", "smolvlm"):  # they want as many images for each row
         blank = torch.zeros_like(made.batch["pixel_values"])
         made.batch["pixel_values"] = torch.cat([made.batch["pixel_values"], blank])
@@ -105,12 +117,12 @@ def a_row_without_an_image(made: Made) -> None:
 
 @variant("llama", "qwen3", "gemma2", "llava", "qwen2_5_vl", "internvl")
 def left_padding(made: Made) -> None:
-    _pad(made, left=True)
+    pad_a_row(made, left=True)
 
 
 @variant("llama", "gpt2", "opt", "llava", "qwen2_5_vl", "gemma3", "smolvlm")
 def right_padding(made: Made) -> None:
-    _pad(made, left=False)
+    pad_a_row(made, left=False)
 
 
 @variant("llama", "llava", "qwen3_vl", "gemma3")
@@ -206,14 +218,22 @@ def _image_token(made: Made) -> int:
     return placeholder(made.model.config)
 
 
-def _pad(made: Made, *, left: bool, by: int = 3) -> None:
+def pad_a_row(made: Made, *, left: bool, by: int = 3) -> None:
     """The second row loses the first words of its question and gets padding instead, on one side."""
     batch, row = made.batch, 1
     ids = batch["input_ids"]
-    pad = getattr(made.model.config, "text_config", made.model.config).pad_token_id or 0
+    config = getattr(made.model, "config", None)
+    pad = getattr(getattr(config, "text_config", config), "pad_token_id", None) or 0
     # From behind the image to in front of the answer there are at least `by` words.
     start = ids.shape[1] - 6 - by
-    for name, fill in (("input_ids", pad), ("attention_mask", 0), ("labels", -100), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
+    for name, fill in (
+        ("input_ids", pad),
+        ("attention_mask", 0),
+        ("labels", -100),
+        ("targets", -100),
+        ("mm_token_type_ids", 0),
+        ("token_type_ids", 0),
+    ):
         if name in batch and batch[name].shape == ids.shape:
             values = batch[name][row]
             kept = torch.cat([values[:start], values[start + by :]])

@@ -86,6 +86,8 @@ def make(family: str, **changes: Any) -> Made:
     if family.startswith("minivlm"):
         return _minivlm(family.partition(":")[2] or "tiny")
     vision = family in VLMS
+    if not vision:
+        changes.pop("text_config", None)
     config = tiny_config(family, **changes)
     model = tiny_model(_model_class(config, vision), config)
     for name, parameter in model.named_parameters():
@@ -99,7 +101,9 @@ def _model_class(config: Any, vision: bool) -> Any:
     import transformers
 
     mapping = (
-        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if vision else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if vision
+        else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     )
     found = mapping[type(config)]
     return found[0] if isinstance(found, tuple) else found

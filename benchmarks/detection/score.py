@@ -119,7 +119,10 @@ def one_line(case: Case, outcome: dict[str, Any], *, verbose: bool = False) -> s
     """What to print of a case while others run; empty where all is as it should be."""
     if "error" in outcome:
         return f"{case.name}: {outcome['error']}"
-    findings = [f"{f['severity']} {f['rule']}: {f['message']} at {', '.join(f['at'][:3])}" for f in outcome["findings"]]
+    findings = [
+        f"{f['severity']} {f['rule']}: {f['message']} at {', '.join(f['at'][:3])}"
+        for f in outcome["findings"]
+    ]
     findings += [f"crashed {crash['rule']}: {crash['error']}" for crash in outcome["crashed"]]
     if case.fault:
         judged = verdict(case, outcome)

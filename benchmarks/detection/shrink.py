@@ -83,7 +83,11 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
     """What to give to the class of `config` to get a small one; `tokens` are the special ids so far."""
     values: dict[str, Any] = {}
     known = {name: value for name, value in vars(config).items() if not name.startswith("_")}
-    kinds = {name: list(dict.fromkeys(value)) for name, value in known.items() if _KINDS.fullmatch(name) and isinstance(value, list | tuple)}
+    kinds = {
+        name: list(dict.fromkeys(value))
+        for name, value in known.items()
+        if _KINDS.fullmatch(name) and isinstance(value, list | tuple)
+    }
     count = max([LAYERS, *map(len, kinds.values())])
     for name, value in known.items():
         if isinstance(value, PreTrainedConfig):
@@ -94,13 +98,17 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
             values[name] = tokens.setdefault(token[1] or token[2], FIRST_TOKEN + len(tokens))
         elif name == "rope_parameters" and isinstance(value, dict):
             values[name] = _rope(value)
-        elif _WHICH.fullmatch(name) and isinstance(value, list | tuple) and all(type(v) is int for v in value):
+        elif (
+            _WHICH.fullmatch(name) and isinstance(value, list | tuple) and all(type(v) is int for v in value)
+        ):
             values[name] = [index for index in range(min(len(value), LAYERS))]
         elif isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
             if (size := _sized(name)) is not None:
                 values[name] = [size] * len(value)
         elif type(value) is int and (size := _sized(name)) is not None:
-            values[name] = count if size == LAYERS and _is_layers(name) else min(size, value) if value else value
+            values[name] = (
+                count if size == LAYERS and _is_layers(name) else min(size, value) if value else value
+            )
     return values
 
 

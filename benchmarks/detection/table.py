@@ -11,13 +11,22 @@ def summary(scored: Scored) -> str:
     """A few lines: how many were found, false alarms by rule, the slowest, and what could not be judged."""
     lines = []
     if scored.healthy:
-        clean = sum(not any(f["severity"] in ALARMS for f in o.get("findings", ())) for _, o in scored.healthy)
+        clean = sum(
+            not any(f["severity"] in ALARMS for f in o.get("findings", ())) for _, o in scored.healthy
+        )
         lines.append(f"healthy: {clean} of {len(scored.healthy)} cases without an error or a warning")
-        lines += [f"  {count:3} x {severity} {rule}" for (rule, severity), count in scored.false_alarms.most_common()]
+        lines += [
+            f"  {count:3} x {severity} {rule}"
+            for (rule, severity), count in scored.false_alarms.most_common()
+        ]
     if scored.faults:
         lines.append("faults: " + _counts(scored.faults))
         lines += [f"  missed: {v.case.name}" for v in scored.faults if not v.found]
-        lines += [f"  another cause named: {v.case.name} ({', '.join(v.beside)})" for v in scored.faults if v.found and not v.right]
+        lines += [
+            f"  another cause named: {v.case.name} ({', '.join(v.beside)})"
+            for v in scored.faults
+            if v.found and not v.right
+        ]
     timed = sorted(((o["seconds"], c.name) for c, o in _all(scored) if "seconds" in o), reverse=True)
     if timed:
         middle = timed[len(timed) // 2][0]
@@ -52,7 +61,9 @@ def markdown(scored: Scored) -> str:
         found, right = sum(v.found for v in judged), sum(v.right for v in judged)
         placed = [v.located for v in judged if v.located is not None]
         place = f"{sum(placed)}/{len(placed)}" if placed else "–"
-        rules = sorted({f["rule"] for v in judged for f in v.outcome.get("findings", ()) if f["severity"] in ALARMS})
+        rules = sorted(
+            {f["rule"] for v in judged for f in v.outcome.get("findings", ()) if f["severity"] in ALARMS}
+        )
         lines.append(
             f"| {name} | {judged[0].case.planted} | {families} | {found}/{count} | {right}/{count} | {place} "
             f"| {', '.join(rules) or 'none'} |"
@@ -66,11 +77,18 @@ def markdown(scored: Scored) -> str:
 def _healthy(scored: Scored) -> list[str]:
     kinds: dict[str, list[bool]] = defaultdict(list)
     for case, outcome in scored.healthy:
-        kinds[case.name.partition("/")[0]].append(not any(f["severity"] in ALARMS for f in outcome.get("findings", ())))
+        kinds[case.name.partition("/")[0]].append(
+            not any(f["severity"] in ALARMS for f in outcome.get("findings", ()))
+        )
     lines = ["| kind | cases | without an error or a warning |", "|---|---|---|"]
     lines += [f"| {kind} | {len(clean)} | {sum(clean)} |" for kind, clean in kinds.items()]
     alarms = {key: count for key, count in scored.false_alarms.items() if key[1] in ALARMS}
-    lines += ["", "False alarms by rule: " + (", ".join(f"{rule} ({severity}) {n}" for (rule, severity), n in sorted(alarms.items())) or "none") + "."]
+    lines += [
+        "",
+        "False alarms by rule: "
+        + (", ".join(f"{rule} ({severity}) {n}" for (rule, severity), n in sorted(alarms.items())) or "none")
+        + ".",
+    ]
     return lines
 
 

@@ -57,6 +57,9 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Alignment:
     label_shift, matched = _label_shift(ids, labels)
     with unchanged(subject.model):
         loss, logits = _loss_and_logits(subject)
+        if logits is None and subject.model.training:
+            subject.model.eval()  # in training some models apply the head to supervised tokens only
+            loss, logits = _loss_and_logits(subject)
         if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):
             raise Unavailable("the model gives no loss beside logits for each label")
         losses = {k: _cross_entropy(logits, labels, k) for k in MODEL_SHIFTS}

@@ -138,7 +138,8 @@ def matches(
             if name in model:
                 own = key in raw_names or key in aliases
                 renamed = None if own or converted else _differing(key, targets[0])
-                found.setdefault(name, Match(key, renamed, renamed is not None, converted))
+                by_loader = renamed is not None and key == canonical_name(key)  # not with DDP's `module.`
+                found.setdefault(name, Match(key, renamed, by_loader, converted))
         if not known:
             left.append(key)
     missing = {name: shape for name, shape in model.items() if name not in found}

@@ -25,12 +25,18 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
 
     config = getattr(model, "config", None)
     text = text_config(config)
-    padding = _first_id(getattr(tokenizer, "pad_token_id", None), _get(config, "pad_token_id"), _get(text, "pad_token_id"))
+    padding = _first_id(
+        getattr(tokenizer, "pad_token_id", None), _get(config, "pad_token_id"), _get(text, "pad_token_id")
+    )
     eos = _ids(getattr(tokenizer, "eos_token_id", None))
     placeholder, placeholder_ids = _placeholder(tokenizer, processor)
     stops = _encoded(tokenizer, stop_text)[:1] if stop_text else ()
     generation = getattr(model, "generation_config", None)
-    ends = _ids(_get(generation, "eos_token_id")) or _ids(_get(config, "eos_token_id")) or _ids(_get(text, "eos_token_id"))
+    ends = (
+        _ids(_get(generation, "eos_token_id"))
+        or _ids(_get(config, "eos_token_id"))
+        or _ids(_get(text, "eos_token_id"))
+    )
     image_ids = media_ids(config, processor)
     if not image_ids and len(placeholder_ids) == 1:
         image_ids = placeholder_ids

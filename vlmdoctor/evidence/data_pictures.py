@@ -20,7 +20,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
 NONE = ((0.0,) * 3, (1.0,) * 3)
 BYTES = ((0.0,) * 3, (1.0 / 255.0,) * 3)
-KNOWN = {"CLIP's": CLIP, "ImageNet's": IMAGENET, "0.5 and 0.5": HALF, "none, from 0 to 1": NONE, "none, from 0 to 255": BYTES}
+KNOWN = {
+    "CLIP's": CLIP,
+    "ImageNet's": IMAGENET,
+    "0.5 and 0.5": HALF,
+    "none, from 0 to 1": NONE,
+    "none, from 0 to 255": BYTES,
+}
 TOLERANCE = 0.02  # of a step of 1/255, after rounding in float32
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -64,7 +70,9 @@ def _from_patches(pixels: torch.Tensor, grid: Any, config: Any) -> list[torch.Te
         start += many
         if len(block) < many or h % merge or w % merge:
             return found
-        block = block[: h * w].reshape(h // merge, w // merge, merge, merge, 3, frames, patch, patch)[:, :, :, :, :, 0]
+        block = block[: h * w].reshape(h // merge, w // merge, merge, merge, 3, frames, patch, patch)[
+            :, :, :, :, :, 0
+        ]
         found.append(block.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * patch, w * patch))
     return found
 

@@ -141,7 +141,9 @@ def read(subject: Subject) -> Data:
     if subject.train_dataset is not None:
         from vlmdoctor.evidence.data_samples import batches
 
-        made, troubles = batches(subject.train_dataset, subject.data_collator, subject.model, subject.training_args)
+        made, troubles = batches(
+            subject.train_dataset, subject.data_collator, subject.model, subject.training_args
+        )
         for names, collated in made:
             more = reader.rows(collated, "dataset", names)
             rows += more
@@ -217,5 +219,3 @@ def _outsides(batch: Any, what: str) -> tuple[tuple[str, Any], ...]:
     if what == "shape":
         return tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())
     return tuple((key, str(tensor.dtype).removeprefix("torch.")) for key, tensor in tensors.items())
-
-

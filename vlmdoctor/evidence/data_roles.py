@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from vlmdoctor.evidence.data_template import Template
@@ -87,7 +87,7 @@ def base_roles(
     """
     images = set(image_ids)
     roles = ["image" if token in images else "other" for token in ids]
-    outside = _ends(ids, padding_id, attended if mask_tells else None)
+    outside = _ends(ids, padding_id, attended if mask_tells else None, images)
     for i in outside:
         roles[i] = "padding"
     if padding_id is not None and padding_id == eos_id and not mask_tells:
@@ -100,12 +100,20 @@ def base_roles(
     return roles
 
 
-def _ends(ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] | None) -> list[int]:
-    """The padding before and after the text."""
+def _ends(
+    ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] | None, images: Set[int]
+) -> list[int]:
+    """The padding before and after the text.
+
+    What the mask hides at an end is padding where it is the padding token, or one and the same token all
+    over: collators pad with what they like, and configurations name it wrongly (SmolVLM's two).
+    """
     if attended is not None:
         empty = [not seen for seen in attended]
         if padding_id is not None and any(empty):
-            empty = [e and token == padding_id for e, token in zip(empty, ids, strict=True)]
+            hidden = {token for token, e in zip(ids, empty, strict=True) if e}
+            filler = hidden - images if len(hidden) == 1 else {padding_id}
+            empty = [e and token in filler for e, token in zip(empty, ids, strict=True)]
     else:
         empty = [token == padding_id for token in ids]
     if all(empty):
@@ -123,7 +131,9 @@ def _ends(ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] |
 
 def speakers(ids: Sequence[int], roles: list[str], template: Template, pieces: Pieces) -> list[str] | None:
     """`roles` with the speakers filled in; None where no answer's marker is among the tokens."""
-    texts = [b"" if role in ("padding", "image") else pieces(token) for token, role in zip(ids, roles, strict=True)]
+    texts = [
+        b"" if role in ("padding", "image") else pieces(token) for token, role in zip(ids, roles, strict=True)
+    ]
     starts, position = [], 0
     for text in texts:
         starts.append(position)
@@ -208,4 +218,6 @@ def _stops_of_answers(roles: list[str], base: Sequence[str]) -> None:
     """An end-of-text token in or right after an answer ends it, whatever the template says."""
     for i in range(1, len(roles)):
         if base[i] == "stop" and roles[i] != "stop":
-            roles[i] = "stop" if roles[i - 1] in ("assistant", "stop") or roles[i] == "assistant" else "marker"
+            roles[i] = (
+                "stop" if roles[i - 1] in ("assistant", "stop") or roles[i] == "assistant" else "marker"
+            )

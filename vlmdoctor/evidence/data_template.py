@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def learn(owner: Any) -> Template:
     user_to_answer = _between(text, FIRST, ANSWER)
     answer_to_user = _between(text, ANSWER, SECOND)
     after_last = text[text.index(LAST) + len(LAST) :]
-    end = os.path.commonprefix([answer_to_user, after_last])
+    end = _common_prefix(answer_to_user, after_last)
     assistant = _assistant_header(owner, text, user_to_answer, end)
     user = answer_to_user[len(end) :]
     first_user = _common_suffix(before_user, user) or before_user
@@ -98,7 +98,7 @@ def _between(text: str, one: str, other: str) -> str:
 
 
 def _assistant_header(owner: Any, text: str, user_to_answer: str, end: str) -> str:
-    """What comes before an answer: what the template adds to ask for one, as far as training texts have it."""
+    """What comes before an answer: what the template adds to ask for one, as far as texts have it."""
     for as_parts in (False, True):
         asked = _apply(owner, [("user", FIRST)], as_parts, add_generation_prompt=True)
         plain = _apply(owner, [("user", FIRST)], as_parts)
@@ -108,7 +108,7 @@ def _assistant_header(owner: Any, text: str, user_to_answer: str, end: str) -> s
                 prompt = prompt[:-1]
             if prompt.strip():
                 return prompt
-    return user_to_answer[len(os.path.commonprefix([user_to_answer, end])) :] or user_to_answer
+    return user_to_answer[len(_common_prefix(user_to_answer, end)) :] or user_to_answer
 
 
 def _without_bos(owner: Any, text: str) -> str:
@@ -117,5 +117,10 @@ def _without_bos(owner: Any, text: str) -> str:
     return text.removeprefix(bos).strip() or text
 
 
+def _common_prefix(one: str, other: str) -> str:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(char for char, _ in same)
+
+
 def _common_suffix(one: str, other: str) -> str:
-    return os.path.commonprefix([one[::-1], other[::-1]])[::-1]
+    return _common_prefix(one[::-1], other[::-1])[::-1]

@@ -88,7 +88,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
     for group in groups:
         for tensor in group["params"]:
             held[id(tensor)] = held.get(id(tensor), 0) + 1
-            rates[id(tensor)] = float(group.get("lr", float("nan")))
+            if group.get("lr") is not None:  # Adafactor may choose it itself
+                rates[id(tensor)] = float(group["lr"])
     patterns = None if subject.trainable is None else subjects.compile_patterns(subject.trainable)
 
     # A tied parameter counts as declared under any of its names: `lm_head` is no stale pattern then.

@@ -29,5 +29,13 @@ def bundled(text: str, preset: str) -> Target:
     batch = collate([data[i] for i in range(BATCH_SIZE)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen.training.get("lr", 1e-3))
     facts = {"preset": chosen.name, "data": DATA, "weights": "random"}
-    subject = Subject(model, batch=batch, optimizer=optimizer, processor=processor)
+    subject = Subject(
+        model,
+        batch=batch,
+        optimizer=optimizer,
+        tokenizer=processor.tokenizer,
+        processor=processor,
+        train_dataset=data,
+        data_collator=collate,
+    )
     return Target(subject, text, facts)

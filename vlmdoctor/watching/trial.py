@@ -35,12 +35,12 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
         if getattr(subject, what) is None:
             raise Unavailable(f"no {what} was given")
     with unchanged(subject.model), torch.enable_grad():
-        model, own, schedulers = _copies(subject)
+        model, own, schedulers = copies(subject)
         model.train()
         with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
             try:
                 for _ in range(steps):
-                    watcher.log(loss=_step(subject, model, own, schedulers))
+                    watcher.log(loss=step(subject, model, own, schedulers))
             except Unavailable:
                 raise
             except Exception as error:
@@ -49,7 +49,8 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
     return Steps(steps=seen.steps, tracks=seen.tracks, nonfinite=seen.nonfinite)
 
 
-def _copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
+def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
+    """The model with its optimizers and schedulers, copied together."""
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     schedulers = optimizers(subject.lr_scheduler)
     try:
@@ -62,7 +63,8 @@ def _copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
         ) from error
 
 
-def _step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[Any]) -> float:
+def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[Any]) -> float:
+    """One training step on the subject's batch; the loss."""
     for optimizer in own:
         optimizer.zero_grad(set_to_none=True)
     loss, _ = invoke.run(model, copy_of(subject.batch), subject.loss_fn)

@@ -13,7 +13,9 @@ class PerceiverResampler(nn.Module):
         self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.ff = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.ff = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
 
     def forward(self, x):
         latents = self.latents.expand(len(x), -1, -1)

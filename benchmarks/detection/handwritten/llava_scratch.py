@@ -17,7 +17,9 @@ class VisionTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(17, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(
+                width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
             for _ in range(layers)
         )
 

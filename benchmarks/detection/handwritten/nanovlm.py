@@ -101,7 +101,7 @@ class DecoderBlock(nn.Module):
         q = self.q_proj(h).view(B, T, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(h).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(h).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        cos, sin = cos[:, None], sin[:, None]
+        cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
         q, k = q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
         repeat = self.heads // self.kv_heads
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
@@ -155,7 +155,9 @@ class VisionLanguageModel(nn.Module):
         loss = None
         if targets is not None:
             # The targets are shifted by the collator.
-            loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100)
+            loss = F.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100
+            )
         return logits, loss
 
 

@@ -51,7 +51,10 @@ class PrefixLM(nn.Module):
         for block in self.blocks:
             x = block(x, src_mask=blocked)
         logits = self.head(self.ln(x[:, prefix - 1 : -1]))
-        return {"logits": logits, "loss": F.cross_entropy(logits.flatten(0, 1), answer.flatten(), ignore_index=0)}
+        return {
+            "logits": logits,
+            "loss": F.cross_entropy(logits.flatten(0, 1), answer.flatten(), ignore_index=0),
+        }
 
 
 def build():

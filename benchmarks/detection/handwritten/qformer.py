@@ -14,7 +14,9 @@ class QFormerLayer(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.cross_attn = nn.MultiheadAttention(dim, heads, kdim=vision_dim, vdim=vision_dim, batch_first=True)
+        self.cross_attn = nn.MultiheadAttention(
+            dim, heads, kdim=vision_dim, vdim=vision_dim, batch_first=True
+        )
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x, image):
@@ -46,7 +48,14 @@ class Blip(nn.Module):
         )
         self.llm_head = nn.Linear(dim, vocab, bias=False)
         nn.init.normal_(self.llm_embed.weight, std=0.02)
-        for part in (self.patch_embed, self.visual_encoder, self.llm_embed, self.llm_pos, self.llm, self.llm_head):
+        for part in (
+            self.patch_embed,
+            self.visual_encoder,
+            self.llm_embed,
+            self.llm_pos,
+            self.llm,
+            self.llm_head,
+        ):
             part.requires_grad_(False)
 
     def forward(self, samples):

@@ -156,16 +156,16 @@ def _not_loaded(
             "load after the model is complete, and look at what was loaded",
             ("print(model.load_state_dict(state_dict, strict=False))",),
         )
+    # Constants, such as new norms, are the same in any model.
+    told = [w for w in weights if w.distance is not None or (w.key is None and not w.adapter)]
     return Finding(
         f"{what} {'do' if many else 'does'} not have the checkpoint's weights",
         Severity.ERROR,
-        at=places(
-            [w.name for w in wrong], [w.name for w in weights if w.key is None or w.distance is not None]
-        ),
+        at=places([w.name for w in wrong], [w.name for w in told]),
         measured={
             "checkpoint": checkpoint.shown,
             "unrelated_tensors": len(wrong),
-            "loaded_tensors": sum(bool(w.loaded) for w in weights),
+            "loaded_tensors": sum(bool(w.loaded) for w in told),
             "largest_agreement": max(w.agreement or 0.0 for w in wrong),
         },
         threshold={"agreement": 0.5},

@@ -18,14 +18,14 @@ def answers_cut_off(data: Data) -> Iterator[Finding]:
     """Conversations are cut at the same length, before their last answer has ended or even begun.
 
     ## Why it matters
-    What is cut off is not learned: the ends of long answers, their stop tokens, and where the prompt alone fills the
-    length, everything ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
+    What is cut off is not learned: the ends of long answers, their stop tokens, and where the prompt alone
+    fills the length, everything ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
     [llama-cookbook 133](https://github.com/meta-llama/llama-cookbook/issues/133)). The loss looks as usual.
 
     ## How sure it is
-    It needs at least three rows of exactly the same, largest length that end without a stop token, a fifth of all,
-    while other rows end with one. The speakers were told apart by the template's own markers. That the rows were cut
-    is inferred from that; it is a warning.
+    It needs at least three rows of exactly the same, largest length that end without a stop token, a fifth
+    of all, while other rows end with one. The speakers were told apart by the template's own markers. That
+    the rows were cut is inferred from that; it is a warning.
 
     ## What to do
     Raise the maximum length, or leave such samples out; look at how many there are first.
@@ -60,7 +60,9 @@ def _ended(row: Row) -> bool:
 
 @answers_cut_off.bad
 def at_fourteen_tokens() -> Data:
-    return sample_data("miiiiuuumAAAAA", "miiiiuumAAAAAA", "miiiiuuuuumAAA", "miiiiuumAASmpp", "muumAASmpppppp")
+    return sample_data(
+        "miiiiuuumAAAAA", "miiiiuumAAAAAA", "miiiiuuuuumAAA", "miiiiuumAASmpp", "muumAASmpppppp"
+    )
 
 
 @answers_cut_off.good

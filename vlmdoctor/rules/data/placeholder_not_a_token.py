@@ -17,15 +17,15 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
 
     ## Why it matters
     The model looks for one id and never finds it, so that the image is not placed: with a check this raises
-    `tokens: 0, features: 576`, without one the image is silently left out. `convert_tokens_to_ids` hides it, since
-    it returns the id of the unknown token instead of failing
-    ([vLLM 49279](https://github.com/vllm-project/vllm/issues/49279),
-    [transformers 34461](https://github.com/huggingface/transformers/issues/34461)).
+    `tokens: 0, features: 576`, without one the image is silently left out. `convert_tokens_to_ids` hides
+    it, since it returns the id of the unknown token instead of failing ([vLLM
+    49279](https://github.com/vllm-project/vllm/issues/49279), [transformers
+    34461](https://github.com/huggingface/transformers/issues/34461)).
 
     ## How sure it is
-    The placeholder's text is the one that the processor or the tokenizer names, and it was encoded with that very
-    tokenizer. Where neither names one, nothing is said. A placeholder that is one token, but another than the
-    model's configuration names, is reported too.
+    The placeholder's text is the one that the processor or the tokenizer names, and it was encoded with
+    that very tokenizer. Where neither names one, nothing is said. A placeholder that is one token, but
+    another than the model's configuration names, is reported too.
 
     ## What to do
     Add it as a special token and resize the embedding.
@@ -41,7 +41,7 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
         message = f"the image placeholder '{text}' becomes the unknown token"
         cause = f"the tokenizer knows no token '{text}'"
     elif pieces and words.image_ids and pieces[0] not in words.image_ids:
-        message = f"the image placeholder '{text}' is token {pieces[0]}, but the model looks for {words.image_ids[0]}"
+        message = f"the image placeholder '{text}' is {pieces[0]}, the model looks for {words.image_ids[0]}"
         cause = "tokenizer and configuration disagree on the placeholder's id"
     else:
         return

@@ -19,14 +19,14 @@ def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
 
     ## Why it matters
     With rotary positions nothing raises: the model is trained at distances that it was never made for
-    ([LLaVA 999](https://github.com/haotian-liu/LLaVA/issues/999)). With a table of positions the forward pass
-    raises an `IndexError`. Tiled images make it easy: five tiles of 576 tokens are 2,880 before the first word
-    ([TinyLLaVA 192](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192)).
+    ([LLaVA 999](https://github.com/haotian-liu/LLaVA/issues/999)). With a table of positions the forward
+    pass raises an `IndexError`. Tiled images make it easy: five tiles of 576 tokens are 2,880 before the
+    first word ([TinyLLaVA 192](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192)).
 
     ## How sure it is
-    The tokens were counted without padding; the limit is the configuration's, stretched by its rotary scaling.
-    It is a warning, unless the forward pass raised. Rows with several packed samples that count their positions
-    anew are not judged.
+    The tokens were counted without padding; the limit is the configuration's, stretched by its rotary
+    scaling. It is a warning, unless the forward pass raised. Rows with several packed samples that count
+    their positions anew are not judged.
 
     ## What to do
     Use smaller images or fewer tiles, drop the longest samples, or extend the positions.

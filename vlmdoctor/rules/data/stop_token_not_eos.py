@@ -21,17 +21,15 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
     template ended with 2).
 
     ## How sure it is
-    The ends of the answers were found in the tokens of this data, and are supervised. What generation stops at
-    is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
+    The ends of the answers were found in the tokens of this data, and are supervised. What generation stops
+    at is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
     `generate` can name its own stop tokens.
 
     ## What to do
     Add the token to the configuration's `eos_token_id`, which may be a list.
     """
     rows = data.needing_roles()
-    ends = {
-        row.ids[i] for row in rows for i, role in enumerate(row.roles) if role == "stop" and row.seen[i]
-    }
+    ends = {row.ids[i] for row in rows for i, role in enumerate(row.roles) if role == "stop" and row.seen[i]}
     known = set(data.words.eos_ids)
     if not ends or not known or ends & known:
         return

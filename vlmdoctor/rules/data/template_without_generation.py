@@ -16,14 +16,15 @@ def template_without_generation(data: Data) -> Iterator[Finding]:
     """`assistant_only_loss` is on, but the chat template has no `{% generation %}` that marks answers.
 
     ## Why it matters
-    The mask of the answers comes from `{% generation %}` in the template. Without it the mask is all zeros, every
-    label is masked, and the model is trained on nothing. The stock templates of Llama 3.1, Qwen3 and Gemma 3 have
-    none ([marin 7237](https://github.com/marin-community/marin/issues/7237),
-    [TRL 4201](https://github.com/huggingface/trl/issues/4201)).
+    The mask of the answers comes from `{% generation %}` in the template. Without it the mask is all zeros,
+    every label is masked, and the model is trained on nothing. The stock templates of Llama 3.1, Qwen3 and
+    Gemma 3 have none ([marin 7237](https://github.com/marin-community/marin/issues/7237), [TRL
+    4201](https://github.com/huggingface/trl/issues/4201)).
 
     ## How sure it is
-    Both are read: the training argument and the template's text. Newer versions of TRL put a template of their own
-    in place for some models, so that it is an error only where every label is indeed masked, else a warning.
+    Both are read: the training argument and the template's text. Newer versions of TRL put a template of
+    their own in place for some models, so that it is an error only where every label is indeed masked, else
+    a warning.
 
     ## What to do
     Wrap the answer and its stop token into `{% generation %}` and `{% endgeneration %}`.

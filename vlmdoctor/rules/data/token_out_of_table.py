@@ -21,9 +21,9 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     ## Why it matters
     On a CPU the forward pass raises `index out of range in self`; on a GPU a device-side assert ends the
     process without naming the token. Tokens were added to the tokenizer and the embedding was not resized
-    ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was taken for
-    `len(tokenizer)`, or the tokenizer belongs to another model
-    ([tokenizers 1609](https://github.com/huggingface/tokenizers/issues/1609)).
+    ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was taken
+    for `len(tokenizer)`, or the tokenizer belongs to another model ([tokenizers
+    1609](https://github.com/huggingface/tokenizers/issues/1609)).
 
     ## How sure it is
     Ids and rows were counted. Ids that the model's configuration names as placeholders of images, video or
@@ -62,7 +62,9 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
             else "the ids come from another vocabulary than the model's; which one was not established"
         ),
         fix=Fix(
-            "resize the embedding before training" if grown else "use the tokenizer that belongs to the model",
+            "resize the embedding before training"
+            if grown
+            else "use the tokenizer that belongs to the model",
             ("model.resize_token_embeddings(len(tokenizer))",) if grown else (),
         ),
         links=(
@@ -89,4 +91,6 @@ def placeholder_beyond_the_table() -> Data:
     """As in models that replace the placeholder before they look anything up."""
     row = sample_row("miiiiuuumAAAS")
     ids = tuple(100 if i == 3 else i for i in row.ids)
-    return sample_data(sample_row("miiiiuuumAAAS", ids=ids), words=words(image_ids=(100,), placeholder_ids=(100,)))
+    return sample_data(
+        sample_row("miiiiuuumAAAS", ids=ids), words=words(image_ids=(100,), placeholder_ids=(100,))
+    )

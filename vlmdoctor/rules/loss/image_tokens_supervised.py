@@ -8,7 +8,6 @@ from vlmdoctor.evidence.data import IGNORED, Data, count
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
-from vlmdoctor.rules.places import counted
 
 MOST = 0.5
 LINKS = (
@@ -84,7 +83,9 @@ def ids_as_labels() -> Data:
 @image_tokens_supervised.bad
 def image_id_for_padding() -> Data:
     row = sample_row("miiiiuuumAAASmpp")
-    labels = tuple(IMAGE if role == "padding" else label for role, label in zip(row.roles, row.labels or (), strict=True))
+    labels = tuple(
+        IMAGE if role == "padding" else label for role, label in zip(row.roles, row.labels or (), strict=True)
+    )
     return sample_data(sample_row("miiiiuuumAAASmpp", labels=labels))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import IGNORED, Data
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
@@ -19,17 +19,17 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     """Labels are negative without being -100, or beyond the last row of the output head.
 
     ## Why it matters
-    On a CPU the loss raises `Target 128256 is out of bounds`; on a GPU a device-side assert kills the process
-    without saying which label it was. It comes from -1 used for -100
-    ([TRL 1802](https://github.com/huggingface/trl/issues/1802)), from a head with fewer rows than the
-    embedding, as Mllama's, whose image token has no output row
-    ([transformers 33819](https://github.com/huggingface/transformers/issues/33819)), and from tokens that were
-    added without resizing.
+    On a CPU the loss raises `Target 128256 is out of bounds`; on a GPU a device-side assert kills the
+    process without saying which label it was. It comes from -1 used for -100 ([TRL
+    1802](https://github.com/huggingface/trl/issues/1802)), from a head with fewer rows than the embedding,
+    as Mllama's, whose image token has no output row ([transformers
+    33819](https://github.com/huggingface/transformers/issues/33819)), and from tokens that were added
+    without resizing.
 
     ## How sure it is
-    The labels and the head's rows were counted. Where the model's own forward pass took these very labels and
-    gave a finite loss, its loss ignores them, and nothing is said. More rows in the embedding than in the head
-    are no fault by themselves.
+    The labels and the head's rows were counted. Where the model's own forward pass took these very labels
+    and gave a finite loss, its loss ignores them, and nothing is said. More rows in the embedding than in
+    the head are no fault by themselves.
 
     ## What to do
     Mask with -100; resize the embeddings if the tokens are meant to be learned.
@@ -54,7 +54,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     if negative:
         cause = f"{value} is no token, and the loss ignores {IGNORED} only"
     elif value in data.words.image_ids:
-        cause = f"{data.words.named(value)} is an image placeholder; the head has {limit} rows and none for it"
+        cause = (
+            f"{data.words.named(value)} is an image placeholder; the head has {limit} rows and none for it"
+        )
     else:
         cause = f"the output head has {limit} rows, and the token is beyond them"
     yield Finding(
@@ -67,7 +69,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
         threshold={"head_rows": limit},
         cause=cause,
         fix=Fix(
-            "mask them" if negative or value in data.words.image_ids else "resize the embeddings, or mask them",
+            "mask them"
+            if negative or value in data.words.image_ids
+            else "resize the embeddings, or mask them",
             (f"labels[labels == {value}] = {IGNORED}",)
             if negative or value in data.words.image_ids
             else ("model.resize_token_embeddings(len(tokenizer))",),
@@ -82,7 +86,9 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
 @label_out_of_range.bad
 def minus_one() -> Data:
     row = sample_row("miiiiuuumAAAS")
-    return sample_data(sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORED else v for v in row.labels or ())))
+    return sample_data(
+        sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORED else v for v in row.labels or ()))
+    )
 
 
 @label_out_of_range.bad

@@ -32,7 +32,9 @@ def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
     shift = alignment.label_shift
     labels = "stand at their own ids" if shift == 0 else f"are shifted by {shift} against the ids"
     loss = (
-        "does not shift them" if alignment.model_shift == 0 else f"shifts them by {alignment.model_shift} only"
+        "does not shift them"
+        if alignment.model_shift == 0
+        else f"shifts them by {alignment.model_shift} only"
     )
     yield Finding(
         f"the model is taught to repeat {own}, not to predict the next one",

@@ -41,7 +41,9 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
             f"shifts them by {alignment.model_shift} more"
         )
     elif alignment.model_shift > 1:
-        cause = f"the labels stand at their own ids, and the model's loss shifts them by {alignment.model_shift}"
+        cause = (
+            f"the labels stand at their own ids, and the model's loss shifts them by {alignment.model_shift}"
+        )
     else:
         cause = f"the labels are {alignment.label_shift} ahead of the ids; the model does not shift them"
     yield Finding(

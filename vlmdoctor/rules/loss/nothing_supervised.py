@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data
 from vlmdoctor.rules.places import counted
 from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
 ENOUGH = 3
 OFTEN, OFTEN_STEPS = 0.2, 20  # single masked batches are legal: the rate matters
+FEWEST_ROWS = 10
 LINKS = (
     "https://github.com/huggingface/trl/issues/6668",
     "https://github.com/haotian-liu/LLaVA/issues/1166",
@@ -35,8 +39,8 @@ LINKS = (
         "accuracy-below-gate",
     ),
 )
-def nothing_supervised(steps: Steps) -> Iterator[Finding]:
-    """Finds runs in which every label is masked (-100), so that there is nothing to learn from.
+def nothing_supervised(data: Data | None, steps: Steps | None) -> Iterator[Finding]:
+    """Finds data and runs in which every label is masked (-100), so that there is nothing to learn from.
 
     ## Why it matters
     The loss is 0 or NaN, gradients are zero, the weights stay, and some trainers log `loss 0.0` as if all
@@ -50,10 +54,56 @@ def nothing_supervised(steps: Steps) -> Iterator[Finding]:
     Where the labels of the batches were counted it is certain: no label was left at any step. Where they
     were not, it says so if the loss is exactly 0 at every step while the gradients are zero or missing.
     Single masked batches are legal; from a fifth of at least twenty steps on it is a warning.
+    Before a run, the labels of the batch and of some samples are counted: an error where there are several
+    rows and none has a label, a warning where it is a single row, or a fifth of at least ten samples.
 
     ## What to do
     Print one batch's labels as text. If nothing is left, look at the template, the markers and the length.
     """
+    if steps is None and (data is None or not data.labelled):
+        raise Unavailable("no labels beside input_ids were given")
+    if data is not None and (found := _in_data(data)) is not None:
+        yield found
+    elif steps is not None:
+        yield from _in_steps(steps)
+
+
+def _in_data(data: Data) -> Finding | None:
+    rows = data.labelled
+    empty = [row for row in rows if not any(row.seen)]
+    if not empty or (len(empty) < len(rows) and (len(rows) < FEWEST_ROWS or len(empty) < OFTEN * len(rows))):
+        return None
+    everything = len(empty) == len(rows)
+    first = empty[0]
+    limit = data.max_length
+    if all(row.roles_known and not row.count("assistant") for row in empty):
+        cause = "no answer is in these rows: the prompt fills them, as when long prompts are truncated"
+    elif limit is not None and all(row.length == limit for row in empty):
+        cause = f"they all have {limit} tokens, the maximum length: the answers are cut off"
+    elif data.roles_unknown and data.tokenizer_given and "nowhere in the tokens" in data.roles_unknown:
+        cause = f"{data.roles_unknown}: what masks by it masks everything"
+    elif any(row.count("assistant") for row in empty):
+        cause = "answers are in the rows and their labels are masked; what masked them was not established"
+    else:
+        cause = "not one label other than -100 counts; what masked them was not established"
+    return Finding(
+        "every label is masked: there is nothing to learn from"
+        if everything
+        else f"{len(empty)} of {len(rows)} samples have no label at all",
+        Severity.ERROR if everything and len(rows) > 1 else Severity.WARNING,
+        at=("labels", *(row.name for row in empty[:4])),
+        measured={"rows": len(rows), "rows_without_labels": len(empty), "tokens": first.length},
+        threshold={"share_of_rows": OFTEN},
+        cause=cause,
+        fix=Fix(
+            "look at what is supervised; then mend the template, the markers or the length",
+            ("vlmdoctor look TARGET",),
+        ),
+        links=LINKS,
+    )
+
+
+def _in_steps(steps: Steps) -> Iterator[Finding]:
     counts = [s.supervised_tokens for s in steps.steps if s.supervised_tokens is not None]
     empty = sum(1 for count in counts if count == 0)
     losses = [loss for _, loss in steps.losses]
@@ -113,3 +163,18 @@ def one_masked_batch() -> tuple[Parameters, Steps]:
         dataclasses.replace(s, supervised_tokens=0, loss=0.0) if s.step == 33 else s for s in run.steps
     )
     return sample_parameters(), dataclasses.replace(run, steps=steps)
+
+
+@nothing_supervised.bad
+def all_masked_before_the_run() -> Data:
+    return sample_data("miiiiuuumaaasmpp", "miiiiuumaasmpppp")
+
+
+@nothing_supervised.good
+def one_row_without_labels() -> Data:
+    return sample_data("miiiiuuumaaasmpp", "miiiiuumAASmpppp", "miiiiuumAASmpppp")
+
+
+@nothing_supervised.good
+def supervised() -> Data:
+    return healthy_data()

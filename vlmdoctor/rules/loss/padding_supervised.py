@@ -72,5 +72,3 @@ def masked() -> Data:
 @padding_supervised.good
 def no_padding_at_all() -> Data:
     return sample_data(sample_row("miiiiuuumAAAS"))
-
-

@@ -46,9 +46,7 @@ def prompt_supervised(data: Data) -> Iterator[Finding]:
         cause="the labels of the user's turns are not masked; that they are meant to be is assumed",
         fix=Fix(
             "mask the prompts, for instance by the template's own mark of the answers",
-            (
-                "tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)",
-            ),
+            ("tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)",),
         ),
         links=(
             "https://github.com/om-ai-lab/VLM-R1/issues/123",
@@ -69,4 +67,4 @@ def answers_only() -> Data:
 
 @prompt_supervised.good
 def captions_for_pretraining() -> Data:
-    return sample_data("iiiiOOOOOOSpp", "iiiiOOOOSpppp")
+    return sample_data("iiiiOOOOOOSppppp", "iiiiOOOOSppppppp", "muuuuuuuuuuuumAS")

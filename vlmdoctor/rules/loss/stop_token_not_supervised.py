@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.data import IGNORED, Data, Row
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import IGNORED, Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
@@ -97,9 +97,7 @@ def _cut(row: Row, data: Data) -> bool:
 
 def _ends_in(row: Row, ends: tuple[int, ...]) -> bool:
     """Whether a label is an end of text under another name."""
-    return any(
-        seen and label in ends for seen, label in zip(row.seen, row.labels or (), strict=True)
-    )
+    return any(seen and label in ends for seen, label in zip(row.seen, row.labels or (), strict=True))
 
 
 def _fix(by_padding: bool, there: int) -> Fix:
@@ -129,7 +127,8 @@ def never_appended() -> Data:
 @stop_token_not_supervised.bad
 def never_appended_and_no_template() -> Data:
     rows = [
-        sample_row("oiiiioooOOOO", i, roles_known=False, attended=None, ids=tuple(range(20, 32))) for i in (0, 1)
+        sample_row("oiiiioooOOOO", i, roles_known=False, attended=None, ids=tuple(range(20, 32)))
+        for i in (0, 1)
     ]
     return sample_data(*rows)
 

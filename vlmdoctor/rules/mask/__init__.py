@@ -1,1 +1,1 @@
-"""Rules on which tokens may see which."""
+"""Rules on what may see what: the causal mask, padding, other samples."""

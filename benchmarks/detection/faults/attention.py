@@ -1,0 +1,193 @@
+"""Who sees whom: causality, padding, other samples, positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.detection.case import Made
+from benchmarks.detection.faults.plant import alter, fault, graft
+from benchmarks.detection.handwritten.nanovlm import rotate_half
+from benchmarks.detection.healthy import pad_a_row
+
+MASK = "MASK* mask* future*"
+
+
+@fault(
+    "A08-no-causal-mask",
+    families="llama llava qwen2_5_vl internvl smolvlm nanovlm llava_scratch",
+    rules=MASK,
+    at="",
+)
+def no_causal_mask(made: Made) -> None:
+    """Every token sees the later ones."""
+    _with_mask(made, torch.zeros_like)
+
+
+@fault("A08-mask-inverted", families="llama llava nanovlm", rules=MASK, at="")
+def mask_inverted(made: Made) -> None:
+    """The causal mask is inverted: a token sees itself and the later ones alone."""
+
+    def inverted(mask: Tensor) -> Tensor:
+        blocked = torch.ones_like(mask, dtype=torch.bool).tril(-1)
+        return torch.zeros_like(mask).masked_fill(blocked, torch.finfo(mask.dtype).min)
+
+    _with_mask(made, inverted)
+
+
+@fault("A08-one-token-ahead", families="llama internvl nanovlm", rules=MASK, at="")
+def one_token_ahead(made: Made) -> None:
+    """The mask's diagonal is off by one: each token sees the next."""
+
+    def shifted(mask: Tensor) -> Tensor:
+        blocked = torch.ones_like(mask, dtype=torch.bool).triu(2)
+        return torch.zeros_like(mask).masked_fill(blocked, torch.finfo(mask.dtype).min)
+
+    _with_mask(made, shifted)
+
+
+@fault("X-softmax-over-the-wrong-axis", families="nanovlm", rules=f"{MASK} ROPE*", at="")
+def softmax_over_queries(made: Made) -> None:
+    """The attention weights are normalised over the queries."""
+
+    class Wrong(type(made["layers"][0])):
+        def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+            return _attend(self, x, cos, sin, mask, axis=-2)
+
+    for layer in made["layers"]:
+        layer.__class__ = Wrong
+
+
+@fault("X-keys-not-rotated", families="nanovlm", rules="ROPE*", at="")
+def keys_not_rotated(made: Made) -> None:
+    """Queries are rotated and keys are not."""
+
+    class Wrong(type(made["layers"][0])):
+        def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+            return _attend(self, x, cos, sin, mask, axis=-1, rotate_keys=False)
+
+    for layer in made["layers"]:
+        layer.__class__ = Wrong
+
+
+@fault("X-batch-mean-in-the-features", families="llava internvl nanovlm", rules="MASK* IMG* sample*", at="")
+def batch_mean(made: Made) -> None:
+    """The features of the other samples are part of each sample's: a mean over the batch."""
+    alter(made["projector"], lambda out: out - out.mean(0, keepdim=True))
+
+
+@fault("X-samples-leak-in-the-decoder", families="llava llama nanovlm minivlm", rules="MASK* sample*", at="")
+def samples_leak(made: Made) -> None:
+    """A decoder layer adds the mean over the batch."""
+    layers = made["layers"] if made.parts else made.model.model.layers
+    alter(layers[0], lambda out: out + out.mean(0, keepdim=True))
+
+
+@fault("X-padding-is-seen", families="llama llava qwen2_5_vl nanovlm", rules="MASK* pad* DATA*", at="")
+def padding_is_seen(made: Made) -> None:
+    """The batch is padded on the left, and the model is not given the attention mask."""
+    pad_a_row(made, left=True)
+    made.batch["attention_mask"] = torch.ones_like(made.batch["attention_mask"])
+
+
+@fault(
+    "G13-left-padding-without-positions", families="gpt2 codegen gptj", rules="MASK* pad* ROPE* DATA*", at=""
+)
+def left_padding(made: Made) -> None:
+    """Left padding for learned positions that count from the first column."""
+    pad_a_row(made, left=True)
+
+
+@fault(
+    "X-positions-all-zero",
+    families="llama llava gpt2",
+    rules="ROPE* MASK* position* DATA*",
+    at="position_ids",
+)
+def positions_zero(made: Made) -> None:
+    """position_ids are all zero."""
+    made.batch["position_ids"] = torch.zeros_like(made.batch["input_ids"])
+
+
+@fault(
+    "B08-one-dimensional-positions",
+    families="qwen2_vl qwen2_5_vl qwen3_vl",
+    rules="ROPE* IMG* DATA* mrope* position*",
+    at="position_ids",
+)
+def one_dimensional_positions(made: Made) -> None:
+    """Positions that only count tokens are given, so that the model does not make its own for images."""
+    count = torch.arange(made.batch["input_ids"].shape[1])
+    made.batch["position_ids"] = count.expand(3, len(made.batch["input_ids"]), -1).contiguous()
+
+
+@fault(
+    "B10-image-block-is-causal",
+    families="gemma3 paligemma",
+    rules="MASK* IMG* DATA* token-type*",
+    at="token_type_ids",
+)
+def image_block_is_causal(made: Made) -> None:
+    """token_type_ids are missing, so that image tokens don't see each other."""
+    made.batch.pop("token_type_ids", None)
+
+
+@fault(
+    "D18-packed-samples-see-each-other", families="llama qwen2", rules="MASK* pack* DATA*", at="position_ids"
+)
+def packed(made: Made) -> None:
+    """Two samples in one row, each with its own positions, and an attention mask of ones over both."""
+    batch = made.batch
+    ids = batch["input_ids"].reshape(1, -1)
+    count = torch.arange(batch["input_ids"].shape[1]).repeat(len(batch["input_ids"]))[None]
+    made.batch = {
+        "input_ids": ids,
+        "labels": batch["labels"].reshape(1, -1),
+        "position_ids": count,
+        "attention_mask": torch.ones_like(ids),
+    }
+
+
+def _with_mask(made: Made, change: Any) -> None:
+    """Lets attention use `change(mask of zeros)`, which is added to the scores."""
+    if hasattr(made.model, "wpe"):  # llava_scratch hands its mask to each block
+        for layer in made["layers"]:
+            graft(layer, lambda original, x, mask: original(x, change(torch.zeros_like(mask))))
+        return
+    if made.parts and hasattr(made["layers"][0], "gate_proj"):  # nanovlm: a boolean one, true where seen
+        for layer in made["layers"]:
+            graft(layer, lambda original, x, cos, sin, mask: original(x, cos, sin, change(mask.float() * 0)))
+        return
+    layers = made["layers"] if made.parts else made.model.model.layers
+    for layer in layers:
+
+        def forward(original: Any, *args: Any, **kwargs: Any) -> Any:
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            kwargs["attention_mask"] = change(x.new_zeros(len(x), 1, x.shape[1], x.shape[1]))
+            return original(*args, **kwargs)
+
+        graft(layer.self_attn, forward)
+
+
+def _attend(
+    layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *, axis: int, rotate_keys: bool = True
+) -> Tensor:
+    """The hand-written decoder block with its attention written out."""
+    batch, length, width = x.shape
+    h = layer.norm1(x)
+    q = layer.q_proj(h).view(batch, length, layer.heads, -1).transpose(1, 2)
+    k = layer.k_proj(h).view(batch, length, layer.kv_heads, -1).transpose(1, 2)
+    v = layer.v_proj(h).view(batch, length, layer.kv_heads, -1).transpose(1, 2)
+    cos, sin = cos[:, None], sin[:, None]
+    q = q * cos + rotate_half(q) * sin
+    k = k * cos + rotate_half(k) * sin if rotate_keys else k
+    repeat = layer.heads // layer.kv_heads
+    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(axis)
+    x = x + layer.out_proj((weights @ v).transpose(1, 2).reshape(batch, length, width))
+    h = layer.norm2(x)
+    return x + layer.down_proj(F.silu(layer.gate_proj(h)) * layer.up_proj(h))

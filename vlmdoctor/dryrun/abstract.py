@@ -1,0 +1,274 @@
+"""The executor: real integers and booleans, abstract floats."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+
+# Larger results become abstract even where every input is real: masks of length times length.
+KEPT_ELEMENTS = 1 << 23
+
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+# Floats made by these are values that somebody will look at; those made by the other factories are room
+# that gets written into.
+_VALUED = {aten.arange, aten.linspace, aten.logspace, aten.scalar_tensor, aten.ones, aten.full}
+# No float in a dry run is infinite or not a number: the one assumption about values.
+_FINITE = {
+    aten.isnan: False,
+    aten.isinf: False,
+    aten.isfinite: True,
+    aten.isposinf: False,
+    aten.isneginf: False,
+}
+_INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+_NEEDS_VALUES = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.equal,
+    aten.is_nonzero,
+    aten.unique_consecutive,
+    aten._unique2,
+    aten.unique_dim,
+    aten.bincount,
+}
+
+
+class ValueUnknown(RuntimeError):
+    """An operator needs a value that is abstract.
+
+    Attributes:
+        operator: Its name, such as `aten.nonzero`.
+    """
+
+    def __init__(
+        self, operator: str, why: str = "needs the value of a tensor that has none in a dry run"
+    ) -> None:
+        super().__init__(f"{operator} {why}")
+        self.operator = operator
+
+
+class Abstract(TorchDispatchMode):
+    """Executes every operator with real integers and abstract floats.
+
+    Args:
+        observe: Called as `observe(func, args, kwargs, out)` after every operator.
+    """
+
+    def __init__(self, observe: Callable[..., None] | None = None) -> None:
+        super().__init__()
+        self._observe = observe
+        # Real tensors that were written into from abstract ones: the shape holds, the values do not.
+        self._unknown: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        out = self._run(func, args, kwargs)
+        if self._observe is not None:
+            self._observe(func, args, kwargs, out)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        packet = func.overloadpacket
+        tensors = list(_tensors((args, kwargs)))
+        abstract = [t for t in tensors if t.is_meta]
+        if not abstract:
+            return self._real(func, packet, args, kwargs, tensors)
+        if packet in _FINITE:
+            return torch.full(args[0].shape, _FINITE[packet], dtype=torch.bool)
+        if packet in _NEEDS_VALUES:
+            raise ValueUnknown(f"aten.{packet.__name__}")
+        if packet is aten._to_copy:
+            return func(*args, **_placed(kwargs, _META))
+        if "device" in kwargs:
+            # zeros_like, new_ones and the like: the values are not those of the input.
+            dtype = kwargs.get("dtype") or tensors[0].dtype
+            if not _is_float(dtype):
+                return func(*_emptied(args), **_placed(kwargs, _CPU))
+            return func(*args, **_placed(kwargs, _META))
+        if packet in _INDEXING:
+            args = (args[0], self._indices(args[0], args[1]), *args[2:])
+        elif packet is aten.embedding:
+            self._check_range(args[1], args[0].shape[0], "token ids")
+        elif packet is aten.masked_scatter or packet is aten.masked_scatter_:
+            self._check_room(*args[:3])
+        elif packet is aten.masked_select:
+            count = int(torch.broadcast_to(self._known(args[1], packet), args[0].shape).sum())
+            return args[0].new_empty((count,))
+        elif packet is aten.masked_scatter_backward:
+            self._known(args[1], packet)
+            return args[0].new_empty(args[2])
+        if _writes_into_real(func, args):
+            return self._written(func, args, kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+        if packet is aten._grouped_mm and args[0].dtype is not torch.bfloat16:
+            # Its shape function knows bfloat16 alone; kernels take the other dtypes too.
+            halved = tree_map_only(torch.Tensor, _as_bfloat16, args)
+            return func(*halved, **kwargs).to(args[0].dtype)
+        return func(*args, **kwargs)
+
+    def _real(self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
+        if not tensors and "device" in kwargs:
+            room = packet not in _VALUED and _is_float(_dtype_made(func, args, kwargs))
+            return func(*args, **_placed(kwargs, _META if room else _CPU))
+        if self._unknown and any(_storage(t) in self._unknown for t in tensors):
+            if packet in _NEEDS_VALUES:
+                raise ValueUnknown(f"aten.{packet.__name__}")
+            out = func(*args, **_placed(kwargs, _CPU))
+            self._unknown.update(_storage(t) for t in _tensors(out))
+            return out
+        if "device" in kwargs:
+            dtype = kwargs.get("dtype") or tensors[0].dtype
+            room = packet is not aten._to_copy and _is_float(dtype)
+            return func(*args, **_placed(kwargs, _META if room else _CPU))
+        out = func(*args, **kwargs)
+        if (
+            isinstance(out, torch.Tensor)
+            and out.numel() > KEPT_ELEMENTS
+            and _is_float(out.dtype)
+            and _fresh(func)
+        ):
+            return _to_meta(out)
+        return out
+
+    def _indices(self, indexed: torch.Tensor, indices: Any) -> list[Any]:
+        """Boolean indices as integer ones, all of them abstract, after a look at their range."""
+        found: list[Any] = []
+        dimension = 0
+        for index in indices:
+            if index is None:
+                found.append(None)
+                dimension += 1
+            elif index.dtype in (torch.bool, torch.uint8):
+                mask = self._known(index, aten.index)
+                expected = tuple(indexed.shape[dimension : dimension + mask.ndim])
+                if tuple(mask.shape) != expected:
+                    raise IndexError(
+                        f"The shape of the mask {list(mask.shape)} at index {dimension} does not match the "
+                        f"shape of the indexed tensor {list(indexed.shape)} at index {dimension}"
+                    )
+                found += [_to_meta(column, always=True) for column in mask.nonzero().unbind(1)]
+                dimension += mask.ndim
+            else:
+                self._check_range(index, indexed.shape[dimension], "indices", negative=True)
+                found.append(_to_meta(index, always=True))
+                dimension += 1
+        return found
+
+    def _known(self, tensor: torch.Tensor, packet: Any) -> torch.Tensor:
+        if tensor.is_meta or _storage(tensor) in self._unknown:
+            raise ValueUnknown(
+                f"aten.{packet.__name__}",
+                "uses a mask computed from activations: its shape depends on values",
+            )
+        return tensor
+
+    def _check_range(self, index: torch.Tensor, size: int, what: str, negative: bool = False) -> None:
+        if index.is_meta or not index.numel() or _storage(index) in self._unknown:
+            return
+        low, high = (int(value) for value in index.aminmax())
+        if high >= size or low < (-size if negative else 0):
+            outside = high if high >= size else low
+            raise IndexError(
+                f"index out of range: {what} go up to {outside}, there are {size} rows"
+                if outside == high
+                else f"index out of range: {what} go down to {outside}"
+            )
+
+    def _check_room(self, target: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> None:
+        count = int(torch.broadcast_to(self._known(mask, aten.masked_scatter), target.shape).sum())
+        if count > source.numel():
+            raise RuntimeError(
+                f"masked_scatter: {count} places are to be filled, the source has {source.numel()} values"
+            )
+
+    def _written(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An abstract value written into a real tensor: from now on nobody knows what it holds."""
+        real = args[0]
+        if _is_float(real.dtype) and real.numel() > 1:
+            raise ValueUnknown(str(func), "writes abstract values into a real tensor of floats")
+        shapes, more = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+        func(*shapes, **more)
+        self._unknown.add(_storage(real))
+        return real
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Builds modules without allocating them, whatever device their code asks for."""
+    with torch.device("meta"):
+        yield
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+
+
+def _to_meta(tensor: torch.Tensor, always: bool = False) -> torch.Tensor:
+    # A real scalar may meet tensors of any device, and promotes dtypes otherwise than a tensor does.
+    if tensor.is_meta or (tensor.ndim == 0 and not always and not _is_float(tensor.dtype)):
+        return tensor
+    if tensor.ndim == 0 and not always:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
+
+
+def _as_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+
+def _emptied(args: Any) -> Any:
+    """Abstract tensors as real ones without content: only their shape and dtype are asked for."""
+    return tree_map_only(torch.Tensor, lambda t: torch.empty(1, dtype=t.dtype).expand(t.shape), args)
+
+
+def _placed(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {**kwargs, "device": device, "pin_memory": None} if "device" in kwargs else kwargs
+
+
+def _dtype_made(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.dtype:
+    if kwargs.get("dtype") is not None:
+        return kwargs["dtype"]
+    if func.overloadpacket is aten.full:
+        value = args[1]
+        return (
+            torch.bool
+            if isinstance(value, bool)
+            else torch.int64
+            if isinstance(value, int)
+            else torch.float32
+        )
+    return torch.int64 if func.overloadpacket in (aten.randint, aten.randperm) else torch.float32
+
+
+def _is_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _fresh(func: Any) -> bool:
+    return all(result.alias_info is None for result in func._schema.returns)
+
+
+def _writes_into_real(func: Any, args: Any) -> bool:
+    if not args or not isinstance(args[0], torch.Tensor) or args[0].is_meta:
+        return False
+    alias = func._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,80 @@
+"""Bytes that are alive, and floating-point operations, while operators run."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+
+class Ledger:
+    """Adds up what operators allocate and compute; `observe` is given to `Abstract`.
+
+    Attributes:
+        live: Bytes of the tensors made so far that are still held by somebody.
+        peak: The most that were alive at once.
+        peak_at: (phase, module, operator) at that moment.
+        flops: Floating-point operations by (phase, module).
+        phase: Set by whoever runs: `forward` or `backward`.
+        module: Set by whoever runs: the innermost module that is running, or an empty text.
+    """
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.peak_at = ("forward", "", "")
+        self.flops: dict[tuple[str, str], int] = {}
+        self.made: dict[str, int] = {}
+        self.phase = "forward"
+        self.module = ""
+        self._known: dict[int, Any] = {}
+
+    def already(self, tensors: Any) -> None:
+        """Tensors that are counted elsewhere, such as parameters."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._known[storage._cdata] = storage
+
+    def observe(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Counts one operator."""
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor, func)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            try:
+                flops = formula(*args, **kwargs, out_val=out)
+            except (AssertionError, TypeError, ValueError, IndexError):
+                flops = _attention_flops(func, args)
+            key = (self.phase, self.module)
+            self.flops[key] = self.flops.get(key, 0) + int(flops)
+
+    def _count(self, tensor: torch.Tensor, func: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+
+        def gone(_: Any, key: int = key, size: int = size) -> None:
+            self._known.pop(key, None)
+            self.live -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live += size
+        if self.live > self.peak:
+            self.peak = self.live
+            self.peak_at = (self.phase, self.module, func.overloadpacket.__name__)
+
+
+def _attention_flops(func: Any, args: Any) -> int:
+    """The formulas of torch refuse fewer key heads than query heads; the work is that of the query heads."""
+    shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor) and a.ndim == 4]
+    backward = "backward" in func.overloadpacket.__name__
+    query, key = (shapes[1], shapes[2]) if backward and len(shapes) > 2 else (shapes + [()] * 2)[:2]
+    if not query or not key:
+        return 0
+    batch, heads, length, width = query
+    return (5 if backward else 2) * 2 * batch * heads * length * key[2] * width

@@ -1,0 +1,154 @@
+"""One training step without weights: shapes, gradient reach, bytes and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.attention import Kernel
+from vlmdoctor.dryrun.ledger import Ledger
+from vlmdoctor.invoke import run
+from vlmdoctor.subject import canonical_name
+from vlmdoctor.unchanged import copy_of
+
+
+@dataclass
+class Visit:
+    """What one module saw: the shapes of its first call, and how often it was called."""
+
+    shape_in: tuple[int, ...] | None = None
+    shape_out: tuple[int, ...] | None = None
+    calls: int = 0
+    kept: int = 0
+
+
+@dataclass
+class DryStep:
+    """What one step gave.
+
+    Attributes:
+        error: What forward or backward raised.
+        phase: `forward` or `backward`: how far it came.
+        visits: By canonical module name.
+        reached: Canonical names of the parameters that got a gradient.
+        saved: Bytes alive between forward and backward.
+        peak: The most bytes alive at once, gradients included, parameters not.
+        peak_at: (phase, module, operator).
+        flops_forward, flops_backward: Floating-point operations.
+        flops: Those of forward, by module.
+        loss: Whether there was a loss to go back from.
+    """
+
+    error: Exception | None = None
+    phase: str = "forward"
+    visits: dict[str, Visit] = field(default_factory=dict)
+    reached: frozenset[str] = frozenset()
+    saved: int = 0
+    peak: int = 0
+    peak_at: tuple[str, str, str] = ("", "", "")
+    flops_forward: int = 0
+    flops_backward: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    loss: bool = False
+
+
+def dry_step(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    device: str = "cuda",
+) -> DryStep:
+    """Runs forward and backward of `model`, which has to be laid out without weights (`laid_out`).
+
+    Args:
+        model: It is used up: gradients and hooks stay on it.
+        device: Whose attention kernels are assumed: `cuda` or `cpu`.
+
+    Raises:
+        ValueUnknown: An operator needs a value that nobody has.
+    """
+    ledger, step = Ledger(), DryStep()
+    batch = _in_dtype(copy_of(batch), _float_dtype(model))
+    ledger.already([*model.parameters(), *model.buffers()])
+    _watch(model, ledger, step.visits)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), Abstract(ledger.observe), Kernel(device):
+        try:
+            loss, logits = run(model, batch, loss_fn)
+            step.saved = ledger.live
+            del logits
+            if loss is not None and loss.requires_grad:
+                step.loss, ledger.phase, step.phase, ledger.module = True, "backward", "backward", ""
+                loss.backward()
+        except ValueUnknown:
+            raise
+        except Exception as error:
+            step.error = error
+    step.peak, step.peak_at = ledger.peak, ledger.peak_at
+    step.reached = frozenset(canonical_name(n) for n, p in model.named_parameters() if p.grad is not None)
+    for (phase, module), count in ledger.flops.items():
+        if phase == "forward":
+            step.flops_forward += count
+            step.flops[module] = step.flops.get(module, 0) + count
+        else:
+            step.flops_backward += count
+    return step
+
+
+def _watch(model: nn.Module, ledger: Ledger, visits: dict[str, Visit]) -> None:
+    running: list[tuple[str, int]] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            running.append((name, ledger.live))
+            ledger.module = name
+            visit = visits.setdefault(name, Visit())
+            visit.calls += 1
+            if visit.shape_in is None:
+                visit.shape_in = _first_shape((*args, *kwargs.values()))
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            while running:
+                left, before = running.pop()
+                if left == name:
+                    visits[name].kept += ledger.live - before
+                    break
+            ledger.module = running[-1][0] if running else ""
+            if visits[name].shape_out is None:
+                visits[name].shape_out = _first_shape(out)
+
+        return hook
+
+    for name, module in model.named_modules():
+        canonical = canonical_name(name + ".").rstrip(".")
+        module.register_forward_pre_hook(enter(canonical), with_kwargs=True)
+        module.register_forward_hook(leave(canonical))
+
+
+def _first_shape(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((shape for part in parts if (shape := _first_shape(part)) is not None), None)
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def _in_dtype(batch: Any, dtype: torch.dtype | None) -> Any:
+    """Floats of the batch in the model's dtype, as a training loop hands them over."""
+    from torch.utils._pytree import tree_map_only
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    return tree_map_only(torch.Tensor, cast, batch)

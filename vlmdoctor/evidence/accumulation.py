@@ -1,0 +1,90 @@
+"""How the model's loss answers to the number of labels that transformers' Trainer passes to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.forward import Forward
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "forward"
+TIMES = 4
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """Losses of one batch, with and without being told how many labels its whole step has.
+
+    Attributes:
+        model_class: The class whose forward the Trainer looks at.
+        passed: Whether the Trainer passes `num_items_in_batch` to it, and so leaves the division to it.
+        loss: The loss on its own.
+        told_same: The loss when told the number of labels in this batch.
+        told_more: The loss when told TIMES as many, as with TIMES micro-batches.
+        raised: What it raised when told; None where it did not.
+    """
+
+    model_class: str
+    passed: bool
+    loss: float | None = None
+    told_same: float | None = None
+    told_more: float | None = None
+    raised: str | None = None
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
+    """Runs three forward passes in evaluation mode; the model is left as it was."""
+    import torch
+
+    from vlmdoctor.evidence.checkpoint_names import innermost_model
+    from vlmdoctor.invoke import run
+    from vlmdoctor.unchanged import copy_of, unchanged
+
+    inner = innermost_model(subject.model)
+    if subject.loss_fn is not None:
+        raise Unavailable("a loss_fn was given, so that the model's own loss is not used")
+    passed = _trainer_passes_it(inner)
+    if not passed:
+        return Accumulation(type(inner).__name__, passed=False)
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    labels = subject.batch.get("labels") if isinstance(subject.batch, Mapping) else None
+    if forward.loss is None or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
+        raise Unavailable("the batch has no labels, or the model gives no loss for them")
+    # As the Trainer counts them: the first label of a row is nothing's target.
+    count = int((labels[..., 1:] != -100).sum())
+    if not count:
+        raise Unavailable("all labels of the batch are masked")
+
+    def loss(**more: Any) -> float | None:
+        value, _ = run(model, {**copy_of(subject.batch), **more}, None)
+        return None if value is None else float(value)
+
+    # Compiling once more for each way to call it would take longer than all the rest.
+    model = getattr(subject.model, "_orig_mod", subject.model)
+    with unchanged(model), torch.no_grad():
+        model.eval()
+        alone = loss()
+        try:
+            same = loss(num_items_in_batch=torch.tensor(count, device=labels.device))
+            more = loss(num_items_in_batch=torch.tensor(TIMES * count, device=labels.device))
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [""])[0][:200]
+            return Accumulation(type(inner).__name__, True, alone, raised=f"{type(error).__name__}: {told}")
+    return Accumulation(type(inner).__name__, True, alone, same, more)
+
+
+def _trainer_passes_it(model: Any) -> bool:
+    """Whether transformers' Trainer takes the model for one that wants `num_items_in_batch`."""
+    declared = getattr(model, "accepts_loss_kwargs", None)
+    if declared is not None:
+        return bool(declared)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)

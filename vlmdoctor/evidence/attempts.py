@@ -1,0 +1,366 @@
+"""Changes to a batch: a token, an image, the padding; and which logits they may move."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.bench import Bench, change
+from vlmdoctor.evidence.influence import Change
+from vlmdoctor.evidence.inputs import IGNORED
+from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
+from vlmdoctor.evidence.trials import distances
+
+Results = Iterator[tuple[str, Change | str]]
+
+PADDING = 3
+AWAKE = 0.1
+_RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "ssm", "deltanet", "hyena")
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+_CAPACITY = "experts of limited capacity make samples depend on each other by design"
+_GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+
+
+def edit_a_token(bench: Bench) -> Results:
+    """A late token of one row: nothing before it may move, and nothing in another row."""
+    bench.need_logits()
+    inputs, refused = bench.inputs, None
+    try:
+        where = bench.predicting()
+    except Unavailable as reason:
+        where, refused = bench.valid, str(reason)
+    row, place = _late_token(bench, where)
+    ids = inputs[inputs.ids].clone()
+    ids[row, place] = _another(bench, row, place)
+    changed = inputs.with_(**{inputs.ids: ids})
+    apart = bench.moved(bench.trials.run(changed))
+    columns = torch.arange(ids.shape[1])
+    # A decoder that reads the labels sees this one a position later.
+    sees = columns > place if inputs.reads_labels else columns >= place
+    effect = float(apart[row][sees & bench.valid[row]].max())
+    if effect <= 10 * bench.noise:
+        raise Unavailable("the changed token moves no logit at all, not even its own")
+    allowed = bench.exact(effect)
+    what = f"token {place} of row {row}"
+    if refused is None:
+        before = where & ~sees
+        before[torch.arange(len(ids)) != row] = False
+        kind = getattr(bench.config, "is_decoder", None)
+        found = change(what, apart, before, allowed, effect, token=place, is_decoder=kind)
+        yield "later-token", _located(bench, found, changed, before, repair=True)
+    else:
+        yield "later-token", refused
+    others = bench.valid.clone()
+    others[row] = False
+    if len(ids) < 2:
+        yield "another-sample", "the batch holds one sample only"
+    elif bench.setting("expert_capacity") is not None:
+        yield "another-sample", _CAPACITY
+    else:
+        found = change(what, apart, others, allowed, effect, changed_row=row)
+        yield "another-sample", _located(bench, found, changed, others)
+
+
+def exchange_an_image(bench: Bench) -> Results:
+    """The first sample's image becomes noise: its logits move, and no other sample's."""
+    inputs = bench.inputs
+    if not inputs.images:
+        raise Unavailable("the batch holds no images")
+    if bench.before.logits is None:
+        yield "images", _images_by_loss(bench)
+        raise Unavailable("no logits were found in the model's output, one row of them for each token")
+    seen = _image_positions(bench)
+    owned = _first_image(bench, seen)
+    if owned is not None and len(bench.valid) > 1:
+        apart = bench.moved(bench.trials.run(inputs.with_(**owned)))
+        own = float(apart[0][(bench.valid if seen is None else bench.valid | seen)[0]].max())
+        others = bench.valid.clone()
+        others[0] = False
+        allowed = bench.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
+        if bench.setting("expert_capacity") is not None:
+            yield (
+                "image-of-another",
+                "experts of limited capacity make samples depend on each other by design",
+            )
+        else:
+            yield "image-of-another", change("the image of row 0", apart, others, allowed, own)
+    else:
+        yield "image-of-another", "which image belongs to which sample is not known"
+    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
+    apart = bench.moved(bench.trials.run(changed))
+    yield "images", _influence(bench, apart, seen, changed)
+
+
+def edit_a_packed_sample(bench: Bench) -> Results:
+    """A token of the first of several samples in one row: the others in it may not move."""
+    bench.need_logits()
+    numbers = bench.inputs.packed()
+    if numbers is None:
+        raise Unavailable("no row of the batch is packed with several samples")
+    numbers = numbers.cpu()
+    row = next(r for r in range(len(numbers)) if len(numbers[r][bench.valid[r]].unique()) > 1)
+    first = (numbers[row] == numbers[row][bench.valid[row]][0]) & bench.valid[row]
+    places = [int(p) for p in first.nonzero() if not _stands_for_more(bench, row, int(p))]
+    if not places:
+        raise Unavailable("the first packed sample has no text")
+    ids = bench.inputs[bench.inputs.ids].clone()
+    ids[row, places[-1]] = _another(bench, row, places[-1])
+    # A cache, which no training needs, keeps transformers from looking for packed samples.
+    cached = "use_cache" in inspect.signature(bench.trials.model.forward).parameters
+    options = {"use_cache": False} if cached and isinstance(bench.subject.batch, Mapping) else {}
+    changed = bench.inputs.with_(**{bench.inputs.ids: ids}, **options)
+    before, after = (bench.trials.run(batch).logits for batch in (bench.inputs.with_(**options), changed))
+    apart = distances(bench.text(after), bench.text(before)).cpu()
+    effect = float(apart[row][first].max())
+    others = torch.zeros_like(bench.valid)
+    others[row] = bench.valid[row] & ~first
+    what = f"token {places[-1]} of row {row}"
+    by = "segment_ids" if "position_ids" not in bench.inputs.fields else "position_ids"
+    masked = bench.inputs.mask is not None
+    allowed = bench.exact(effect)
+    found = change(what, apart, others, allowed, effect, told_by=by, attention_mask=masked)
+    yield "packed-neighbour", found
+
+
+def pad_more(bench: Bench) -> Results:
+    """More padding, on the side where the batch has it: no logit of a real token may move."""
+    bench.need_logits()
+    inputs, length = bench.inputs, bench.valid.shape[1]
+    if inputs.mask is None or inputs.reads_labels or inputs.ids != "input_ids":
+        raise Unavailable("the batch has no padding mask over its input_ids")
+    bench.predicting()
+    longest = bench.setting("max_position_embeddings") or bench.setting("n_positions")
+    rope = bench.setting("rope_parameters") or {}
+    if isinstance(longest, int) and length + PADDING > longest:
+        raise Unavailable(f"the sequence has no room for padding: {length} of {longest} positions are used")
+    if isinstance(rope, dict) and rope.get("rope_type") in _LENGTH_DEPENDENT:
+        raise Unavailable("the rotary frequencies depend on the length by design")
+    if any(
+        getattr(v, "ndim", 0) >= 4 and v.shape[-1] == length and "mask" in n for n, v in inputs.fields.items()
+    ):
+        raise Unavailable("the batch brings a finished attention mask")
+    left = bool((~bench.valid[:, 0]).any())
+    names = " ".join({type(module).__name__.lower() for module in bench.trials.model.modules()})
+    if left and any(part in names for part in _RECURRENT):
+        raise Unavailable("recurrent layers read padding on the left by design")
+    seen = bench.trials.run(inputs.with_(**_padded(bench, left)))
+    if seen.logits is None or seen.logits.shape[1] != bench.before.logits.shape[1] + PADDING:
+        raise Unavailable("the padded batch gives logits of another shape")
+    logits = bench.text(seen.logits)
+    kept = logits[:, PADDING:] if left else logits[:, :length]
+    apart = distances(kept, bench.text(bench.before.logits)).cpu()
+    side = "left" if left else "right"
+    given = "position_ids" in inputs.fields
+    yield (
+        "padding",
+        change(
+            f"{PADDING} more padding tokens on the {side}",
+            apart,
+            bench.valid,
+            bench.rounded,
+            None,
+            side=side,
+            position_ids=given,
+        ),
+    )
+
+
+def _located(
+    bench: Bench, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
+) -> Change:
+    """`found`, if it moves, with the place where it gets through and what a causal mask would do."""
+    if not found.moves:
+        return found
+    detail = {**found.detail, "place": leaking_place(bench, changed, where)}
+    if repair:
+        detail["moved_with_causal_mask"] = moved_with_causal_mask(bench, changed, where)
+    return dataclasses.replace(found, detail=detail)
+
+
+def _padded(bench: Bench, left: bool) -> dict[str, torch.Tensor]:
+    inputs = bench.inputs
+    shape = inputs[inputs.ids].shape
+    fill = {inputs.ids: _pad_id(bench), inputs.mask: 0, inputs.labels: IGNORED}
+    padded = {}
+    for name, value in inputs.fields.items():
+        if not isinstance(value, torch.Tensor) or name in inputs.images:
+            continue
+        axis = 1 if value.shape[:2] == shape else 2 if value.shape[1:] == shape else None
+        if axis is None:
+            continue
+        edge = value.narrow(axis, 0 if left else shape[1] - 1, 1)
+        more = torch.full_like(edge, fill.get(name, 0)).repeat_interleave(PADDING, dim=axis)
+        if "position_ids" in name:
+            more = edge.repeat_interleave(PADDING, dim=axis)
+        padded[name] = torch.cat([more, value] if left else [value, more], dim=axis)
+    return padded
+
+
+def _pad_id(bench: Bench) -> int:
+    places = (bench.subject.tokenizer, bench.config, getattr(bench.config, "text_config", None))
+    known = [getattr(place, "pad_token_id", None) for place in places]
+    pad = next((k for k in known if isinstance(k, int) and k >= 0), None)
+    padding = bench.inputs[bench.inputs.ids][~bench.valid.to(bench.inputs[bench.inputs.ids].device)]
+    if padding.numel():
+        pad = int(padding[0])
+    if pad is None:
+        pad = _another(bench, 0, int(bench.valid[0].nonzero()[0]))
+    return pad
+
+
+def _late_token(bench: Bench, where: torch.Tensor) -> tuple[int, int]:
+    """(row, position) of the latest text token that has a position in `where` before it."""
+    inputs = bench.inputs
+    for row in range(len(where)):
+        valid = bench.valid[row].nonzero().flatten().tolist()
+        before = where[row].nonzero().flatten().tolist()
+        # The last label may be moved to the front of what the decoder reads (mBART).
+        places = valid[:-1] if inputs.reads_labels else valid
+        if before and not inputs.reads_labels and inputs.labels is not None:
+            # No later than what the last supervised logit foretells: the prompt may look ahead.
+            places = [place for place in places if place <= before[-1] + 1]
+        for place in reversed(places):
+            if not _stands_for_more(bench, row, place) and before and before[0] < place:
+                return row, place
+    raise Unavailable("no row has a text token with a supervised one before it")
+
+
+def _stands_for_more(bench: Bench, row: int, place: int) -> bool:
+    return int(bench.inputs[bench.inputs.ids][row, place]) in bench.placeholders
+
+
+def _another(bench: Bench, row: int, place: int) -> int:
+    """Another token of the batch's text, to stand at this place."""
+    ids = bench.inputs[bench.inputs.ids]
+    special = set(getattr(bench.subject.tokenizer, "all_special_ids", None) or ())
+    for owner in (bench.config, getattr(bench.config, "text_config", None)):
+        values = (getattr(owner, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
+        special.update(v for v in values if isinstance(v, int))
+    current = int(ids[row, place])
+    likely = bench.valid
+    with contextlib.suppress(Unavailable):
+        following = bench.predicting()
+        likely = torch.zeros_like(following)
+        likely[:, 1:] = following[:, :-1]
+    for here in (likely, bench.valid):
+        pool = [int(i) for i in ids[here.to(ids.device)].flip(0).tolist()]
+        for candidate in pool:
+            if candidate not in {current, *special, *bench.placeholders} and candidate >= 0:
+                return candidate
+    raise Unavailable("the batch's text is one token only, so that there is none to put in its place")
+
+
+def _noise(images: torch.Tensor) -> torch.Tensor:
+    """Noise as bright and as varied as the images; what is empty (padding, a stand-in) stays empty."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.randn(images.shape, generator=generator).to(images.device, torch.float32)
+    known = images.float()
+    noise = known.mean() + drawn * known.std().clamp(min=1e-3)
+    return torch.where(known == 0, known, noise).to(images.dtype)
+
+
+def _image_positions(bench: Bench) -> torch.Tensor | None:
+    """[B, T]: where a placeholder of an image stands; None where they are not known."""
+    if not bench.placeholders or bench.inputs.reads_labels:
+        return None
+    ids = bench.inputs[bench.inputs.ids].cpu()
+    stands = torch.isin(ids, torch.tensor(sorted(bench.placeholders)))
+    return stands if stands.any() else None
+
+
+def _first_image(bench: Bench, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+    """The images with the first sample's exchanged; None where it is not known which is whose."""
+    inputs, rows = bench.inputs, len(bench.valid)
+    if positions is not None and not bool(positions.any(dim=1).all()):
+        return None
+    changed = {}
+    for name in inputs.images:
+        images = inputs[name]
+        grid = inputs.fields.get(_GRIDS.get(name, ""))
+        patches = grid.prod(dim=1) if isinstance(grid, torch.Tensor) else None
+        if patches is not None and len(patches) == rows and int(patches.sum()) == len(images):
+            count = int(patches[0])
+        elif len(images) == rows:
+            count = 1
+        else:
+            return None
+        if not bool(images[:count].any()):
+            return None
+        changed[name] = torch.cat([_noise(images[:count]), images[count:]])
+    return changed
+
+
+def _influence(bench: Bench, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any) -> Change:
+    inputs = bench.inputs
+    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
+        raise Unavailable("the images of this batch are empty")
+    where = bench.valid
+    anywhere = float(apart[where if positions is None else where | positions].max())
+    text = where
+    if positions is not None:
+        # The text that stands behind an image, where the loss looks at it.
+        text = where & (positions.cumsum(dim=1) > 0) & ~positions
+        with contextlib.suppress(Unavailable):
+            text = text & bench.predicting()
+    elif bench.setting("image_token_id") is not None:
+        raise Unavailable("the text holds no placeholder for an image")
+    closed = None
+    if float(apart[text].max() if text.any() else anywhere) <= bench.noise:
+        closed = _closed_gate(bench, changed, text if text.any() else where)
+    if closed is not None:
+        raise Unavailable(f"the images' path starts closed: {closed} is zero")
+    return change("all images", apart, text if text.any() else where, bench.noise, anywhere)
+
+
+def _images_by_loss(bench: Bench) -> Change:
+    inputs, loss = bench.inputs, bench.before.loss
+    if loss is None:
+        raise Unavailable("the model gives neither a loss nor logits")
+    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
+    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
+        raise Unavailable("the images of this batch are empty")
+    other = bench.trials.run(changed).loss
+    moved = abs(other - loss) if other is not None else float("inf")
+    if moved <= bench.noise:
+        with _awake(bench.trials.model) as woken:
+            first, second = bench.trials.run().loss, bench.trials.run(changed).loss
+        if woken and first != second:
+            raise Unavailable(f"the images' path starts closed: {woken[0]} is zero")
+    return Change("all images", moved, bench.noise, moved, positions=1)
+
+
+def _closed_gate(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
+    """The parameter that is zero at first and lets nothing through until it has learned; else None."""
+    with _awake(bench.trials.model) as woken:
+        if not woken:
+            return None
+        one, other = bench.trials.run(), bench.trials.run(changed)
+    if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
+        return None
+    apart = distances(bench.text(one.logits), bench.text(other.logits)).cpu()
+    return woken[0] if float(apart[where].max()) > bench.noise else None
+
+
+@contextlib.contextmanager
+def _awake(model: nn.Module) -> Iterator[list[str]]:
+    """The model with every parameter that is wholly zero at a small value."""
+    zero = [
+        (name, p.data)
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and p.numel() and not bool(p.detach().any())
+    ]
+    gates = [name for name, _ in zero if not name.endswith("bias")]
+    for _, tensor in zero:
+        tensor.fill_(AWAKE)
+    try:
+        yield gates or [name for name, _ in zero]
+    finally:
+        for _, tensor in zero:
+            tensor.zero_()

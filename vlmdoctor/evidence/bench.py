@@ -1,0 +1,131 @@
+"""A subject with its logits on the unchanged batch, against which those on changed batches are held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.influence import Change
+from vlmdoctor.evidence.inputs import Inputs, placeholders
+from vlmdoctor.evidence.trials import Seen, Trials, distances
+from vlmdoctor.subject import Subject
+
+_SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would leave
+# They look ahead, or depend on the length in blocks, by design.
+_NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
+
+
+class Bench:
+    """A subject with its logits on the unchanged batch, and how far rounding moves them."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.trials = Trials(subject)
+        self.inputs: Inputs = self.trials.inputs
+        self.placeholders = placeholders(self.trials.model, subject.processor, subject.tokenizer)
+        self.before: Seen = self.trials.run()
+        again = self.trials.run()
+        self.noise = self.rounding = self.scale = 0.0
+        self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
+        self.offset = 0
+        if self.before.logits is not None:
+            # Where the model puts features in front of the text, its logits stand behind theirs.
+            self.offset = self.before.logits.shape[1] - self.inputs[self.inputs.ids].shape[1]
+            if self.offset < 0:
+                self.before = Seen(None, self.before.loss)
+        if self.before.logits is not None:
+            logits = self.text(self.before.logits)[self.valid.to(self.before.logits.device)].float()
+            if bool(logits.isnan().any()):
+                raise Unavailable("the logits hold NaN")
+            finite = logits[logits.isfinite()]
+            self.scale = float(finite.abs().max()) if finite.numel() else 0.0
+            self.noise = float(self.moved(again)[self.valid].max())
+            self.rounding = float(self.moved(self.trials.jittered())[self.valid].max())
+        if self.before.loss is not None and again.loss is not None and self.before.logits is None:
+            self.noise = abs(self.before.loss - again.loss)
+        if self.noise > 1e-3 * max(self.scale, 1e-30) and self.before.logits is not None:
+            raise Unavailable("two passes over the same batch differ: the model draws numbers of its own")
+
+    def text(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of the text's positions."""
+        return logits[:, self.offset :]
+
+    def moved(self, seen: Seen, base: Seen | None = None) -> torch.Tensor:
+        """[B, T] on the CPU: how far each position's logits are from those of `base`, the unchanged batch."""
+        base = base or self.before
+        if seen.logits is None or base.logits is None or seen.logits.shape != base.logits.shape:
+            raise Unavailable("the changed batch gives logits of another shape")
+        return distances(self.text(seen.logits), self.text(base.logits)).cpu()
+
+    def exact(self, effect: float) -> float:
+        """What may move where a pass differs in values only, and not in shapes."""
+        allowed = max(10 * self.noise, _SAME_SHAPE * effect)
+        if self.trials.has_experts:
+            return max(allowed, 10 * self.rounding)
+        # In half precision one rounding hides too much, and passes of one shape agree bit for bit there.
+        return max(allowed, 2 * self.rounding) if self.trials.epsilon < 1e-6 else allowed
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, or None."""
+        return getattr(self.trials.model, "config", None)
+
+    def setting(self, name: str) -> Any:
+        """A setting of the model's text part: from its own configuration if there is one."""
+        text = getattr(self.config, "text_config", None)
+        return getattr(text, name, None) if text is not None else getattr(self.config, name, None)
+
+    def predicting(self) -> torch.Tensor:
+        """[B, T] on the CPU: where a logit is meant to foretell the next token from those before it.
+
+        Raises:
+            Unavailable: The model is not meant to look back only, or that can't be told.
+        """
+        model, inputs = self.trials.model, self.inputs
+        generates = getattr(model, "can_generate", None)
+        if generates is not None and (
+            not generates() or getattr(self.config, "model_type", "") in _NOT_CAUSAL
+        ):
+            raise Unavailable("the model is not one that writes text from left to right")
+        if inputs.reads_labels or inputs.ids == "decoder_input_ids":
+            return self.valid
+        if (known := inputs.predicting()) is not None:
+            return known.cpu()
+        if inputs.labels is None and generates is not None and "token_type_ids" not in inputs.fields:
+            return self.valid
+        raise Unavailable("the labels are not the next tokens, so that the model may be meant to look ahead")
+
+    @property
+    def rounded(self) -> float:
+        """What may move where shapes differ, and with them the order of additions."""
+        return max(10 * self.noise, 20 * self.rounding, 16 * self.trials.epsilon * self.scale)
+
+    def need_logits(self) -> None:
+        """Raises `Unavailable` where no token's logits are known."""
+        if self.inputs.ids is None:
+            raise Unavailable("no token ids were found in the batch")
+        if self.before.logits is None:
+            raise Unavailable("no logits were found in the model's output, one row of them for each token")
+
+
+def change(
+    what: str, apart: torch.Tensor, where: torch.Tensor, allowed: float, effect: float | None, **detail: Any
+) -> Change:
+    """The `Change` of the positions `where` [B, T] that moved `apart` [B, T]."""
+    if not where.any():
+        raise Unavailable("no position is left to compare")
+    compared = apart.masked_fill(~where, -1.0)
+    row, position = divmod(int(compared.argmax()), compared.shape[1])
+    return Change(
+        what=what,
+        moved=float(compared.max()),
+        allowed=allowed,
+        effect=effect,
+        positions=int(where.sum()),
+        moved_positions=int((compared > allowed).sum()),
+        row=row,
+        position=position,
+        detail=detail,
+    )

@@ -1,0 +1,88 @@
+"""What moves the logits, and what must not: the batch is changed in one place, and the model run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.forward import Forward
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "forward"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one change of the input did to logits that it must not move (or, for the images, must move).
+
+    Attributes:
+        what: What was changed, in words.
+        moved: How far the logits moved, at most.
+        allowed: How far they may move: what rounding explains in this model.
+        effect: How far the same change moved logits that it may move; None where there are none to compare.
+        positions: How many token positions were compared.
+        moved_positions: How many of them moved by more than `allowed`.
+        row: The row of the batch in which one moved most.
+        position: The token position there.
+        detail: Whatever else was seen, as plain values.
+    """
+
+    what: str
+    moved: float
+    allowed: float
+    effect: float | None = None
+    positions: int = 0
+    moved_positions: int = 0
+    row: int | None = None
+    position: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def moves(self) -> bool:
+        """Whether they moved by more than rounding explains."""
+        return self.moved > self.allowed
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The changes that were tried.
+
+    Attributes:
+        changes: By name: `images`, `image-of-another`, `later-token`, `another-sample`, `packed-neighbour`,
+            `padding`, `positions`, `backend`.
+        untried: Why the others were not tried.
+        scale: The largest logit.
+        rounding: How far an error of one rounding in the embeddings moves the logits.
+    """
+
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    untried: Mapping[str, str] = field(default_factory=dict)
+    scale: float = 0.0
+    rounding: float = 0.0
+
+    def of(self, name: str) -> Change:
+        """The change of this name; raises `Unavailable` with the reason where it was not tried."""
+        if name not in self.changes:
+            raise Unavailable(self.untried.get(name, "it was not tried on this batch"))
+        return self.changes[name]
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
+    """Runs the model about ten times on changed copies of the batch, and leaves it as it was."""
+    from vlmdoctor.evidence.influence_plan import measure
+    from vlmdoctor.unchanged import unchanged
+    from vlmdoctor.watching.nonfinite import communicates
+
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    if forward.finite is False:
+        raise Unavailable("the forward pass gives NaN or infinity")
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject.model):
+        return measure(subject)

@@ -1,0 +1,50 @@
+"""Which changes are tried on a batch, in which order, and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence import attempts, attempts_model
+from vlmdoctor.evidence.bench import Bench
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.subject import Subject
+
+SECONDS = 60.0  # no further change is tried after so long: a large model on a CPU
+
+PLAN: dict[tuple[str, ...], Callable[[Bench], Iterator[tuple[str, Change | str]]]] = {
+    ("later-token", "another-sample"): attempts.edit_a_token,
+    ("images", "image-of-another"): attempts.exchange_an_image,
+    ("packed-neighbour",): attempts.edit_a_packed_sample,
+    ("padding",): attempts.pad_more,
+    ("positions",): attempts_model.shift_positions,
+    ("backend",): attempts_model.switch_backend,
+}
+
+
+def measure(subject: Subject) -> Influence:
+    """Tries every change, the most telling first; use inside `unchanged`."""
+    started = time.perf_counter()
+    bench = Bench(subject)
+    tried: dict[str, Change] = {}
+    untried: dict[str, str] = {}
+    for names, attempt in PLAN.items():
+        took = time.perf_counter() - started
+        reason = None
+        if took + 2 * bench.trials.seconds > SECONDS:
+            reason = f"one forward pass takes {bench.trials.seconds:.0f} s here, and {took:.0f} s were used"
+        else:
+            try:
+                for name, result in attempt(bench):
+                    if isinstance(result, Change):
+                        tried[name] = result
+                    else:
+                        untried[name] = result
+            except Unavailable as unavailable:
+                reason = str(unavailable)
+            except Exception as error:
+                reason = f"the changed batch raises {type(error).__name__}: {str(error)[:120]}"
+        if reason is not None:
+            untried |= {name: reason for name in names if name not in tried and name not in untried}
+    return Influence(tried, untried, bench.scale, bench.rounding)

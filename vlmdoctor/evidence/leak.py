@@ -1,0 +1,94 @@
+"""Where in a model something gets through that must not, and whether a causal mask would stop it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vlmdoctor.evidence.bench import Bench
+from vlmdoctor.evidence.trials import distances
+from vlmdoctor.subject import canonical_name
+
+
+def leaking_place(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
+    """The first place where values at `where` [B, T] are not the same as ever: a module, or its input."""
+    before = _sums(bench, None, where)
+    after = _sums(bench, changed, where)
+    for name, (given, made) in after.items():
+        known = before.get(name)
+        if known is not None and given and known[0] == given and known[1] != made:
+            return name
+    # Between modules, in the forward of one that contains them.
+    moved = (name for name, (given, _) in after.items() if given and before.get(name, (given,))[0] != given)
+    return next((f"the input of {name}" for name in moved), None)
+
+
+def moved_with_causal_mask(bench: Bench, changed: Any, where: torch.Tensor) -> float | None:
+    """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
+    length = bench.before.logits.shape[1]
+    with _causal(length) as used:
+        one, other = bench.trials.run(), bench.trials.run(changed)
+    if not used or one.logits is None or other.logits is None:
+        return None
+    return float(distances(bench.text(one.logits), bench.text(other.logits)).cpu()[where].max())
+
+
+def _sums(bench: Bench, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
+    """For each module, in the order in which they end: sums of its inputs and of its outputs at `where`."""
+    found: dict[str, tuple[tuple, tuple]] = {}
+    shape = (where.shape[0], where.shape[1] + bench.offset)
+    kept = torch.zeros(shape, dtype=torch.bool)
+    kept[:, bench.offset :] = where
+
+    def of(values: Any) -> tuple:
+        values = values.values() if isinstance(values, dict) else values
+        values = values if isinstance(values, tuple | list) else (values,)
+        whole = [v for v in values if isinstance(v, torch.Tensor) and v.ndim == 3 and v.shape[:2] == shape]
+        kept_values = [v[kept.to(v.device)].double() for v in whole if v.is_floating_point()]
+        return tuple((float(v.sum()), float(v.square().sum())) for v in kept_values)
+
+    with contextlib.ExitStack() as hooks:
+        for raw_name, module in bench.trials.model.named_modules():
+            name = canonical_name(raw_name + ".").rstrip(".") or type(module).__name__
+
+            def hook(
+                _: nn.Module, given: tuple, keywords: dict[str, Any], output: Any, name: str = name
+            ) -> None:
+                found[name] = (of((*given, *keywords.values())), of(output))
+
+            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        bench.trials.run(batch)
+    return found
+
+
+@contextlib.contextmanager
+def _causal(length: int) -> Iterator[list[bool]]:
+    """torch's attention over a sequence of `length` looks back only; yields a list that is filled if used."""
+    original = functional.scaled_dot_product_attention
+    used: list[bool] = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if query.shape[-2] != length or key.shape[-2] != length or len(rest) != 1:
+            return original(query, key, *rest, **options)
+        used.append(True)
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        mask = options.pop("attn_mask", None)
+        options.pop("is_causal", None)
+        if mask is None:
+            mask = causal
+        elif mask.dtype == torch.bool:
+            mask = mask & causal
+        else:
+            mask = mask.masked_fill(~causal, torch.finfo(mask.dtype).min)
+        return original(query, key, *rest, attn_mask=mask, **options)
+
+    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    try:
+        yield used
+    finally:
+        functional.scaled_dot_product_attention = original

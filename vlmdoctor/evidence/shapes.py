@@ -1,0 +1,215 @@
+"""A training step without weights: what fits together, what gets a gradient, what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.failure import Failure
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "shapes"
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """One module, or several alike that were folded into one row.
+
+    Attributes:
+        name: Canonical name; a number that differs between folded modules is `*`.
+        kind: Its class.
+        count: How many modules the row stands for.
+        parameters, trainable: Numbers in them altogether.
+        shape_in, shape_out: The first tensor in and out at the first call; None where it did not run.
+        kept: Bytes that stayed alive when it returned: its output and what backward needs.
+        flops: Floating-point operations of its forward pass, its parts included.
+        gradient: Whether every trainable tensor got a gradient; None without trainable ones.
+    """
+
+    name: str
+    kind: str
+    count: int
+    parameters: int
+    trainable: int
+    shape_in: tuple[int, ...] | None
+    shape_out: tuple[int, ...] | None
+    kept: int
+    flops: int
+    gradient: bool | None
+
+
+@dataclass(frozen=True)
+class Clash:
+    """A number where shapes met that did not fit, and where the configuration says it.
+
+    Attributes:
+        what: The tensor, or an empty text where only the number is known.
+        number: The size, or the list of sizes.
+        said_by: Paths in the configuration with that value, such as `vision_config.hidden_size`.
+    """
+
+    what: str
+    number: Any
+    said_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What one step without weights gave.
+
+    Attributes:
+        failure: What forward or backward raised; `phase` says which.
+        phase: `forward` or `backward`: how far it came.
+        clashes: The sizes that met where it was raised.
+        loss: Whether the model gave a loss that leads back to parameters.
+        without_gradient: Canonical names of trainable parameters that got none.
+        modules: The table of modules, repeated ones folded.
+        parameter_bytes, buffer_bytes, gradient_bytes: In the dtype of the dry run.
+        trainable, parameters: Numbers, not tensors.
+        saved_bytes: Alive between forward and backward.
+        peak_bytes: The most alive at once in a pass, gradients included, parameters not.
+        peak_at: (phase, module, operator) of that moment.
+        flops_forward, flops_backward: Floating-point operations of the batch.
+        batch_size, tokens: Samples, and tokens in each; None where the batch does not tell.
+        image_tokens: Placeholders of images in the first sample; None where unknown.
+        images: Images in the batch; None where unknown.
+        context: The longest sequence that the configuration allows; None where it does not say.
+        dtype: Of the weights in the dry run.
+        seconds: How long the step took.
+    """
+
+    failure: Failure | None = None
+    phase: str = "forward"
+    clashes: tuple[Clash, ...] = ()
+    loss: bool = True
+    without_gradient: tuple[str, ...] = ()
+    modules: tuple[ModuleShape, ...] = ()
+    parameter_bytes: int = 0
+    buffer_bytes: int = 0
+    gradient_bytes: int = 0
+    trainable: int = 0
+    parameters: int = 0
+    saved_bytes: int = 0
+    peak_bytes: int = 0
+    peak_at: tuple[str, str, str] = ("", "", "")
+    flops_forward: int = 0
+    flops_backward: int = 0
+    batch_size: int | None = None
+    tokens: int | None = None
+    image_tokens: int | None = None
+    images: int | None = None
+    context: int | None = None
+    dtype: str = ""
+    seconds: float = 0.0
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Shapes:
+    """Runs one step on a twin of the model that has no weights."""
+    if subject.model is None:
+        raise Unavailable("no model was given")
+    if subject.batch is None:
+        raise Unavailable("no batch was given")
+    if getattr(gather, "depth", DEPTH) != DEPTH:
+        raise Unavailable("it needs --depth shapes; the real passes tell more")
+    return shapes_of(subject.model, subject.batch, subject.loss_fn)
+
+
+def shapes_of(
+    model: Any,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    dtype: Any = None,
+    device: str = "cuda",
+) -> Shapes:
+    """One step of `model` on `batch` without weights; `dtype` is that of the weights (default: their own)."""
+    import time
+
+    import torch
+
+    from vlmdoctor.dryrun.abstract import ValueUnknown
+    from vlmdoctor.dryrun.layout import laid_out
+    from vlmdoctor.dryrun.named import clashes_of
+    from vlmdoctor.dryrun.step import dry_step
+    from vlmdoctor.dryrun.table import folded
+    from vlmdoctor.evidence.raised import failure_of
+    from vlmdoctor.subject import canonical_name
+    from vlmdoctor.watching.batch import count_images
+
+    started = time.perf_counter()
+    twin = laid_out(model, dtype)
+    try:
+        step = dry_step(twin, batch, loss_fn, device=device)
+    except ValueUnknown as error:
+        raise Unavailable(f"the dry run can't carry {error}") from error
+    except NotImplementedError as error:
+        raise Unavailable(f"the dry run can't carry an operator: {_first_line(error)}") from error
+    failure = None if step.error is None else failure_of(step.error, twin)
+    if isinstance(step.error, NotImplementedError):
+        raise Unavailable(f"the dry run can't carry an operator: {_first_line(step.error)}")
+    tensors = dict(twin.named_parameters())
+    learning = {name: p for name, p in tensors.items() if p.requires_grad}
+    reached = step.reached
+    rows, length = _size_of(batch)
+    config = getattr(model, "config", None)
+    return Shapes(
+        failure=failure,
+        phase=step.phase,
+        clashes=() if failure is None else clashes_of(failure, config),
+        loss=step.loss,
+        without_gradient=tuple(
+            canonical_name(name)
+            for name in learning
+            if step.loss and failure is None and canonical_name(name) not in reached
+        ),
+        modules=folded(twin, step),
+        parameter_bytes=sum(p.nbytes for p in tensors.values()),
+        buffer_bytes=sum(b.nbytes for b in twin.buffers()),
+        gradient_bytes=sum(p.nbytes for p in learning.values()),
+        trainable=sum(p.numel() for p in learning.values()),
+        parameters=sum(p.numel() for p in tensors.values()),
+        saved_bytes=step.saved,
+        peak_bytes=step.peak,
+        peak_at=step.peak_at,
+        flops_forward=step.flops_forward,
+        flops_backward=step.flops_backward,
+        batch_size=rows,
+        tokens=length,
+        image_tokens=_image_tokens(batch, config),
+        images=count_images((batch,), {}),
+        context=_context(config),
+        dtype=str(next(iter(tensors.values())).dtype if tensors else torch.float32).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _size_of(batch: Any) -> tuple[int | None, int | None]:
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if ids is None or getattr(ids, "ndim", 0) != 2:
+        return None, None
+    return int(ids.shape[0]), int(ids.shape[1])
+
+
+def _image_tokens(batch: Any, config: Any) -> int | None:
+    from vlmdoctor.targets.synthetic.fields import image_token
+
+    token = None if config is None else image_token(config)
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if token is None or ids is None or getattr(ids, "ndim", 0) != 2 or ids.is_meta:
+        return None
+    return int((ids[0] == token).sum())
+
+
+def _context(config: Any) -> int | None:
+    from vlmdoctor.targets.synthetic.fields import field, text_config
+
+    found = None if config is None else field(text_config(config), "max_position_embeddings", "n_positions")
+    return int(found) if isinstance(found, int) and found > 0 else None

@@ -1,0 +1,162 @@
+"""Running a model on changed copies of a batch, and measuring which logits move."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmdoctor import subject as subjects
+from vlmdoctor.evidence.inputs import Inputs
+from vlmdoctor.invoke import call, logits_in, loss_in
+from vlmdoctor.subject import Subject
+from vlmdoctor.unchanged import copy_of
+
+# Columns of the vocabulary that are kept: what moves one logit moves nearly all of a position.
+COLUMNS = 512
+_NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
+_EXPERTS = re.compile(r"moe|expert|router", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass gave: logits [B, T, C] of the text's positions (thinned out), and the loss."""
+
+    logits: torch.Tensor | None
+    loss: float | None
+
+
+class Trials:
+    """Forward passes of one subject, each with the same random numbers; use inside `unchanged`.
+
+    Attributes:
+        model: The model without compilation and data-parallel wrappers.
+        inputs: The user's batch.
+        seconds: How long the first pass took.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.model = innermost(subject.model)
+        self.inputs = Inputs(self.model, subject.batch)
+        self._subject = subject
+        self._vocabulary = subjects.vocab_size(self.model)
+        # Families that tell the prompt from the answer by token types look both ways in the prompt, and
+        # some take everything for the prompt unless they train.
+        trains = any(name.endswith("token_type_ids") for name in self.inputs.fields)
+        for module in self.model.modules():
+            module.training = trains and not _NOISY.search(type(module).__name__)
+        self.seconds = 0.0
+        self._seen_types: set[torch.dtype] = set()
+
+    def run(self, batch: Any = None) -> Seen:
+        """One pass on `batch`, by default the user's."""
+        model, loss_fn = self.model, self._subject.loss_fn
+        batch = copy_of(self._subject.batch if batch is None else batch)
+        outputs: list[Any] = []
+        started = time.perf_counter()
+        random.seed(0)
+        torch.manual_seed(0)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if loss_fn is None:
+                outputs.append(call(model, batch))
+                loss = loss_in(outputs[0])
+            else:
+                with _hooked(model, lambda module, inputs, output: outputs.append(output)):
+                    loss = loss_in(loss_fn(model, batch))
+        self.seconds = self.seconds or time.perf_counter() - started
+        logits = self._logits(outputs[-1]) if outputs else None
+        return Seen(logits, None if loss is None else float(loss))
+
+    def jittered(self) -> Seen:
+        """A pass whose token embeddings are off by one rounding: how far rounding carries in this model."""
+
+        def jitter(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return output
+            generator = torch.Generator().manual_seed(1)
+            signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+            return output * (1 + signs * self.epsilon)
+
+        with contextlib.ExitStack() as hooks:
+            for module in self.model.modules():
+                if isinstance(module, nn.Embedding):
+                    hooks.enter_context(_hooked(module, jitter))
+            return self.run()
+
+    @property
+    def epsilon(self) -> float:
+        """The relative rounding of the coarsest float type among the weights, and of the logits seen so far.
+
+        Logits are coarser than the weights where the loss function runs the model under autocast.
+        """
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point() and p.element_size() > 1}
+        kinds |= self._seen_types
+        return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether tokens are grouped by experts, so that others change the order of its additions."""
+        return any(_EXPERTS.search(type(module).__name__) for module in self.model.modules())
+
+    def _logits(self, output: Any) -> torch.Tensor | None:
+        ids = self.inputs[self.inputs.ids] if self.inputs.ids else None
+        if ids is None:
+            return None
+        logits = logits_in(output)
+        if logits is None:
+            values = output.values() if isinstance(output, Mapping) else output
+            values = [values] if isinstance(values, torch.Tensor) else values
+            found = [v for v in values if _could_be(v, ids)] if isinstance(values, tuple | list) else []
+            exact = [v for v in found if v.shape[-1] == self._vocabulary]
+            logits = next(iter(exact or (found if len(found) == 1 else ())), None)
+        if logits is None or not logits.is_floating_point():
+            return None
+        if logits.ndim == 2 and logits.shape[0] == ids.numel():
+            logits = logits.unflatten(0, tuple(ids.shape))
+        if logits.ndim != 3 or logits.shape[0] != ids.shape[0]:
+            return None
+        self._seen_types.add(logits.dtype)
+        return logits.detach()[..., :: max(1, logits.shape[-1] // COLUMNS)].clone()
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile and (distributed) data parallelism."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """[B, T]: how far the logits of each position are apart; equal infinities are not apart."""
+    apart = (one.float() - other.float()).abs()
+    return torch.where(one == other, torch.zeros_like(apart), apart).nan_to_num(nan=torch.inf).amax(dim=-1)
+
+
+def _could_be(value: Any, ids: torch.Tensor) -> bool:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    if value.ndim == 2:
+        return value.shape[0] == ids.numel() and ids.shape[0] > 1
+    return value.ndim == 3 and value.shape[0] == ids.shape[0] and value.shape[1] >= ids.shape[1]
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""`vlmdoctor look`: what the model is really given, drawn in the terminal or as a page."""

@@ -1,0 +1,88 @@
+"""image-without-effect: other images, the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/haotian-liu/LLaVA/issues/474",
+    "https://github.com/haotian-liu/LLaVA/issues/784",
+)
+
+
+@rule("image-without-effect", "IMG201", explains=("image-ignored", "no-gradient", "wrong-image"))
+def image_without_effect(influence: Influence) -> Iterator[Finding]:
+    """The logits stay the same to the last bit when all images are exchanged for noise.
+
+    ## Why it matters
+    Whatever such a model learns, it learns from the text: its loss falls all the same, as the most frequent
+    answers can be learned without looking. The features are computed and never put into the text, the
+    placeholder is not the token that the model looks for, an attention mask hides the image tokens, or a
+    branch is never taken (compare [LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
+    [784](https://github.com/haotian-liu/LLaVA/issues/784)).
+
+    ## How sure it is
+    The images are replaced by noise of the same brightness and contrast, and nothing moves, not even in the
+    last bit, which a trained or untrained path would never leave so. Gates that are zero at first (Flamingo,
+    Mllama, adapters) close a path by design: they are opened in memory, and if the images matter then,
+    nothing is reported. Empty images, which some use to keep text-only batches alike, are left out.
+
+    ## What to do
+    Print how many placeholders the model finds, and what it writes there:
+
+        mask = input_ids == model.config.image_token_id
+        print(mask.sum(), features.shape)
+    """
+    seen = influence.of("images")
+    if seen.moves:
+        return
+    hidden = seen.effect is not None and seen.effect > seen.allowed
+    if hidden:
+        message = "the text never sees the images: no logit behind them moves when they are exchanged"
+        why = (
+            "the features do reach their own places in the sequence, but nothing that the loss looks at "
+            "attends to them: their keys may be masked as padding (inferred)"
+        )
+        fix = Fix(
+            "let the text attend to the image tokens: their attention_mask has to be 1",
+            ("attention_mask[input_ids == model.config.image_token_id] = 1",),
+        )
+    else:
+        message = "the images have no effect: no logit moves when they are exchanged for noise"
+        why = (
+            "the features are not put into the sequence, or the branch that does it is not taken; "
+            "which was not established"
+        )
+        fix = Fix(
+            "check that the placeholder in the text is the one that the model looks for",
+            ('print((batch["input_ids"] == model.config.image_token_id).sum())',),
+        )
+    yield Finding(
+        message=message,
+        severity=Severity.ERROR,
+        at=("images",),
+        measured={"moved": seen.moved, "moved_anywhere": seen.effect, "positions": seen.positions},
+        threshold={"moved": seen.allowed},
+        cause=why,
+        fix=fix,
+        links=LINKS,
+    )
+
+
+@image_without_effect.bad
+def features_never_inserted() -> Influence:
+    return Influence({"images": Change("all images", 0.0, 0.0, 0.0, 20, 0, 0, 0)})
+
+
+@image_without_effect.bad
+def image_tokens_masked() -> Influence:
+    return Influence({"images": Change("all images", 0.0, 0.0, 0.4, 20, 0, 0, 0)})
+
+
+@image_without_effect.good
+def seen_by_the_text() -> Influence:
+    return Influence({"images": Change("all images", 1e-4, 0.0, 0.4, 20, 20, 0, 7)})

@@ -1,0 +1,141 @@
+"""pixel-range: the pixels are not in the range, or on the scale, that the processor's settings give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import Data, Picture
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_picture
+
+FITS, MISFITS = 0.95, 0.5
+STEP = 1 / 255
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/25688",
+    "https://github.com/apple/coreai-models/issues/82",
+)
+
+
+@rule("pixel-range", "IMG302")
+def pixel_range(data: Data) -> Iterator[Finding]:
+    """Pixels were rescaled twice or never, or not normalised as the processor says.
+
+    ## Why it matters
+    Nothing raises: the model sees images that are nearly black, far too bright, or of the wrong contrast,
+    and a pretrained encoder works below its worth. Images that are already between 0 and 1 (`ToTensor`) are
+    divided by 255 once more ([transformers
+    25688](https://github.com/huggingface/transformers/issues/25688)), or the statistics of another model
+    are used ([coreai-models 82](https://github.com/apple/coreai-models/issues/82)).
+
+    ## How sure it is
+    Images are whole steps of 1/255. With the right normalisation undone nearly all pixels are such steps
+    again; with a wrong one about one in twenty is. So it names the normalisation that fits, if the
+    processor's does not. It needs float32 pixels and the processor, and all images must agree. Only the
+    model's training tells which one is right: a warning, but for images rescaled twice or never, which no
+    model is made for.
+
+    ## What to do
+    Hand images to the processor as they come from the file (0 to 255), and only once.
+    """
+    pictures = [p for p in data.pictures if p.finite and not p.constant]
+    if not pictures:
+        raise Unavailable("no images with pixels were given")
+    known = [p for p in pictures if p.restored_high is not None and p.restored_low is not None]
+    if not known or len(known) < len(pictures):
+        raise Unavailable("the processor's mean and standard deviation are not known")
+    low, high = min(p.restored_low or 0.0 for p in known), max(p.restored_high or 0.0 for p in known)
+    darkest = low > -1.05 * STEP and high < 1.05 * STEP
+    measured = {"from": low, "to": high, "images": len(known)}
+    at = ("pixel_values", *(p.name for p in known[:3]))
+    if darkest and high > 0:
+        yield Finding(
+            f"the images are nearly black: with the normalisation undone, pixels go up to {high:.4f} of 1",
+            Severity.ERROR,
+            at=at,
+            measured=measured,
+            threshold={"to": 1.0},
+            cause="they were divided by 255 twice: once before the processor, and once in it",
+            fix=Fix(
+                "hand the processor images from 0 to 255, or tell it that they are rescaled",
+                ("processor(images=images, do_rescale=False, ...)",),
+            ),
+            links=LINKS,
+        )
+    elif high > 20:
+        yield Finding(
+            f"the pixels were never divided by 255: they go up to {max(p.high for p in known):.4g}",
+            Severity.ERROR,
+            at=at,
+            measured=measured,
+            threshold={"to": 1.0},
+            cause="rescaling was switched off or left out, for images from 0 to 255",
+            fix=Fix("let the processor rescale", ("processor.image_processor.do_rescale = True",)),
+            links=LINKS,
+        )
+    elif (other := _other_normalisation(known)) is not None:
+        which, share, own = other
+        yield Finding(
+            f"the pixels were not normalised as the processor says: {which} fits, its own does not",
+            Severity.WARNING,
+            at=at,
+            measured={**measured, f"pixels that fit {which}": share, "pixels that fit the processor's": own},
+            threshold={"fits": FITS},
+            cause=(
+                "undoing that normalisation gives whole steps of 1/255, undoing the processor's does not; "
+                "which one the model was made for was not established"
+            ),
+            fix=Fix(
+                "use one processor for all images, the one that came with the vision encoder",
+                ("print(processor.image_processor.image_mean, processor.image_processor.image_std)",),
+            ),
+            links=LINKS,
+        )
+
+
+def _other_normalisation(pictures: Sequence[Picture]) -> tuple[str, float, float] | None:
+    """(name, share of pixels that fit it, share that fits the processor's), where only the former fits."""
+    if not all(p.fits for p in pictures):
+        return None
+    least = {name: min(dict(p.fits).get(name, 0.0) for p in pictures) for name, _ in pictures[0].fits}
+    own = max(dict(p.fits).get("declared", 1.0) for p in pictures)
+    least.pop("declared", None)
+    if own > MISFITS or not least:
+        return None
+    best = max(least, key=lambda name: least[name])
+    return (best, least[best], own) if least[best] >= FITS else None
+
+
+@pixel_range.bad
+def rescaled_twice() -> Data:
+    dark = [
+        sample_picture(i, low=-1.8, high=-1.78, restored_low=0.0, restored_high=0.0039, fits=())
+        for i in (0, 1)
+    ]
+    return healthy_data(pictures=tuple(dark))
+
+
+@pixel_range.bad
+def never_rescaled() -> Data:
+    return healthy_data(pictures=(sample_picture(low=-1.8, high=940.0, restored_high=255.0, fits=()),))
+
+
+@pixel_range.bad
+def not_normalised() -> Data:
+    fits = (("declared", 0.04), ("CLIP's", 0.04), ("none, from 0 to 1", 1.0))
+    return healthy_data(
+        pictures=(sample_picture(low=0.0, high=1.0, restored_low=0.4, restored_high=0.8, fits=fits),)
+    )
+
+
+@pixel_range.good
+def as_the_processor_says() -> Data:
+    return healthy_data(pictures=(sample_picture(), sample_picture(1)))
+
+
+@pixel_range.good
+def resized_after_rescaling() -> Data:
+    """Interpolated pixels are no whole steps under any normalisation."""
+    fits = (("declared", 0.04), ("CLIP's", 0.04), ("none, from 0 to 1", 0.04))
+    return healthy_data(pictures=(sample_picture(fits=fits),))

@@ -1,0 +1,85 @@
+"""pixels-not-usable: the images are all of one colour, or hold NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import Data
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_picture
+from vlmdoctor.rules.places import counted
+
+
+@rule("pixels-not-usable", "IMG303", explains=("non-finite", "image-ignored"))
+def pixels_not_usable(data: Data) -> Iterator[Finding]:
+    """Each image is of one colour, so that there is nothing to see, or pixels are NaN or infinite.
+
+    ## Why it matters
+    The loss falls as always, by what the text alone gives away, and the model never learns to look. Behind
+    it are images that failed to load and were replaced by blank ones, a wrong column, or pixels that were
+    cast to integers after rescaling. A NaN in one image makes every weight NaN in one step.
+
+    ## How sure it is
+    All pixels were looked at. One blank image among others is no finding, since a blank one stands for the
+    missing image of a text-only sample in some recipes. That all of them are blank is a warning where only
+    a batch made by hand could be seen, and an error where they come from the dataset.
+
+    ## What to do
+    Look at what the model gets with `vlmdoctor look`, then at what loads the images.
+    """
+    pictures = data.pictures
+    if not pictures:
+        raise Unavailable("no images with pixels were given")
+    broken = [p for p in pictures if not p.finite]
+    if broken:
+        yield Finding(
+            f"{len(broken)} of {counted(len(pictures), 'image')} with pixels that are NaN or infinite",
+            Severity.ERROR,
+            at=("pixel_values", *(p.name for p in broken[:4])),
+            measured={"images": len(pictures), "not_finite": len(broken)},
+            threshold={"not_finite": 0},
+            cause="the pixels themselves are not finite, before the model has seen them; a division by a "
+            "standard deviation of 0 or a broken file does that, which of them was not established",
+            fix=Fix(
+                "find the step of the preprocessing that makes them",
+                ("assert torch.isfinite(batch['pixel_values']).all()",),
+            ),
+        )
+    elif all(p.constant for p in pictures):
+        colours = {(p.low, p.high) for p in pictures}
+        yield Finding(
+            "there is nothing to see: "
+            + ("the only image is" if len(pictures) == 1 else f"all {len(pictures)} images are")
+            + " of one colour",
+            Severity.ERROR if data.samples and len(pictures) > 1 else Severity.WARNING,
+            at=("pixel_values", *(p.name for p in pictures[:4])),
+            measured={
+                "images": len(pictures),
+                "of_one_colour": len(pictures),
+                "different_colours": len(colours),
+            },
+            threshold={"of_one_colour": len(pictures) - 1},
+            cause="every pixel of an image has the same value; what made them so was not established",
+            fix=Fix(
+                "look at what loads and preprocesses the images",
+                ("print(batch['pixel_values'].flatten(1).std(1))",),
+            ),
+        )
+
+
+@pixels_not_usable.bad
+def blank() -> Data:
+    blank = [sample_picture(i, low=-1.8, high=-1.8, constant=True, fits=()) for i in (0, 1)]
+    return healthy_data(pictures=tuple(blank))
+
+
+@pixels_not_usable.bad
+def not_a_number() -> Data:
+    return healthy_data(pictures=(sample_picture(finite=False, fits=()), sample_picture(1)))
+
+
+@pixels_not_usable.good
+def one_blank_stand_in() -> Data:
+    return healthy_data(pictures=(sample_picture(), sample_picture(1, constant=True, fits=())))

@@ -1,0 +1,88 @@
+"""wrong-image: a sample is shown the image of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/om-ai-lab/VLM-R1/issues/263",
+    "https://github.com/Blaizzy/mlx-vlm/issues/1726",
+    "https://github.com/NVIDIA-NeMo/Automodel/issues/2181",
+)
+
+
+@rule("wrong-image", "IMG202")
+def wrong_image(influence: Influence) -> Iterator[Finding]:
+    """Exchanging one sample's image moves the logits of another sample.
+
+    ## Why it matters
+    Images and texts of a batch travel in different tensors, and one wrong axis or index gives each question
+    the picture of its neighbour: the last sample's images for all
+    ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263)), the first one's grid for all
+    ([mlx-vlm 1726](https://github.com/Blaizzy/mlx-vlm/issues/1726)), all images in the first micro-batch
+    ([Automodel 2181](https://github.com/NVIDIA-NeMo/Automodel/issues/2181)). The loss falls as if nothing
+    were wrong, by what can be guessed without looking.
+
+    ## How sure it is
+    Only the first sample's image is replaced by noise, and the other samples' logits are compared bit for
+    bit. It is tried only where there is one image (or one block of them) for each sample, and each sample has
+    placeholders where those are known. A model in which samples are meant to see each other's images would be
+    reported wrongly.
+
+    ## What to do
+    Compare sample by sample what the model gets with what was meant, after the collator and after the
+    projector; put features back in the order of the placeholders.
+    """
+    seen = influence.of("image-of-another")
+    own = seen.effect is None or seen.effect > seen.allowed
+    images = influence.changes.get("images")
+    if not seen.moves and (own or images is None or not images.moves):
+        return
+    if not seen.moves:
+        message = "the image of sample 0 is used by no sample, while others are"
+        why = "its features are dropped, or another sample's are put in their place"
+    elif own:
+        message = f"the image of sample 0 reaches sample {seen.row} too"
+        why = "features of one sample are written into others, or image and batch axes are mixed"
+    else:
+        message = f"the image of sample 0 goes to sample {seen.row}, and sample 0 does not see it"
+        why = "the images are assigned to the samples in another order than theirs"
+    yield Finding(
+        message=message,
+        severity=Severity.ERROR,
+        at=("images", f"row {seen.row}, token {seen.position}") if seen.moves else ("images", "row 0"),
+        measured={"moved_in_other_samples": seen.moved, "moved_in_its_own": seen.effect},
+        threshold={"moved_in_other_samples": seen.allowed},
+        cause=f"{why} (inferred from which logits moved)",
+        fix=Fix(
+            "keep the images in the order of their placeholders, from the collator to where features are "
+            "written into the text"
+        ),
+        links=LINKS,
+    )
+
+
+@wrong_image.bad
+def rotated_by_one() -> Influence:
+    return Influence({"image-of-another": Change("the image of row 0", 0.3, 4e-6, 0.0, 16, 16, 1, 3)})
+
+
+@wrong_image.bad
+def for_all_samples() -> Influence:
+    return Influence({"image-of-another": Change("the image of row 0", 0.3, 4e-6, 0.4, 16, 16, 1, 3)})
+
+
+@wrong_image.bad
+def the_last_one_for_all() -> Influence:
+    all_images = Change("all images", 0.2, 0.0, 0.4, 20, 20, 0, 7)
+    first = Change("the image of row 0", 0.0, 4e-6, 0.0, 16, 0, 1, 3)
+    return Influence({"image-of-another": first, "images": all_images})
+
+
+@wrong_image.good
+def its_own() -> Influence:
+    return Influence({"image-of-another": Change("the image of row 0", 0.0, 4e-6, 0.4, 16, 0, 1, 3)})

@@ -1,0 +1,62 @@
+"""attention-backends-differ: eager and sdpa attention of the same model give different logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/35749",
+    "https://github.com/huggingface/transformers/issues/48821",
+)
+
+
+@rule("attention-backends-differ", "MASK105")
+def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
+    """The model gives other logits with eager than with sdpa attention, by more than rounding.
+
+    ## Why it matters
+    All back ends compute one function. Where they don't, a mask, a scale or a cap is lost in one of them, and
+    scores depend on which is installed: 81.6 against 72.6 for Qwen2-VL's vision tower ([transformers
+    35749](https://github.com/huggingface/transformers/issues/35749)); a perplexity of 5 against 16 for Doge
+    ([transformers 48821](https://github.com/huggingface/transformers/issues/48821)).
+
+    ## How sure it is
+    The same batch is run with both, and only real tokens are compared. It is reported from a thousandth of
+    the largest logit on, and if it is more than twenty times what one rounding of the embeddings moves.
+    Models that cap scores in eager attention only are left out. Which of the two is right is not
+    established, hence a warning.
+
+    ## What to do
+    Train and evaluate with the same back end, and compare both with a reference:
+    `from_pretrained(..., attn_implementation="eager")`.
+    """
+    seen = influence.of("backend")
+    if not seen.moves:
+        return
+    yield Finding(
+        message=f"from {seen.what} attention, {seen.moved_positions} of {seen.positions} tokens' logits move",
+        severity=Severity.WARNING,
+        at=(f"row {seen.row}, token {seen.position}",),
+        measured={"moved": seen.moved, "largest_logit": influence.scale},
+        threshold={"moved": seen.allowed},
+        cause="one back end applies a mask, scale or cap that the other doesn't; which was not established",
+        fix=Fix(
+            "use one back end for training and evaluation, and find out which one is right",
+            ('model.set_attn_implementation("eager")',),
+        ),
+        links=LINKS,
+    )
+
+
+@attention_backends_differ.bad
+def differ() -> Influence:
+    return Influence({"backend": Change("sdpa to eager", 0.3, 4e-4, None, 32, 32, 0, 5)}, scale=0.4)
+
+
+@attention_backends_differ.good
+def agree() -> Influence:
+    return Influence({"backend": Change("sdpa to eager", 1e-7, 4e-4, None, 32, 0, 0, 5)}, scale=0.4)

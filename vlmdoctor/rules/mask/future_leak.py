@@ -1,0 +1,110 @@
+"""future-leak: a supervised position sees the tokens that it is meant to foretell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Proof, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/48745",
+    "https://github.com/unslothai/unsloth-zoo/issues/963",
+    "https://github.com/rasbt/LLMs-from-scratch/issues/1062",
+)
+
+
+@rule("future-leak", "MASK101", explains=("attention-backends-differ", "padding-moves-logits"))
+def future_leak(influence: Influence) -> Iterator[Finding]:
+    """Logits move when a later token is changed: the causal mask is missing, inverted or replaced.
+
+    ## Why it matters
+    A position that sees the next token copies it: the loss falls towards zero, and `generate`, which has no
+    next token to look at, writes nonsense. It happens where a padding mask is passed in place of the causal
+    one ([unsloth-zoo 963](https://github.com/unslothai/unsloth-zoo/issues/963)), where True means "hidden" to
+    one function and "visible" to the next ([LLMs-from-scratch
+    1062](https://github.com/rasbt/LLMs-from-scratch/issues/1062)), and after library updates ([transformers
+    48745](https://github.com/huggingface/transformers/issues/48745)).
+
+    ## How sure it is
+    One late token of the text is exchanged, and the logits before it are compared bit for bit with what the
+    same pass gave before. Only positions that the loss compares with a next token count, so that prompts and
+    image blocks that look both ways by design (PaliGemma, Gemma 3, encoders) are not reported, nor are models
+    whose labels are not the next tokens. A model that is meant to look ahead and yet is trained on the next
+    token would be reported wrongly.
+
+    ## What to do
+    Pass `is_causal=True`, or a mask whose upper triangle is closed, to the attention of the text:
+
+        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask & padding[:, None, None, :])
+    """
+    seen = influence.of("later-token")
+    if not seen.moves:
+        return
+    place = seen.detail.get("place")
+    yield Finding(
+        message=f"{seen.moved_positions} of {seen.positions} supervised positions see the future: "
+        "their logits move when a later token changes",
+        severity=Severity.ERROR,
+        at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
+        measured={"moved": seen.moved, "moved_at_the_token": seen.effect, "changed": seen.what},
+        threshold={"moved": seen.allowed},
+        cause=_cause(seen),
+        proof=_proof(seen),
+        fix=_fix(seen),
+        links=LINKS,
+    )
+
+
+def _cause(seen: Change) -> str:
+    if seen.detail.get("is_decoder") is False:
+        return "config.is_decoder is False, which makes this family attend in both directions"
+    place = seen.detail.get("place")
+    where = f"{place} is where it gets through first" if place else "where it gets through is unknown"
+    if _proven(seen):
+        return f"the attention of the text is not causal; {where}"
+    return f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven"
+
+
+def _fix(seen: Change) -> Fix:
+    if seen.detail.get("is_decoder") is False:
+        return Fix("build the model as a decoder", ("config.is_decoder = True",))
+    return Fix(
+        "close the upper triangle of the attention mask",
+        ("F.scaled_dot_product_attention(q, k, v, is_causal=True)",),
+    )
+
+
+def _proven(seen: Change) -> bool:
+    mended = seen.detail.get("moved_with_causal_mask")
+    return mended is not None and mended <= seen.allowed
+
+
+def _proof(seen: Change) -> Proof | None:
+    if not _proven(seen):
+        return None
+    mended = seen.detail["moved_with_causal_mask"]
+    return Proof(
+        tried="torch's attention made causal in memory",
+        before=f"an earlier logit moves by {seen.moved:.3g}",
+        after=f"it moves by {mended:.3g}",
+    )
+
+
+@future_leak.bad
+def no_causal_mask() -> Influence:
+    detail = {"token": 15, "place": "lm.layers.0.attention", "moved_with_causal_mask": 0.0}
+    return Influence({"later-token": Change("token 15 of row 0", 0.02, 4e-6, 0.4, 11, 11, 0, 14, detail)})
+
+
+@future_leak.bad
+def encoder_trained_as_decoder() -> Influence:
+    detail = {"token": 15, "is_decoder": False}
+    return Influence({"later-token": Change("token 15 of row 0", 5e-4, 2e-6, 0.2, 15, 15, 0, 3, detail)})
+
+
+@future_leak.good
+def looks_back_only() -> Influence:
+    return Influence({"later-token": Change("token 15 of row 0", 0.0, 4e-6, 0.4, 11, 0, 0, 1)})

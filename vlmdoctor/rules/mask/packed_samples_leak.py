@@ -1,0 +1,74 @@
+"""packed-samples-leak: samples that share a row see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/MeetKai/functionary/issues/265",
+    "https://github.com/huggingface/trl/issues/1230",
+    "https://github.com/huggingface/transformers/issues/31629",
+)
+
+
+@rule("packed-samples-leak", "MASK103")
+def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
+    """Packed samples see each other: no block-diagonal mask keeps them apart within their row.
+
+    ## Why it matters
+    Several short samples in one row save padding, but without a mask between them each reads those before it,
+    and learns from texts that have nothing to do with it. Measured in [functionary
+    265](https://github.com/MeetKai/functionary/issues/265): 44.1 with the leak, 37.6 without; see also [trl
+    1230](https://github.com/huggingface/trl/issues/1230) and [transformers
+    31629](https://github.com/huggingface/transformers/issues/31629).
+
+    ## How sure it is
+    A token of the first sample in a row is exchanged and the logits of the others in it are compared. That
+    the row is packed is told by `position_ids` that start again at 0, or by segment numbers. It is a warning
+    since some pretrain on concatenated texts on purpose: it assumes that positions which start again
+    are meant to keep the samples apart.
+
+    ## What to do
+    In transformers, leave out `attention_mask` and pass `position_ids` that start again, with a back end
+    that supports it; in your own attention, compare the segment numbers:
+
+        mask = (segment[:, :, None] == segment[:, None, :])[:, None] & causal
+    """
+    seen = influence.of("packed-neighbour")
+    if not seen.moves:
+        return
+    told = seen.detail.get("told_by", "position_ids")
+    masked = (
+        "an attention_mask is passed along, with which transformers does not look for packed samples"
+        if seen.detail.get("attention_mask")
+        else "no mask keeps the samples of a row apart"
+    )
+    yield Finding(
+        message=f"packed samples see each other: changing {seen.what} moves {seen.moved_positions} of "
+        f"{seen.positions} logits of the other samples in that row",
+        severity=Severity.WARNING,
+        at=(f"row {seen.row}, token {seen.position}",),
+        measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": told},
+        threshold={"moved": seen.allowed},
+        cause=f"{masked} (inferred); assumed: samples whose {told} start anew are meant to be separate",
+        fix=Fix(
+            "let no token attend across the samples: drop the attention_mask, or pass a block-diagonal one",
+            ('batch.pop("attention_mask")  # transformers reads the borders off the position_ids then',),
+        ),
+        links=LINKS,
+    )
+
+
+@packed_samples_leak.bad
+def mask_of_ones() -> Influence:
+    detail = {"told_by": "position_ids", "attention_mask": True}
+    return Influence({"packed-neighbour": Change("token 7 of row 0", 3e-3, 4e-6, 0.4, 8, 8, 0, 8, detail)})
+
+
+@packed_samples_leak.good
+def kept_apart() -> Influence:
+    return Influence({"packed-neighbour": Change("token 7 of row 0", 0.0, 4e-6, 0.4, 8, 0, 0, 8)})

@@ -1,0 +1,85 @@
+"""padding-moves-logits: how much a batch is padded changes what the model says of the real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/29583",
+    "https://github.com/huggingface/transformers/issues/33095",
+    "https://github.com/tloen/alpaca-lora/issues/315",
+)
+
+
+@rule("padding-moves-logits", "MASK104")
+def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
+    """The logits of real tokens move when the batch is padded a little more.
+
+    ## Why it matters
+    A sample's padding depends on the longest sample beside it. A model that sees the padding, or counts
+    positions through it, gives a sample another answer in every batch: learned absolute positions with
+    padding on the left and no `position_ids` ([transformers
+    29583](https://github.com/huggingface/transformers/issues/29583), [alpaca-lora
+    315](https://github.com/tloen/alpaca-lora/issues/315)), or a padding mask that is ignored or inverted.
+
+    ## How sure it is
+    Three more padding tokens are put on the side where the batch already has them, with a mask of 0, and the
+    logits of the real tokens are compared. What may move is what one rounding of the embeddings moves in this
+    very model, times twenty. Recurrent layers, which read padding on the left by design, and rotary scalings
+    that depend on the length are left out.
+
+    ## What to do
+    Hide padded keys in the attention, and count positions from the first real token:
+
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    """
+    seen = influence.of("padding")
+    if not seen.moves:
+        return
+    left = seen.detail.get("side") == "left"
+    given = seen.detail.get("position_ids")
+    if left and not given:
+        why = "the batch is padded on the left without position_ids, so that positions may count the padding"
+        fix = Fix(
+            "pass position_ids that begin at the first real token, or pad on the right",
+            ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),
+        )
+    else:
+        why = "the padding mask may be ignored or inverted"
+        fix = Fix(
+            "hide the padded keys from attention: 1 means a real token",
+            ("mask = attention_mask[:, None, None, :].bool()  # True: may be looked at",),
+        )
+    yield Finding(
+        message=f"{seen.what} move the logits of {seen.moved_positions} of {seen.positions} real tokens",
+        severity=Severity.ERROR,
+        at=(f"row {seen.row}, token {seen.position}",),
+        measured={"moved": seen.moved, "side": seen.detail.get("side"), "position_ids_given": given},
+        threshold={"moved": seen.allowed},
+        cause=f"{why} (inferred, not proven)",
+        fix=fix,
+        links=LINKS,
+    )
+
+
+@padding_moves_logits.bad
+def learned_positions_padded_left() -> Influence:
+    detail = {"side": "left", "position_ids": False}
+    change = Change("3 more padding tokens on the left", 0.4, 4e-6, None, 28, 28, 1, 9, detail)
+    return Influence({"padding": change})
+
+
+@padding_moves_logits.bad
+def mask_inverted() -> Influence:
+    detail = {"side": "right", "position_ids": False}
+    change = Change("3 more padding tokens on the right", 0.02, 4e-6, None, 28, 28, 1, 9, detail)
+    return Influence({"padding": change})
+
+
+@padding_moves_logits.good
+def unmoved() -> Influence:
+    return Influence({"padding": Change("3 more padding tokens on the left", 1e-7, 4e-6, None, 28, 0, 1, 9)})

@@ -1,0 +1,60 @@
+"""sample-leak: the logits of one sample depend on another sample of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("sample-leak", "MASK102", explains=("future-leak", "wrong-image", "packed-samples-leak"))
+def sample_leak(influence: Influence) -> Iterator[Finding]:
+    """The logits of one sample move when a token of another sample in the batch is changed.
+
+    ## Why it matters
+    Samples of a batch have nothing to do with each other: what is learned from the neighbours is not there
+    when the model is used. Behind it are a reshape or transpose that mixes the axes of batch and sequence,
+    `batch_first` left at its default, a mean over the wrong axis, or features of one sample that are written
+    into all (compare [trl 1230](https://github.com/huggingface/trl/issues/1230), where packing did it).
+
+    ## How sure it is
+    It is measured with everything in evaluation mode, so that batch normalisation and dropout take no part.
+    One token of one row is exchanged, and the logits of all other rows are compared bit for bit. Mixtures of
+    experts of limited capacity couple samples by design and are left out. A model whose samples are meant to
+    see each other (contrastive training inside the model) would be reported wrongly.
+
+    ## What to do
+    Look at the named place: the first whose input for the other samples was the same and whose output was
+    not. Check the order of the axes in its `view`, `reshape` and `transpose`.
+    """
+    seen = influence.of("another-sample")
+    if not seen.moves:
+        return
+    place = seen.detail.get("place")
+    found = f"{place} is where it gets through first" if place else "where is not known"
+    yield Finding(
+        message=f"samples of a batch see each other: changing {seen.what} moves logits of row {seen.row}",
+        severity=Severity.ERROR,
+        at=(place,) if place else (f"row {seen.row}, token {seen.position}",),
+        measured={"moved": seen.moved, "moved_in_its_own_row": seen.effect},
+        threshold={"moved": seen.allowed},
+        cause=f"{found}; that it mixes the axes of batch and sequence is the usual reason, not a proven one",
+        fix=Fix(
+            "check the order of the axes there: attention over (batch, sequence) needs batch_first=True",
+            ("torch.nn.MultiheadAttention(..., batch_first=True)",),
+        ),
+        links=("https://github.com/huggingface/trl/issues/1230",),
+    )
+
+
+@sample_leak.bad
+def axes_mixed_up() -> Influence:
+    detail = {"changed_row": 0, "place": "lm.layers.0.attention"}
+    return Influence({"another-sample": Change("token 9 of row 0", 0.01, 4e-6, 0.4, 16, 16, 1, 9, detail)})
+
+
+@sample_leak.good
+def apart() -> Influence:
+    return Influence({"another-sample": Change("token 9 of row 0", 0.0, 4e-6, 0.4, 16, 0, 1, 0)})

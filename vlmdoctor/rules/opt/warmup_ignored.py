@@ -1,0 +1,47 @@
+"""warmup-ignored: a warm-up was asked for and the schedule has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.training_args import TrainingArgs
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("warmup-ignored", "OPT304")
+def warmup_ignored(arguments: TrainingArgs) -> Iterator[Finding]:
+    """Finds `warmup_steps` beside the schedule `constant`, which does not warm up.
+
+    ## Why it matters
+    transformers has two constant schedules, and only `constant_with_warmup` warms up; the other one takes the
+    number and ignores it. The first steps are then taken at the full rate, with Adam's second moments
+    still unknown.
+
+    ## How sure it is
+    Certain for `Trainer` and all that makes its schedules from these arguments.
+
+    ## What to do
+    Set `lr_scheduler_type="constant_with_warmup"`, or `warmup_steps=0` if none is wanted.
+    """
+    if arguments.scheduler != "constant" or not arguments.warmup:
+        return
+    yield Finding(
+        f"a warm-up of {arguments.warmup:,} steps was asked for, and the schedule 'constant' has none",
+        Severity.WARNING,
+        at=("training_args.lr_scheduler_type",),
+        measured={"lr_scheduler_type": "constant", "warmup_steps": arguments.warmup},
+        threshold={"warmup_steps": 0},
+        cause="the schedule 'constant' ignores warm-up steps",
+        fix=Fix("choose the one that warms up", ('lr_scheduler_type="constant_with_warmup"',)),
+    )
+
+
+@warmup_ignored.bad
+def constant() -> TrainingArgs:
+    return TrainingArgs(steps=1000, scheduler="constant", warmup=30)
+
+
+@warmup_ignored.good
+def constant_with_warmup() -> TrainingArgs:
+    return TrainingArgs(steps=1000, scheduler="constant_with_warmup", warmup=30)

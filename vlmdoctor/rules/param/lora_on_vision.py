@@ -1,0 +1,95 @@
+"""lora-on-vision: adapters on the vision encoder, because its layers are named like the language model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.adapters import AdaptedModule, Adapters
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted, listed, places
+from vlmdoctor.rules.samples import sample_parameters
+
+LINKS = (
+    "https://github.com/huggingface/peft/issues/2615",
+    "https://github.com/huggingface/peft/issues/2044",
+    "https://github.com/zjysteven/lmms-finetune/issues/11",
+)
+
+
+@rule("lora-on-vision", "PARAM301")
+def lora_on_vision(adapters: Adapters, parameters: Parameters) -> Iterator[Finding]:
+    """Finds adapters that landed in the vision encoder together with those of the language model.
+
+    ## Why it matters
+    `target_modules=["q_proj", "v_proj"]` matches every module whose name ends so, and the attention of most
+    vision encoders has the same names. The tower is trained too, costs memory and gradients, and a language
+    model server that takes adapters refuses the result ([peft
+    2615](https://github.com/huggingface/peft/issues/2615), [lmms-finetune
+    11](https://github.com/zjysteven/lmms-finetune/issues/11)).
+
+    ## How sure it is
+    Where the adapters sit is read off the model; whether they are meant there is not known: a warning.
+    Silent for `all-linear`, for patterns and full names, where `exclude_modules` was given, where a name in
+    the list occurs in the vision encoder alone, and where the vision encoder was declared as trainable.
+
+    ## What to do
+    Name the language model's modules in full, or use a pattern.
+    """
+    shared = [m for m in adapters.modules if m.role == "vision" and _short(m)]
+    language = {m.asked_as for m in adapters.modules if m.role == "language" and _short(m)}
+    chosen = [m for m in adapters.modules if m.role == "vision"]
+    meant = any(p.wanted for p in parameters.parameters if p.role == "vision")
+    by_accident = chosen and len(shared) == len(chosen) and all(m.asked_as in language for m in shared)
+    if not by_accident or adapters.all_linear or adapters.excludes or adapters.layers_to_transform or meant:
+        return
+    names = sorted({m.asked_as for m in shared})
+    yield Finding(
+        f"the vision encoder has {counted(len(shared), 'adapter')}: {listed(names)} "
+        f"{'name' if len(names) > 1 else 'names'} its layers too",
+        Severity.WARNING,
+        at=places([f"{m.name}.weight" for m in shared], [f"{m.name}.weight" for m in adapters.modules]),
+        measured={
+            "vision": len(shared),
+            "language": sum(m.role == "language" for m in adapters.modules),
+        },
+        threshold={"vision": 0},
+        cause="target_modules is a list of endings, which vision encoder and language model have in common; "
+        "assumed, not known: that the language model was meant",
+        fix=Fix("use a pattern that begins with the language model", (_pattern(adapters, names),)),
+        links=LINKS,
+    )
+
+
+def _short(module: AdaptedModule) -> bool:
+    return bool(module.asked_as) and "." not in module.asked_as
+
+
+def _pattern(adapters: Adapters, names: list[str]) -> str:
+    language = [m.name for m in adapters.modules if m.role == "language"]
+    part = next((p for p in language[0].split(".") if "lang" in p or "text" in p), "language_model")
+    return f'target_modules = r".*{part}.*\\.({"|".join(names)})"'
+
+
+def _adapters(asked_as: str, **fields: object) -> Adapters:
+    modules = (
+        AdaptedModule("model.vision_tower.encoder.layers.0.self_attn.q_proj", "vision", asked_as),
+        AdaptedModule("model.language_model.layers.0.self_attn.q_proj", "language", asked_as),
+    )
+    return Adapters(modules, (asked_as,) if asked_as else (), **fields)  # type: ignore[arg-type]
+
+
+@lora_on_vision.bad
+def by_ending() -> tuple[Adapters, Parameters]:
+    return _adapters("q_proj"), sample_parameters()
+
+
+@lora_on_vision.good
+def by_pattern() -> tuple[Adapters, Parameters]:
+    return _adapters(""), sample_parameters()
+
+
+@lora_on_vision.good
+def everywhere() -> tuple[Adapters, Parameters]:
+    return _adapters("q_proj", all_linear=True), sample_parameters()

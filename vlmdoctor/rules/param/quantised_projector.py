@@ -1,0 +1,71 @@
+"""quantised-projector: the small part between the towers is kept in a few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted, places
+from vlmdoctor.rules.samples import sample_parameters
+
+QUANTISED = ("int8", "uint8", "int4", "uint4")
+
+
+@rule("quantised-projector", "PARAM304")
+def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
+    """Finds a projector whose weights were quantised along with the language model's.
+
+    ## Why it matters
+    `load_in_4bit` quantises every linear layer that is not named. The projector saves next to nothing, can't
+    be trained then, and its output feeds every layer: answers become noise ([vstar
+    3](https://github.com/penghao-wu/vstar/issues/3), [ComfyUI-JoyCaption
+    53](https://github.com/1038lab/ComfyUI-JoyCaption/issues/53)). Lists that kept it out stopped matching
+    when the names were anchored in transformers 5 ([unsloth
+    4209](https://github.com/unslothai/unsloth/issues/4209)).
+
+    ## How sure it is
+    The data types are read. How much it harms is not measured: a warning.
+
+    ## What to do
+    Name the projector (and the vision tower) in `llm_int8_skip_modules`, from the start of the full name.
+    """
+    chosen = [p for p in parameters.role("projector") if p.dtype in QUANTISED]
+    if not chosen:
+        return
+    module = chosen[0].name.rpartition(".")[0]
+    yield Finding(
+        f"the projector is quantised: {counted(len(chosen), 'tensor')} in {chosen[0].dtype}",
+        Severity.WARNING,
+        at=places([p.name for p in chosen], [p.name for p in parameters.parameters]),
+        measured={"tensors": len(chosen), "numbers": sum(p.numel for p in chosen)},
+        threshold={"tensors": 0},
+        cause="it was not kept out when the model was quantised, and integers can't learn",
+        fix=Fix(
+            "keep it in floating point",
+            (f'BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["{module}", "lm_head"])',),
+        ),
+        links=(
+            "https://github.com/penghao-wu/vstar/issues/3",
+            "https://github.com/unslothai/unsloth/issues/4209",
+        ),
+    )
+
+
+@quantised_projector.bad
+def four_bit_everything() -> Parameters:
+    return sample_parameters(
+        lambda p: (
+            {"dtype": "uint8", "requires_grad": False, "in_optimizer": 0} if p.role == "projector" else {}
+        )
+    )
+
+
+@quantised_projector.good
+def language_model_only() -> Parameters:
+    return sample_parameters(
+        lambda p: (
+            {"dtype": "uint8", "requires_grad": False, "in_optimizer": 0} if p.role == "language" else {}
+        )
+    )

@@ -1,0 +1,68 @@
+"""rotary-not-relative: attention with rotary positions depends on where, not only on how far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/rasbt/LLMs-from-scratch/issues/747",
+    "https://github.com/huggingface/transformers/issues/25199",
+)
+
+
+@rule("rotary-not-relative", "ROPE201")
+def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
+    """Logits move when all rotary positions are shifted by the same number.
+
+    ## Why it matters
+    Rotating queries and keys by their positions leaves a product that depends on the distance alone. If only
+    one of them is rotated, one is rotated twice, or a table laid out in halves meets a rotation of
+    neighbouring pairs, that is lost: converted weights answer badly, and nothing raises
+    ([LLMs-from-scratch 747](https://github.com/rasbt/LLMs-from-scratch/issues/747), [transformers
+    25199](https://github.com/huggingface/transformers/issues/25199)).
+
+    ## How sure it is
+    The positions that the rotary tables are made from (or the rows of stored tables) are shifted, for
+    attention alone, so that learned absolute positions beside them don't matter. What a reversed order of
+    positions moves is the measure: a tenth of it is allowed, which rounded tables stay far below. A model
+    that rotates its values too, as some do on purpose, would be reported wrongly. A consistent layout in
+    halves is as right as one in pairs and is not reported.
+
+    ## What to do
+    Rotate q and k once each, with the same function, and pair the numbers as the table does:
+
+        halves: cos = cat([angles, angles], -1).cos();        x * cos + cat([-x2, x1], -1) * sin
+        pairs:  cos = angles.repeat_interleave(2, -1).cos();  x[0::2], x[1::2] turn together
+    """
+    seen = influence.of("positions")
+    if not seen.moves:
+        return
+    yield Finding(
+        message=f"attention depends on absolute positions: shifting {seen.what} moves "
+        f"{seen.moved_positions} of {seen.positions} tokens' logits",
+        severity=Severity.ERROR,
+        at=tuple(seen.detail.get("tables", ())[:4]),
+        measured={"moved": seen.moved, "moved_by_reversed_positions": seen.effect},
+        threshold={"moved": seen.allowed},
+        cause=(
+            "q and k are not turned by the same rotation: only one of them is rotated, one is rotated twice, "
+            "or the table's layout (halves or pairs) is not the rotation's; which was not established"
+        ),
+        fix=Fix("rotate q and k once each, with the layout of the table", ("q, k = rotate(q), rotate(k)",)),
+        links=LINKS,
+    )
+
+
+@rotary_not_relative.bad
+def only_q_is_rotated() -> Influence:
+    change = Change("all positions by 16", 2e-3, 2e-4, 2e-3, 32, 30, 0, 5, {"tables": ("lm.rotary_emb",)})
+    return Influence({"positions": change})
+
+
+@rotary_not_relative.good
+def relative() -> Influence:
+    return Influence({"positions": Change("all positions by 16", 1e-7, 2e-4, 2e-3, 32, 0, 0, 5)})

@@ -1,0 +1,82 @@
+"""A whole training batch: text with room for the images, the images, and labels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from vlmdoctor.targets.synthetic.extras import extras
+from vlmdoctor.targets.synthetic.features import features_of
+from vlmdoctor.targets.synthetic.fields import field, image_token, special_tokens, text_config
+from vlmdoctor.targets.synthetic.pixels import image_inputs
+
+IGNORED = -100
+
+
+def batch_for(
+    model: Any,
+    config: Any = None,
+    *,
+    images: int = 1,
+    text: int = 16,
+    batch_size: int = 2,
+    image_size: int | None = None,
+    length: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """A training batch that `model` can be called with: real integers, random pixels, labels.
+
+    Args:
+        model: A transformers model, or its class (then `config` has to be given).
+        config: The configuration; by default the model's own.
+        images: Images in each sample.
+        text: Tokens of text in each sample, beside those of the images.
+        batch_size: Samples.
+        image_size: Height and width of an image; by default what the configuration suggests.
+        length: Tokens in each sample altogether; overrides `text` where the images leave room.
+
+    How many tokens an image takes is asked of the model's own vision tower, laid out without weights.
+    """
+    if isinstance(model, type):
+        with torch.device("meta"):
+            model = model._from_config(config)
+    config = model.config if config is None else config
+    names = set(inspect.signature(model.forward).parameters)
+    pixels = image_inputs(config, names, images, batch_size, image_size)
+    per_sample = 0
+    token = image_token(config)
+    if pixels and token is not None:
+        per_sample = (_features(model, config, pixels) or 0) // batch_size
+    if length is not None:
+        text = max(length - per_sample, 2)
+    ids = _text(config, batch_size, per_sample + text)
+    if per_sample and token is not None:
+        ids[:, 1 : 1 + per_sample] = token
+    labels = ids.clone()
+    if token is not None:
+        labels[ids == token] = IGNORED
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels, "labels": labels}
+    batch = extras(config, names, batch, token)
+    takes_all = any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()
+    )
+    return {name: value for name, value in batch.items() if name in names or (takes_all and name == "labels")}
+
+
+def _features(model: Any, config: Any, pixels: dict[str, torch.Tensor]) -> int | None:
+    if all(parameter.is_meta for parameter in model.parameters()):
+        return features_of(model, pixels)
+    with torch.device("meta"):
+        laid_out = type(model)._from_config(config)
+    return features_of(laid_out, pixels)
+
+
+def _text(config: Any, rows: int, length: int) -> torch.Tensor:
+    vocabulary = int(
+        field(text_config(config), "vocab_size", default=field(config, "vocab_size", default=128))
+    )
+    special = special_tokens(config)
+    allowed = [i for i in range(min(vocabulary, 512)) if i not in special] or [0]
+    drawn = torch.randint(0, len(allowed), (rows, length), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(allowed)[drawn]

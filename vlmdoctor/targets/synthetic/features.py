@@ -1,0 +1,46 @@
+"""How many image features a model puts into the text: asked of the model itself, without weights."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from vlmdoctor.dryrun.abstract import Abstract
+
+
+def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
+    """Features that the model's own `get_image_features` makes of `inputs`; None where it has none.
+
+    `model` has to be on the meta device.
+    """
+    owner = next(
+        (m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_image_features")), None
+    )
+    if owner is None or not inputs:
+        return None
+    accepted = inspect.signature(owner.get_image_features).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    given = {name: value for name, value in inputs.items() if name in accepted or takes_all}
+    with torch.no_grad(), Abstract():
+        found = owner.get_image_features(**given)
+    return _rows(found)
+
+
+def _rows(found: Any) -> int | None:
+    pooled = getattr(found, "pooler_output", None)
+    if pooled is not None:
+        return _rows(pooled)
+    if isinstance(found, torch.Tensor):
+        return found.numel() // found.shape[-1]
+    if isinstance(found, list | tuple) and found:
+        # A tuple is an output with its extras behind; a list has one entry for each image.
+        if isinstance(found, tuple) and not all(
+            isinstance(f, torch.Tensor) and f.shape[-1] == found[0].shape[-1] for f in found
+        ):
+            return _rows(found[0])
+        counts = [_rows(part) for part in found]
+        return sum(count for count in counts if count is not None)
+    last = getattr(found, "last_hidden_state", None)
+    return None if last is None else _rows(last)

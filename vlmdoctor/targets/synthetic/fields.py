@@ -1,0 +1,65 @@
+"""Reading sizes off a configuration, whatever a family calls them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def field(config: Any, *names: str, default: Any = None) -> Any:
+    """The first of `names` that `config` (an object or a mapping) holds and that is not None."""
+    for name in names:
+        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        if value is not None:
+            return value
+    return default
+
+
+def side(config: Any, *names: str, default: int) -> int:
+    """A size that may be given as one number or as height and width."""
+    value = field(config, *names, default=default)
+    if isinstance(value, list | tuple):
+        value = value[0] if value else default
+    return int(value)
+
+
+def vision_config(config: Any) -> Any:
+    """The part of a configuration that describes the eyes; the configuration itself where there is none."""
+    thinker = field(config, "thinker_config")
+    found = field(config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config")
+    if found is None and thinker is not None:
+        return vision_config(thinker)
+    return config if found is None else found
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model."""
+    try:
+        return config.get_text_config()
+    except (AttributeError, ValueError):
+        return field(config, "text_config", "decoder", "language_config", default=config)
+
+
+IMAGE_TOKEN = (
+    "image_token_id",
+    "image_token_index",
+    "image_patch_id",
+    "media_placeholder_token_id",
+    "img_context_token_id",
+)
+
+
+def image_token(config: Any) -> int | None:
+    """The id that stands for one image feature in the text."""
+    found = field(config, *IMAGE_TOKEN)
+    return int(found) if isinstance(found, int) and found >= 0 else None
+
+
+def special_tokens(config: Any) -> set[int]:
+    """Ids with a meaning, which random text must not hold."""
+    found = set()
+    for part in (config, text_config(config)):
+        values = part.to_dict() if hasattr(part, "to_dict") else {}
+        for name, value in values.items():
+            if "token" in name and isinstance(value, int) and not isinstance(value, bool):
+                found.add(value)
+    return found
