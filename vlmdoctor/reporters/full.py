@@ -84,8 +84,9 @@ def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
     if finding.proof:
         proof = finding.proof
         worked = "" if proof.works else "; that did not help"
-        yield ("proof" if proof.works else "tried"), (
-            f"with {proof.tried}: {proof.after} (before: {proof.before}){worked}"
+        yield (
+            ("proof" if proof.works else "tried"),
+            (f"with {proof.tried}: {proof.after} (before: {proof.before}){worked}"),
         )
     for symptom in finding.symptoms:
         yield "so", symptom
