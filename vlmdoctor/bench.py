@@ -119,7 +119,7 @@ class Bench:
         return Trained(tuple(losses), frozenset(moved))
 
     def add_to_optimizer(self, names: Collection[str]) -> int:
-        """Adds those of the parameters that no optimizer holds to the first one; returns how many it added."""
+        """Adds those that no optimizer holds to the first one; returns how many it added."""
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         added = [p for p in self.parameters(names).values() if id(p) not in held]
         if added and self.optimizers:

@@ -1,4 +1,4 @@
-"""Trying on a copy what a finding says should be repaired, and measuring again: a cause is a guess until then.
+"""Trying repairs on a copy and measuring again: until then a cause is a guess.
 
 Repairs are found by being files: that of the rule `no-gradient` is `vlmdoctor/repairs/no_gradient.py`.
 """
@@ -44,6 +44,7 @@ class Repair(Protocol):
     """What a file under `vlmdoctor/repairs/` holds."""
 
     DEPTH: str
+    OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
 
     def mend(self, bench: Any, finding: Finding, gather: Gatherer) -> Tried:
         """Repairs the copy; raises `Unavailable` where it can't."""
@@ -65,8 +66,8 @@ def prove(
 ) -> Report:
     """The report with each finding's repair tried, and what a repair makes go away folded under it.
 
-    Where a rule has a repair and it was not tried or did not help, the cause says that it is inferred. Whatever
-    happens in here never harms the report.
+    Where a rule has a repair and it was not tried or did not help, the cause says that it is inferred.
+    Whatever happens in here never harms the report.
 
     Args:
         report: What the rules found.
@@ -79,7 +80,7 @@ def prove(
     gone: dict[int, set[str]] = {}
     for number, finding in enumerate(report.findings):
         repair = None if finding.proof is not None else repair_of(finding.rule)
-        if repair is None:
+        if repair is None or (repair.OF_PARAMETERS and not finding.parameters):
             proven.append(finding)
             continue
         try:
@@ -155,7 +156,7 @@ def _ranked(findings: list[Finding], gone: dict[int, set[str]]) -> list[Finding]
     above: dict[int, int] = {}
     for number, rules in gone.items():
         for other, symptom in enumerate(findings):
-            mutual = number in above or findings[number].rule in gone.get(other, ()) and other < number
+            mutual = number in above or (findings[number].rule in gone.get(other, ()) and other < number)
             if symptom.rule in rules and other != number and other not in above and not mutual:
                 above[other] = number
     kept = []

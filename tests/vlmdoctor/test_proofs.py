@@ -194,7 +194,7 @@ def test_labels_from_the_ids() -> None:
 def with_repair(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
     """A repair for the rule `trainable-not-in-optimizer` made of these functions."""
     module = ModuleType("vlmdoctor.repairs.trainable_not_in_optimizer")
-    module.DEPTH = "backward"  # type: ignore[attr-defined]
+    module.DEPTH, module.OF_PARAMETERS = "backward", True  # type: ignore[attr-defined]
     module.mend = functions.get("mend", lambda bench, finding, gather: Tried("a try"))  # type: ignore[attr-defined]
     module.measure = functions.get("measure", lambda bench, finding: Measured("bad", False))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -285,7 +285,7 @@ def test_what_goes_away_with_a_repair_is_folded_under_it() -> None:
     assert (first.rule, second.rule) == (
         "trainable-not-in-optimizer",
         "a-never",
-    )  # the proven one comes first
+    )  # proven first
     assert first.symptoms == ("something stands still",)
 
 

@@ -76,6 +76,7 @@ class Parameters:
 
 def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
     """Lists the parameters of `subject.model`; reads names, shapes and flags only."""
+    from vlmdoctor import contract as contracts
     from vlmdoctor import subject as subjects
 
     model = getattr(subject, "model", None)
@@ -90,6 +91,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
             held[id(tensor)] = held.get(id(tensor), 0) + 1
             rates[id(tensor)] = float(group.get("lr", float("nan")))
     patterns = None if subject.trainable is None else subjects.compile_patterns(subject.trainable)
+
+    contract = getattr(subject, "contract", None)
 
     # A tied parameter counts as declared under any of its names: `lm_head` is no stale pattern then.
     all_names: dict[int, list[str]] = {}
@@ -108,6 +111,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
             hits = [text for text, pattern in patterns.items() if any(map(pattern.search, names))]
             matched.update(hits)
             wanted = bool(hits)
+        elif contract:
+            wanted = contracts.wants(contract, subjects.role_of(name), adapter="lora_" in name)
         found.append(
             Parameter(
                 name=name,

@@ -17,6 +17,7 @@ from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+OF_PARAMETERS = True
 # Each costs a forward and a backward pass.
 MOST_TRIED = 6
 _LIKELY = ("data", "no_grad", "checkpoint", "copy", "detach")  # many a detach only serves a log

@@ -11,6 +11,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+OF_PARAMETERS = False
 
 
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:

@@ -1,0 +1,10 @@
+"""Switches gradients on for what is frozen against the contract, and sees whether it learns."""
+
+from __future__ import annotations
+
+from vlmdoctor.repairs.frozen_by_mistake import measure, mend
+
+__all__ = ["DEPTH", "OF_PARAMETERS", "measure", "mend"]
+
+DEPTH = "backward"
+OF_PARAMETERS = True
