@@ -1,32 +1,37 @@
 """What a run is meant to be: a few short terms, kept in `[tool.vlmdoctor.contract]` of pyproject.toml.
 
-    vision = "frozen"
-    projector = "train, lr 0.001"
-    language = "lora"
-    supervise = "assistant + stop"
-    image-tokens = "64 per image"
-    precision = "bf16"
-    steps = 40000
+vision = "frozen"
+projector = "train, lr 0.001"
+language = "lora"
+supervise = "assistant + stop"
+image-tokens = "64 per image"
+precision = "bf16"
+steps = 40000
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmdoctor.evidence.parameters import Parameter
 
 ROLE_KEYS = ("vision", "projector", "language", "head")
 STATES = ("frozen", "train", "partly", "lora")
 SUPERVISE = ("assistant", "assistant + stop", "everything")
 PRECISIONS = {
-    **{name: "bf16" for name in ("bf16", "bfloat16")},
-    **{name: "fp16" for name in ("fp16", "float16", "half")},
-    **{name: "float32" for name in ("float32", "fp32")},
+    **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
+    **dict.fromkeys(("fp16", "float16", "half"), "fp16"),
+    **dict.fromkeys(("float32", "fp32"), "float32"),
 }
 LR_TOLERANCE = 0.01
+NEARLY_ALL = 0.9  # of a part's numbers: a fixed position table among them does not make it `partly`
 
 _RATE = re.compile(r"lr\s+([0-9.eE+-]+)")
 
@@ -38,7 +43,7 @@ def parse(table: Any, where: str) -> dict[str, str]:
         UserError: A key or a value that makes no sense, with what might have been meant.
     """
     if not isinstance(table, Mapping):
-        raise UserError(f"{where} must be a table of terms such as vision = \"frozen\".")
+        raise UserError(f'{where} must be a table of terms such as vision = "frozen".')
     terms = {}
     for key, value in table.items():
         name = str(key).strip().replace("_", "-").replace(" ", "-")
@@ -47,9 +52,7 @@ def parse(table: Any, where: str) -> dict[str, str]:
         text = " ".join(str(value).split()) if isinstance(value, str | int) else ""
         parsed = None if isinstance(value, bool) else _PARSERS[name](text)
         if parsed is None:
-            raise UserError(
-                f"'{name}' in {where} can't be {value!r}{_suggestion(text, _EXAMPLES[name])}."
-            )
+            raise UserError(f"'{name}' in {where} can't be {value!r}{_suggestion(text, _EXAMPLES[name])}.")
         terms[name] = parsed
     return terms
 
@@ -65,12 +68,33 @@ def rate_of(term: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def wants(contract: Mapping[str, str], role: str, *, adapter: bool) -> bool | None:
-    """Whether a parameter of this role is meant to learn; None where the contract leaves that open."""
-    state = state_of(contract.get(role, ""))
-    if state == "lora":
-        return adapter
-    return {"frozen": False, "train": True}.get(state)
+def state_seen(part: Sequence[Parameter]) -> str | None:
+    """`frozen`, `train`, `partly` or `lora`, as the parameters of one role are; None without any."""
+    learning = [p for p in part if p.requires_grad]
+    if not learning:
+        return "frozen" if part else None
+    base = [p for p in part if not _is_adapter(p)]
+    if len(base) < len(part) and not any(p.requires_grad for p in base):
+        return "lora"
+    share = sum(p.numel for p in learning) / max(1, sum(p.numel for p in part))
+    return "train" if share >= NEARLY_ALL else "partly"
+
+
+def declared(parameters: Sequence[Parameter], contract: Mapping[str, str]) -> list[Parameter]:
+    """The parameters with `wanted` as the contract has it: None where it leaves that open."""
+    seen = {role: state_seen([p for p in parameters if p.role == role]) for role in ROLE_KEYS}
+    found = []
+    for parameter in parameters:
+        state = state_of(contract.get(parameter.role, ""))
+        wanted = {"frozen": False, "train": True, "lora": _is_adapter(parameter)}.get(state)
+        if state == seen.get(parameter.role):
+            wanted = parameter.requires_grad  # kept: a fixed table in a part that learns is nobody's mistake
+        found.append(dataclasses.replace(parameter, wanted=wanted))
+    return found
+
+
+def _is_adapter(parameter: Parameter) -> bool:
+    return "lora_" in parameter.name
 
 
 def deviates(key: str, expected: str, seen: str) -> bool:
@@ -96,9 +120,7 @@ def shown(expected: Mapping[str, str], seen: Mapping[str, str]) -> dict[str, str
 
 def written(terms: Mapping[str, str]) -> str:
     """The terms as lines of TOML."""
-    return "".join(
-        f"{key} = {text if text.isdigit() else _quoted(text)}\n" for key, text in terms.items()
-    )
+    return "".join(f"{key} = {text if text.isdigit() else _quoted(text)}\n" for key, text in terms.items())
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from vlmdoctor.errors import UserError
 
 HEADER = "[tool.vlmdoctor.contract]"
-_OWN = re.compile(r"[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*vlmdoctor[ \t]*\.[ \t]*contract[ \t]*\][ \t]*(#.*)?\r?\n?")
+_OWN = re.compile(
+    r"[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*vlmdoctor[ \t]*\.[ \t]*contract[ \t]*\][ \t]*(#.*)?\r?\n?"
+)
 _ANY = re.compile(r"[ \t]*\[")
 
 
@@ -44,23 +46,22 @@ def with_contract(text: str, lines: str, path: Path, *, force: bool) -> str:
             end -= 1
         changed = "".join(kept[:start]) + made + "".join(kept[end:])
     # TOML can spell a table in many ways: what was written is read again, and the rest compared.
-    if _others(_parsed(changed, path, "with a contract added")) != _others(before):
+    try:
+        same = _others(tomllib.loads(changed)) == _others(before)
+    except tomllib.TOMLDecodeError:
+        same = False
+    if not same:
         raise UserError(
-            f"{path} holds [tool.vlmdoctor] in a form that can't be added to; put these lines in by hand: "
+            f"{path} holds its tables in a form that no section can be added to; put the lines in by hand: "
             f"vlmdoctor init --dry-run prints them."
         )
     return changed
 
 
-def _parsed(text: str, path: Path, what: str = "") -> dict[str, Any]:
+def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        if what:
-            raise UserError(
-                f"{path} holds its tables in a form that no section can be added to; put the lines in by hand: "
-                f"vlmdoctor init --dry-run prints them."
-            ) from error
         raise UserError(f"{path} is not valid TOML: {error}.") from None
 
 

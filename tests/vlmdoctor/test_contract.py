@@ -1,4 +1,4 @@
-"""What a run is meant to be: inferred, written into pyproject.toml without touching the rest, and enforced."""
+"""What a run is meant to be: inferred, written into pyproject.toml beside the rest, and enforced."""
 
 from __future__ import annotations
 

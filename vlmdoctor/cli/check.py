@@ -65,8 +65,8 @@ def _examine(
     trust_remote_code: bool,
     progress: Callable[[str], None],
 ) -> Report:
-    from vlmdoctor.evidence.raised import shown_path
     from vlmdoctor import settings
+    from vlmdoctor.evidence.raised import shown_path
     from vlmdoctor.evidence.source import Source, kind_of, scan
     from vlmdoctor.examine import examine, model_rules
     from vlmdoctor.rulebook import all_rules

@@ -45,4 +45,6 @@ def command(
         return
     write_whole(path, with_contract(text, lines, path, force=force))
     print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
-    print(f"written to {path}: correct what is not meant; 'vlmdoctor check' holds runs to it", file=sys.stderr)
+    print(
+        f"written to {path}: correct what is not meant; 'vlmdoctor check' holds runs to it", file=sys.stderr
+    )

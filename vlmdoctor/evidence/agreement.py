@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.contract import ROLE_KEYS
+from vlmdoctor.contract import PRECISIONS, ROLE_KEYS, state_seen
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "static"
-NEARLY_ALL = 0.9  # of a part's numbers: a fixed position table among them does not make it `partly`
 IGNORED_LABEL = -100
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok(en)?_emb\w*|wte|word_embeddings|shared)\.")
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token")
 
 
@@ -35,7 +36,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Agreement:
     """Reads flags, learning rates and one batch's ids; runs nothing."""
     parameters: Parameters = gather(Parameters)
     seen = {role: _role(parameters.role(role), _rates(subject)) for role in ROLE_KEYS}
-    seen["new-token-rows"] = _new_token_rows(subject.model)
+    seen["new-token-rows"] = _new_token_rows(parameters.role("language"))
     seen |= _batch_terms(subject)
     seen["precision"] = _precision(parameters.parameters, subject.training_args)
     seen["steps"] = _steps(subject.training_args)
@@ -63,32 +64,17 @@ def _rates(subject: Subject) -> dict[str, set[float]]:
     return rates
 
 
-def _role(part: Iterable[Parameter], rates: Mapping[str, set[float]]) -> str | None:
-    part = list(part)
-    if not part:
-        return None
-    learning = [p for p in part if p.requires_grad]
-    base = [p for p in part if "lora_" not in p.name]
-    if not learning:
-        return "frozen"
-    if len(base) < len(part) and not any(p.requires_grad for p in base):
-        state = "lora"
-    else:
-        share = sum(p.numel for p in learning) / max(1, sum(p.numel for p in part))
-        state = "train" if share >= NEARLY_ALL else "partly"
-    found = set().union(*(rates.get(p.name, set()) for p in learning))
+def _role(part: Sequence[Parameter], rates: Mapping[str, set[float]]) -> str | None:
+    state = state_seen(part)
+    found = set().union(*(rates.get(p.name, set()) for p in part if p.requires_grad))
     return f"{state}, lr {next(iter(found)):g}" if len(found) == 1 else state
 
 
-def _new_token_rows(model: Any) -> str | None:
-    try:
-        embedding = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+def _new_token_rows(part: Sequence[Parameter]) -> str | None:
+    rows = [p for p in part if _EMBEDDING.search(p.name)]
+    if not rows:
         return None
-    tensors = list(embedding.parameters()) if embedding is not None else []
-    if not tensors:
-        return None
-    return "train" if any(tensor.requires_grad for tensor in tensors) else "frozen"
+    return "train" if any(p.requires_grad for p in rows) else "frozen"
 
 
 def _batch_terms(subject: Subject) -> dict[str, str | None]:
@@ -156,8 +142,6 @@ def _precision(parameters: Iterable[Parameter], training_args: Any) -> str | Non
     for name in ("bf16", "fp16"):
         if _argument(training_args, name) is True:
             return name
-    from vlmdoctor.contract import PRECISIONS
-
     kinds = {PRECISIONS.get(p.dtype) for p in parameters if p.requires_grad}
     if len(kinds) != 1:
         return None

@@ -92,8 +92,6 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
             rates[id(tensor)] = float(group.get("lr", float("nan")))
     patterns = None if subject.trainable is None else subjects.compile_patterns(subject.trainable)
 
-    contract = getattr(subject, "contract", None)
-
     # A tied parameter counts as declared under any of its names: `lm_head` is no stale pattern then.
     all_names: dict[int, list[str]] = {}
     for raw_name, tensor in model.named_parameters(remove_duplicate=False):
@@ -111,8 +109,6 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
             hits = [text for text, pattern in patterns.items() if any(map(pattern.search, names))]
             matched.update(hits)
             wanted = bool(hits)
-        elif contract:
-            wanted = contracts.wants(contract, subjects.role_of(name), adapter="lora_" in name)
         found.append(
             Parameter(
                 name=name,
@@ -127,6 +123,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
                 lr=rates.get(id(tensor)),
             )
         )
+    if patterns is None and getattr(subject, "contract", None):
+        found = contracts.declared(found, subject.contract)
     return Parameters(
         parameters=tuple(found),
         adapters=any(".lora_" in p.name or "lora_embedding" in p.name for p in found),

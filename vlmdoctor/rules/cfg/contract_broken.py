@@ -62,9 +62,7 @@ def contract_broken(agreement: Agreement, parameters: Parameters) -> Iterator[Fi
         )
 
 
-def _mistaken(
-    key: str, expected: str, seen: str, parameters: Parameters
-) -> tuple[list[Parameter], Fix]:
+def _mistaken(key: str, expected: str, seen: str, parameters: Parameters) -> tuple[list[Parameter], Fix]:
     """The parameters that are not as the contract has them, and what to do about it."""
     if key not in ROLE_KEYS:
         return [], Fix("change it, or the contract")
