@@ -1,4 +1,4 @@
-"""A copy of somebody's model, batch and optimizer, on which repairs are tried and measured."""
+"""Somebody's model, batch and optimizer, mostly as a copy, on which repairs are tried and measured."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Trained:
 
 @dataclass
 class Bench:
-    """The copy. A repair may change all of it; the measurements change it too.
+    """What a repair may change, all of it; training on it changes it too.
 
     Attributes:
-        model: The copied module.
+        model: The copied module, or the very one where a repair changes nothing of it.
         batch: The copied batch.
         optimizers: The copied optimizers, which hold the copied parameters.
         schedulers: The copied learning-rate schedulers.
@@ -154,8 +154,8 @@ class Bench:
         return loss_fn
 
 
-def bench_for(subject: Subject) -> Bench:
-    """A copy of what `subject` trains.
+def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
+    """What `subject` trains, copied; else the model itself without its optimizers, to be run and not changed.
 
     Raises:
         Unavailable: It is too large, has no weights, or refuses to be copied.
@@ -165,6 +165,8 @@ def bench_for(subject: Subject) -> Bench:
     tensors: Sequence[torch.Tensor] = [*subject.model.parameters(), *subject.model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise Unavailable("the model has no weights (it is on the meta device)")
+    if not copied:
+        return Bench(subject.model, copy_of(subject.batch), [], [], subject.loss_fn)
     size = sum(tensor.nbytes for tensor in tensors)
     if size > LARGEST_BYTES:
         raise Unavailable(f"the model has {size / 2**30:.1f} GiB, too much for a copy to try repairs on")

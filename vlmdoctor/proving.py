@@ -44,6 +44,7 @@ class Repair(Protocol):
     """What a file under `vlmdoctor/repairs/` holds."""
 
     DEPTH: str
+    COPIES: bool  # whether it needs a copy: False where only the way of running the model is mended
     OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
 
     def mend(self, bench: Any, finding: Finding, gather: Gatherer) -> Tried:
@@ -117,11 +118,11 @@ def _tried(
     with unchanged(subject.model):
 
         def mended() -> tuple[Any, Tried]:
-            bench = bench_for(subject)
+            bench = bench_for(subject, copied=repair.COPIES)
             return bench, repair.mend(bench, finding, gather)
 
         drawn = torch.get_rng_state()
-        before = repair.measure(bench_for(subject), finding)
+        before = repair.measure(bench_for(subject, copied=repair.COPIES), finding)
         if before.healthy:
             raise Unavailable("the copy does not show the fault")
         torch.set_rng_state(drawn)  # dropout alike in both

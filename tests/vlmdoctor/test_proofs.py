@@ -134,6 +134,13 @@ def test_two_cuts_in_a_row_are_both_found() -> None:
     assert finding.proof.tried.count("gradients left on at") == 2
 
 
+def test_a_forward_that_was_wrapped_from_outside_can_be_mended_too() -> None:
+    model = Cuttable("")
+    model.vision_encoder.forward = torch.no_grad()(model.vision_encoder.forward)  # type: ignore[method-assign]
+    finding = only(vlmdoctor.check(model, batch()))
+    assert finding.proof is not None and finding.proof.works
+
+
 def checked(model: nn.Module, parameters: Any = None, **options: Any) -> Report:
     optimizer = torch.optim.AdamW(model.parameters() if parameters is None else parameters, lr=3e-3)
     return vlmdoctor.check(model, tiny_vlm.batch(0), optimizer=optimizer, **options)
@@ -194,7 +201,7 @@ def test_labels_from_the_ids() -> None:
 def with_repair(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
     """A repair for the rule `trainable-not-in-optimizer` made of these functions."""
     module = ModuleType("vlmdoctor.repairs.trainable_not_in_optimizer")
-    module.DEPTH, module.OF_PARAMETERS = "backward", True  # type: ignore[attr-defined]
+    module.DEPTH, module.COPIES, module.OF_PARAMETERS = "backward", True, True  # type: ignore[attr-defined]
     module.mend = functions.get("mend", lambda bench, finding, gather: Tried("a try"))  # type: ignore[attr-defined]
     module.measure = functions.get("measure", lambda bench, finding: Measured("bad", False))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -326,6 +333,7 @@ def test_every_repair_is_that_of_a_rule() -> None:
     for name in names:
         repair = repair_of(name)
         assert repair is not None and repair.DEPTH in ("forward", "backward", "steps")
+        assert {repair.COPIES, repair.OF_PARAMETERS} <= {True, False}
         assert callable(repair.mend) and callable(repair.measure)
     assert repair_of("no-such-rule") is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator
@@ -40,11 +41,13 @@ class Cut:
             (reentrant checkpointing of inputs that require no gradient).
         file: The source file.
         line: The line: that of the `with` or of the decorated function where gradients are switched off.
+        function: The function that is wrapped to run without gradients; "" where none is.
     """
 
     kind: str
     file: str
     line: int
+    function: str = ""
 
 
 class Tracer(TorchFunctionMode):
@@ -199,9 +202,10 @@ def _switched_off() -> Cut | None:
         if file.startswith(_TORCH):
             wrapped = frame.f_locals.get("func") if frame.f_code.co_name == "decorate_context" else None
             if wrapped is not None and not torch.is_grad_enabled():
-                code = getattr(wrapped, "__code__", None)
+                own = inspect.unwrap(wrapped)
+                code = getattr(own, "__code__", None)
                 if code is not None:
-                    return Cut("no_grad", code.co_filename, code.co_firstlineno)
+                    return Cut("no_grad", code.co_filename, code.co_firstlineno, own.__qualname__)
             continue
         inner = inner or (file, line)
         starts = _no_grad_blocks(file)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vlmdoctor.repairs.frozen_by_mistake import measure, mend
 
-__all__ = ["DEPTH", "OF_PARAMETERS", "measure", "mend"]
+__all__ = ["COPIES", "DEPTH", "OF_PARAMETERS", "measure", "mend"]
 
 DEPTH = "backward"
+COPIES = True
 OF_PARAMETERS = True

@@ -8,6 +8,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+COPIES = True
 OF_PARAMETERS = True
 
 

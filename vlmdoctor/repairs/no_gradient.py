@@ -1,4 +1,4 @@
-"""Finds the line that cuts the gradient's way by taking each candidate out on a copy."""
+"""Finds the line that cuts the gradient's way by running the model with each candidate taken out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.cuts import Cut, cuts_in, mended
-from vlmdoctor.evidence.raised import line_of, shown_path
+from vlmdoctor.evidence.raised import is_users, line_of, shown_path
 from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+COPIES = False
 OF_PARAMETERS = True
 # Each costs a forward and a backward pass.
 MOST_TRIED = 6
@@ -54,7 +55,6 @@ _FIXES = {
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     """Takes the fewest cuts out that let a gradient through to what the finding is about."""
     wanted = set(finding.parameters)
-    bench.model.train(gather.subject.model.training)  # type: ignore[attr-defined]
     with torch.enable_grad():
         candidates = cuts_in(bench.loss)
     if not candidates:
@@ -108,13 +108,14 @@ def _told(cuts: Sequence[Cut]) -> Tried:
     for cut in cuts:
         place = f"{shown_path(cut.file)}:{cut.line}"
         code = line_of(cut.file, cut.line)
-        done.append(_DONE[cut.kind].format(place=place))
-        causes.append(f"{_CAUSES[cut.kind]}: {code or 'source unknown'}  ({place})")
+        if cut.function:
+            done.append(f"gradients left on in {cut.function}")
+            causes.append(f"gradients are switched off around {cut.function} by what it is wrapped in")
+        else:
+            done.append(_DONE[cut.kind].format(place=place))
+            causes.append(f"{_CAUSES[cut.kind]}: {code or 'source unknown'}  ({place})")
     first = cuts[0]
-    learned: dict[str, Any] = {
-        "cause": "; ".join(causes),
-        "file": shown_path(first.file),
-        "line": first.line,
-        "fix": _FIXES[first.kind],
-    }
+    learned: dict[str, Any] = {"cause": "; ".join(causes), "fix": _FIXES[first.kind]}
+    if is_users(first.file):  # the line of a library that was wrapped is not where the fault is
+        learned |= {"file": shown_path(first.file), "line": first.line}
     return Tried(" and ".join(done), learned)
