@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import Unavailable
+from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Proof
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
@@ -92,6 +92,9 @@ def prove(
             gather.progress(f"trying the repair of {finding.rule}")
             others = [f for f in report.findings if f is not finding]
             finding, gone[number] = _tried(subject, finding, repair, gather, rules, others)
+        except NotProven as seen:
+            reasons[finding.rule] = str(seen)
+            finding = dataclasses.replace(finding, cause=f"{finding.cause}. Seen: {seen}")
         except Unavailable as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vlmdoctor.evidence.raised import is_users
+from vlmdoctor.subject import canonical_name
 
 _DETACHES = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach)
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -106,6 +107,32 @@ def mended(cuts: Collection[Cut]) -> Iterator[None]:
     tracer = Tracer(cuts)
     with _without_compiling(), tracer, _watching_checkpoints(tracer):
         yield
+
+
+def outputs_of(model: nn.Module, names: Collection[str], run: Callable[[], Any]) -> dict[str, str]:
+    """The highest modules all of whose parameters are among `names`, and what came out of them in `run`.
+
+    That is `never` (not called), `graph` (a tensor that a gradient could come back to) or `none`.
+    """
+    chosen, seen, handles = set(names), {}, []
+    for raw_name, module in model.named_modules():
+        name = canonical_name(raw_name + ".").rstrip(".")
+        own = [canonical_name(f"{raw_name}.{n}" if raw_name else n) for n, _ in module.named_parameters()]
+        above = any(name == high or name.startswith(high + ".") for high in seen)
+        if own and not above and chosen.issuperset(own):
+            seen[name] = "never"
+
+            def note(_: Any, __: Any, output: Any, name: str = name) -> None:
+                parts = output if isinstance(output, torch.Tensor | tuple | list | dict) else vars(output)
+                seen[name] = "graph" if any(_requires_grad(t) for t in _tensors(parts)) else "none"
+
+            handles.append(module.register_forward_hook(note))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 @contextmanager

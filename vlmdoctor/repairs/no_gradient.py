@@ -10,8 +10,8 @@ import torch
 
 from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.cuts import Cut, cuts_in, mended
+from vlmdoctor.errors import NotProven
+from vlmdoctor.evidence.cuts import Cut, cuts_in, mended, outputs_of
 from vlmdoctor.evidence.raised import is_users, line_of, shown_path
 from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
@@ -57,12 +57,10 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     wanted = set(finding.parameters)
     with torch.enable_grad():
         candidates = cuts_in(bench.loss)
-    if not candidates:
-        raise Unavailable("no detach, .data or no_grad was met on the way: the forward pass does not use it")
     likely = sorted(candidates, key=lambda cut: _LIKELY.index(cut.kind))[:MOST_TRIED]
     chosen = _fewest(bench, likely, wanted)
     if not chosen:
-        raise Unavailable(f"none of the {len(candidates)} cuts that were met explains it")
+        raise NotProven(_seen(bench, finding, len(likely)))
     bench.around.append(partial(mended, chosen))
     return _told(chosen)
 
@@ -101,6 +99,20 @@ def _reached_without(bench: Bench, cuts: Sequence[Cut], wanted: set[str]) -> int
         return 0
     finally:
         bench.around.pop()
+
+
+def _seen(bench: Bench, finding: Finding, tried: int) -> str:
+    """What becomes of the output of the last module that the finding is about."""
+    with torch.enable_grad():
+        outputs = outputs_of(bench.model, finding.parameters, bench.loss)
+    name, output = list(outputs.items())[-1] if outputs else ("", "")
+    met = f"none of the {tried} detaches and the like on the way is the reason" if tried else "no detach or "
+    met += "" if tried else "the like was met on the way"
+    if output == "never":
+        return f"the forward pass never calls {name}"
+    if output == "graph":
+        return f"{name} runs and its output has a graph, but the loss does not depend on it; {met}"
+    return f"{name} runs and its output has no graph; {met}" if output else met
 
 
 def _told(cuts: Sequence[Cut]) -> Tried:
