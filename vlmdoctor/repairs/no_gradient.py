@@ -106,8 +106,9 @@ def _seen(bench: Bench, finding: Finding, tried: int) -> str:
     with torch.enable_grad():
         outputs = outputs_of(bench.model, finding.parameters, bench.loss)
     name, output = list(outputs.items())[-1] if outputs else ("", "")
-    met = f"none of the {tried} detaches and the like on the way is the reason" if tried else "no detach or "
-    met += "" if tried else "the like was met on the way"
+    met = f"leaving out the detaches and the like on the way ({tried} tried) let no gradient through"
+    if not tried:
+        met = "no detach or the like was met on the way"
     if output == "never":
         return f"the forward pass never calls {name}"
     if output == "graph":
