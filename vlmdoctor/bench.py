@@ -176,7 +176,23 @@ def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
         model, own, schedulers = copy.deepcopy((subject.model, given, optimizers(subject.lr_scheduler)))
     except Exception as error:
         raise Unavailable(f"the model can't be copied ({type(error).__name__}: {error})") from error
-    return Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
+    bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
+    if subject.loss_fn is not None and not _is_used(bench):
+        raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")
+    return bench
+
+
+def _is_used(bench: Bench) -> bool:
+    """Whether the loss is made with the copy at all: a loss_fn may hold on to the model that it knows."""
+    called: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda m, _: called.append(m)) for m in bench.model.modules()]
+    try:
+        with torch.no_grad():
+            bench.loss()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(called)
 
 
 def _values(parameter: nn.Parameter) -> torch.Tensor:

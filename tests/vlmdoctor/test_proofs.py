@@ -172,6 +172,14 @@ def test_unfreezing_lets_the_loss_fall() -> None:
     assert "the loss falls from" in finding.proof.after
 
 
+def test_a_loss_fn_that_holds_on_to_its_model_proves_nothing() -> None:
+    model = tiny_vlm.TinyVLM().requires_grad_(False)
+    model.vision_encoder.requires_grad_(True)
+    report = checked(model, loss_fn=lambda _, given: model(**given).loss)
+    assert only(report).proof is None and "(inferred, not proven)" in (only(report).cause or "")
+    assert "does not run the model that it is given" in report.facts["not_proven"]["frozen-by-mistake"]
+
+
 def test_an_optimizer_of_another_copy() -> None:
     finding = only(checked(tiny_vlm.TinyVLM(), tiny_vlm.TinyVLM().parameters()))
     assert finding.rule == "optimizer-holds-other-tensors"
