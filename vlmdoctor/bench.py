@@ -1,4 +1,4 @@
-"""A copy of somebody's model, batch and optimizer, on which repairs are tried and measured."""
+"""Somebody's model, batch and optimizer, mostly as a copy, on which repairs are tried and measured."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Trained:
 
 @dataclass
 class Bench:
-    """The copy. A repair may change all of it; the measurements change it too.
+    """What a repair may change, all of it; training on it changes it too.
 
     Attributes:
-        model: The copied module.
+        model: The copied module, or the very one where a repair changes nothing of it.
         batch: The copied batch.
         optimizers: The copied optimizers, which hold the copied parameters.
         schedulers: The copied learning-rate schedulers.
@@ -119,7 +119,7 @@ class Bench:
         return Trained(tuple(losses), frozenset(moved))
 
     def add_to_optimizer(self, names: Collection[str]) -> int:
-        """Adds those of the parameters that no optimizer holds to the first one; returns how many it added."""
+        """Adds those that no optimizer holds to the first one; returns how many it added."""
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         added = [p for p in self.parameters(names).values() if id(p) not in held]
         if added and self.optimizers:
@@ -154,8 +154,8 @@ class Bench:
         return loss_fn
 
 
-def bench_for(subject: Subject) -> Bench:
-    """A copy of what `subject` trains.
+def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
+    """What `subject` trains, copied; else the model itself without its optimizers, to be run and not changed.
 
     Raises:
         Unavailable: It is too large, has no weights, or refuses to be copied.
@@ -165,6 +165,8 @@ def bench_for(subject: Subject) -> Bench:
     tensors: Sequence[torch.Tensor] = [*subject.model.parameters(), *subject.model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise Unavailable("the model has no weights (it is on the meta device)")
+    if not copied:
+        return Bench(subject.model, copy_of(subject.batch), [], [], subject.loss_fn)
     size = sum(tensor.nbytes for tensor in tensors)
     if size > LARGEST_BYTES:
         raise Unavailable(f"the model has {size / 2**30:.1f} GiB, too much for a copy to try repairs on")
@@ -174,7 +176,23 @@ def bench_for(subject: Subject) -> Bench:
         model, own, schedulers = copy.deepcopy((subject.model, given, optimizers(subject.lr_scheduler)))
     except Exception as error:
         raise Unavailable(f"the model can't be copied ({type(error).__name__}: {error})") from error
-    return Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
+    bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
+    if subject.loss_fn is not None and not _is_used(bench):
+        raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")
+    return bench
+
+
+def _is_used(bench: Bench) -> bool:
+    """Whether the loss is made with the copy at all: a loss_fn may hold on to the model that it knows."""
+    called: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda m, _: called.append(m)) for m in bench.model.modules()]
+    try:
+        with torch.no_grad():
+            bench.loss()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(called)
 
 
 def _values(parameter: nn.Parameter) -> torch.Tensor:

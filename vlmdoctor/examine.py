@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.evidence.agreement import Agreement
 from vlmdoctor.proving import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
@@ -33,6 +36,7 @@ def check(
     checkpoint: Any = None,
     trainable: Iterable[str] | str | None = None,
     training_args: Any = None,
+    contract: Mapping[str, Any] | None = None,
     depth: str | None = None,
     budget: float | None = None,
     select: Iterable[str] = (),
@@ -51,6 +55,7 @@ def check(
         loss_fn: `loss_fn(model, batch) -> Tensor`; by default the output's `.loss`.
         optimizer, lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
             training_args: As in `Subject`.
+        contract: What the run is meant to be, as in `[tool.vlmdoctor.contract]`: `{"vision": "frozen"}`.
         depth: `static`, `shapes`, `forward`, `backward` or `steps`; by default as deep as the batch allows.
         budget: Seconds after which no further probe is started.
         select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL.
@@ -75,6 +80,7 @@ def check(
             checkpoint=checkpoint,
             trainable=trainable,
             training_args=training_args,
+            contract=None if contract is None else parse(contract, "contract="),
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
@@ -132,6 +138,10 @@ def examine(
         report = judge(
             rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
         )
+        agreement = gather.gathered.get(Agreement)
+        if agreement is not None and agreement.seen:
+            terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
+            report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
         return prove(report, subject, gather, rules, gather.in_time)
 
 

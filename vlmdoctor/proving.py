@@ -1,4 +1,4 @@
-"""Trying on a copy what a finding says should be repaired, and measuring again: a cause is a guess until then.
+"""Trying repairs on a copy and measuring again: until then a cause is a guess.
 
 Repairs are found by being files: that of the rule `no-gradient` is `vlmdoctor/repairs/no_gradient.py`.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import Unavailable
+from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Proof
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
@@ -44,6 +44,8 @@ class Repair(Protocol):
     """What a file under `vlmdoctor/repairs/` holds."""
 
     DEPTH: str
+    COPIES: bool  # whether it needs a copy: False where only the way of running the model is mended
+    OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
 
     def mend(self, bench: Any, finding: Finding, gather: Gatherer) -> Tried:
         """Repairs the copy; raises `Unavailable` where it can't."""
@@ -65,8 +67,8 @@ def prove(
 ) -> Report:
     """The report with each finding's repair tried, and what a repair makes go away folded under it.
 
-    Where a rule has a repair and it was not tried or did not help, the cause says that it is inferred. Whatever
-    happens in here never harms the report.
+    Where a rule has a repair and it was not tried or did not help, the cause says that it is inferred.
+    Whatever happens in here never harms the report.
 
     Args:
         report: What the rules found.
@@ -79,7 +81,7 @@ def prove(
     gone: dict[int, set[str]] = {}
     for number, finding in enumerate(report.findings):
         repair = None if finding.proof is not None else repair_of(finding.rule)
-        if repair is None:
+        if repair is None or (repair.OF_PARAMETERS and not finding.parameters):
             proven.append(finding)
             continue
         try:
@@ -90,6 +92,9 @@ def prove(
             gather.progress(f"trying the repair of {finding.rule}")
             others = [f for f in report.findings if f is not finding]
             finding, gone[number] = _tried(subject, finding, repair, gather, rules, others)
+        except NotProven as seen:
+            reasons[finding.rule] = str(seen)
+            finding = dataclasses.replace(finding, cause=f"{finding.cause}. Seen: {seen}")
         except Unavailable as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:
@@ -116,11 +121,11 @@ def _tried(
     with unchanged(subject.model):
 
         def mended() -> tuple[Any, Tried]:
-            bench = bench_for(subject)
+            bench = bench_for(subject, copied=repair.COPIES)
             return bench, repair.mend(bench, finding, gather)
 
         drawn = torch.get_rng_state()
-        before = repair.measure(bench_for(subject), finding)
+        before = repair.measure(bench_for(subject, copied=repair.COPIES), finding)
         if before.healthy:
             raise Unavailable("the copy does not show the fault")
         torch.set_rng_state(drawn)  # dropout alike in both
@@ -155,7 +160,7 @@ def _ranked(findings: list[Finding], gone: dict[int, set[str]]) -> list[Finding]
     above: dict[int, int] = {}
     for number, rules in gone.items():
         for other, symptom in enumerate(findings):
-            mutual = number in above or findings[number].rule in gone.get(other, ()) and other < number
+            mutual = number in above or (findings[number].rule in gone.get(other, ()) and other < number)
             if symptom.rule in rules and other != number and other not in above and not mutual:
                 above[other] = number
     kept = []

@@ -8,6 +8,8 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = True
 
 
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:

@@ -12,6 +12,8 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = False
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "image_token")
 
 

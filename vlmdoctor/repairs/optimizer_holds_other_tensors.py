@@ -11,6 +11,8 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Measured, Tried
 
 DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = False
 
 
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:

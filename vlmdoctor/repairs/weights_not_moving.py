@@ -13,6 +13,8 @@ from vlmdoctor.proving import Measured, Tried
 from vlmdoctor.repairs import optimizer_holds_other_tensors
 
 DEPTH = "steps"
+COPIES = True
+OF_PARAMETERS = True
 MOVES = 0.1  # of the elements: with rounding hardly any does
 USUAL_RATE = 1e-4
 
