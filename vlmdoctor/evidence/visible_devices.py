@@ -123,7 +123,7 @@ def _last(count: int) -> str:
 
 
 def _leading_number(text: str) -> tuple[int, int]:
-    """(number, its length) as C's strtoul would read it; (-1, 0) without one; ValueError where torch stumbles."""
+    """(number, its length) as strtoul reads it; (-1, 0) without one; ValueError where torch stumbles."""
     length = 0
     for i, character in enumerate(text):
         if not (character.isdigit() or (i == 0 and character in "+-")):
