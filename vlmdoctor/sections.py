@@ -212,8 +212,8 @@ def ability(environment: Environment, findings: Iterable[Finding]) -> str:
     if environment.other_accelerator and (environment.torch.hip or "Apple" in environment.other_accelerator):
         return f"It can train on {environment.other_accelerator}, as far as its torch supports the model."
     return (
-        "It can train small models and run every check on the CPU; a VLM of billions of parameters needs a GPU. "
-        "'vlmdoctor check TARGET --depth shapes' tells what one would need."
+        "It can train small models and run every check on the CPU; a VLM of billions of parameters needs "
+        "a GPU. 'vlmdoctor check TARGET --depth shapes' tells what one would need."
     )
 
 

@@ -28,8 +28,8 @@ def command(
         list[Path] | None,
         typer.Argument(
             metavar="[PATH]...",
-            help="Files and folders to search for settings that hide GPUs, or come too late: Python, notebooks, "
-            "shell and batch scripts, Dockerfiles, compose and .env files.",
+            help="Files and folders to search for settings that hide GPUs, or come too late: Python, "
+            "notebooks, shell and batch scripts, Dockerfiles, compose and .env files.",
         ),
     ] = None,
     require: Annotated[

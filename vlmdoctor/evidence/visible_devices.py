@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-# How many GPUs torch assumes while it has not counted them.
+# No machine has more; guesses stay below it.
 MANY = 64
 
 
@@ -68,7 +69,7 @@ def read(value: str, count: int | None = None, uuids: Sequence[str] = ()) -> Rea
         entries, visible = _uuids(value, value[:4], list(uuids))
         crashes = False
     else:
-        entries, visible, crashes = _ordinals(value, MANY if count is None else count)
+        entries, visible, crashes = _ordinals(value, sys.maxsize if count is None else count)
     return Reading(
         value, tuple(entries), visible, crashes, meant=_meant(value, count, uuids, entries, crashes)
     )
