@@ -1,4 +1,4 @@
-"""Lines that keep a training on the CPU, found in the syntax tree; only plain cases, none under a condition."""
+"""Lines that keep a training on the CPU, found in the syntax tree: plain cases only, under no condition."""
 
 from __future__ import annotations
 
