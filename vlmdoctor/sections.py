@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.environment import Environment, Gpu
-from vlmdoctor.evidence.source import Source
 from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Severity
+
+if TYPE_CHECKING:
+    from vlmdoctor.evidence.source import Source
 
 GIB = 1024**3
 MARKS = {

@@ -71,7 +71,9 @@ def command(
     from vlmdoctor.evidence.demands import parse
 
     demands = parse(require) if require else None
-    rules = output.rules(_own_rules(demands is not None))
+    rules = _own_rules(demands is not None)
+    if output.select or output.extend_select or output.ignore:
+        rules = output.rules(rules)
     full = output.output_format == "full" and output.output_file is None and not output.quiet and not paste
     printer = _Printer(full, output.verbose)
     environment = _look(from_, live, timeout, rules, printer)
@@ -98,13 +100,10 @@ def command(
 
 
 def _own_rules(with_demands: bool) -> list[Rule]:
-    from vlmdoctor.evidence.demands import Demands
-    from vlmdoctor.evidence.environment import Environment
-    from vlmdoctor.evidence.source import Source
-    from vlmdoctor.rulebook import all_rules
+    from vlmdoctor.rulebook import rules_in
 
-    kinds = {Environment, Source} | ({Demands} if with_demands else set())
-    return [rule for rule in all_rules() if {needed for needed, _ in rule.requirements.values()} <= kinds]
+    # Importing the rules about models, which need none of this, would take longer than all of it.
+    return [rule for rule in rules_in("env", "src") if with_demands or "demands" not in rule.requirements]
 
 
 def _look(file: Path | None, live: bool, timeout: float, rules: list[Rule], printer: _Printer) -> Environment:

@@ -20,7 +20,8 @@ SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "site-packages", "__py
 LARGEST = 20_000_000
 _COMPOSE = re.compile(r"(docker-)?compose([.-][\w.-]*)?\.ya?ml")
 _TRACES = re.compile(
-    rb"VISIBLE|DEVICES|CUDA_|ALLOC_CONF|HF_|OFFLINE|TRANSFORMERS_|HUGGINGFACE|NUM_THREADS|NCCL|cpu|deepspeed|no_cuda"
+    rb"VISIBLE|CUDA_|ALLOC_CONF|HF_|OFFLINE|TRANSFORMERS_CACHE|HUGGINGFACE|NUM_THREADS|NCCL|USE_TORCH"
+    rb"|[\"']cpu[\"']|\.cpu\(|use_cpu|no_cuda|cpu *= *True|--cpu|--device|deepspeed"
 )
 
 

@@ -22,6 +22,10 @@ _TRAINS = re.compile(
 _TORCH = re.compile(
     r"^\s*(import|from)\s+(torch|transformers|lightning|pytorch_lightning|accelerate|timm|peft)\b", re.M
 )
+# What is set for other processes that the file starts is read by these, whatever this one has read before.
+_STARTS_PROCESSES = re.compile(
+    r"\bsubprocess\b|\bmultiprocessing\b|\bmp\.spawn\b|\bos\.(system|exec\w+|spawn\w+)\(|\bPopen\b"
+)
 _MAGIC = re.compile(r"^\s*%(?:set_)?env\s+(\w+)\s*(?:=\s*|\s)(.*?)\s*$")
 # Cell magics after which the cell is still Python of this kernel.
 _TRANSPARENT = ("%%time", "%%timeit", "%%capture", "%%prun")
@@ -98,12 +102,14 @@ def _code_cells(text: str) -> list[tuple[int, str]]:
 def _finished(found: list[Setting], text: str) -> Iterator[Setting]:
     """Adds what only the whole file tells: whether it trains, and whether a setting is undone later."""
     trains, uses_torch = bool(_TRAINS.search(text)), bool(_TORCH.search(text))
+    for_others = bool(_STARTS_PROCESSES.search(text))
     found = sorted(found, key=lambda setting: (setting.cell or 0, setting.line))
     for i, setting in enumerate(found):
         undone = any(later.name == setting.name and later.condition is None for later in found[i + 1 :])
         yield dataclasses.replace(
             setting,
             undone=undone,
+            late=None if for_others else setting.late,
             trains=trains,
             uses_torch=uses_torch,
             in_tests=is_test(setting.file),

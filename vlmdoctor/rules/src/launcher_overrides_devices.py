@@ -28,7 +28,7 @@ def launcher_overrides_devices(source: Source) -> Iterator[Finding]:
     """
     for launch in source.launches:
         yield Finding(
-            message=f'deepspeed {launch.option} and CUDA_VISIBLE_DEVICES="{launch.value}" both choose the GPUs',
+            message=f'{launch.option} and CUDA_VISIBLE_DEVICES="{launch.value}" both choose the GPUs',
             severity=Severity.WARNING,
             at=("CUDA_VISIBLE_DEVICES", launch.option),
             file=launch.file,
