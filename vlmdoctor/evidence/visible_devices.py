@@ -197,7 +197,10 @@ def _meant(
     bare = re.sub(r"\b(?:cuda|gpu|device)s?[:=]?\s*(?=\d)", "", bare, flags=re.IGNORECASE)
     bare = re.sub(r"""["']""", "", bare)
     if re.match(r"\s*gpu-", bare, re.IGNORECASE):
-        parts = ["GPU-" + part.strip()[4:] for part in bare.split(",") if part.strip()]
+        parts = [part.strip() for part in bare.split(",") if part.strip()]
+        if not all(part.lower().startswith("gpu-") for part in parts):
+            return None
+        parts = ["GPU-" + part[4:] for part in parts]
         for i, part in enumerate(parts):
             fitting = [uuid for uuid in uuids if uuid.lower().startswith(part.lower())]
             if len(fitting) == 1:
@@ -229,4 +232,4 @@ def _confirmed(guess: str, value: str, count: int | None, uuids: Sequence[str]) 
     if guess == value:
         return None
     reading = read(guess, count, uuids)
-    return guess if reading.as_written else None
+    return guess if reading.as_written and reading.visible != () else None
