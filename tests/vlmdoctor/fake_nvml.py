@@ -79,7 +79,7 @@ int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 
 
 def build(folder: Path) -> Path:
-    """The folder with the two libraries, for LD_LIBRARY_PATH; skips the test where nothing can compile them."""
+    """The folder with the two libraries, for LD_LIBRARY_PATH; without a compiler the test is skipped."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler to build the stand-in for NVML with")

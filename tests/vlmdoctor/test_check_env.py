@@ -1,4 +1,4 @@
-"""`vlmdoctor check-env` as a command: real processes, a stand-in for the driver, a torch that is never imported."""
+"""`vlmdoctor check-env` as a command: real processes, a stand-in for the driver, torch never imported."""
 
 from __future__ import annotations
 
@@ -192,7 +192,9 @@ def test_require_is_a_gate(driver: str) -> None:
     assert "not known" in result.stdout
 
 
-@pytest.mark.parametrize("body", ["raise ImportError('libcudart.so.13 is missing')", "import time; time.sleep(600)"])
+@pytest.mark.parametrize(
+    "body", ["raise ImportError('libcudart.so.13 is missing')", "import time; time.sleep(600)"]
+)
 def test_a_torch_that_can_not_be_imported_is_no_hindrance(tmp_path: Path, body: str) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text(body)
@@ -243,7 +245,9 @@ def test_differences_are_told(tmp_path: Path) -> None:
 def test_sections_and_verdict_of_a_faulty_machine() -> None:
     result = check_env("-v", "--from", MACHINES / "range-in-vllm.txt")
     assert result.returncode == 1
-    assert '[✗] Which GPUs torch sees (error): CUDA_VISIBLE_DEVICES is "0-3": torch sees 1 GPU' in result.stdout
+    assert (
+        '[✗] Which GPUs torch sees (error): CUDA_VISIBLE_DEVICES is "0-3": torch sees 1 GPU' in result.stdout
+    )
     assert "[!] Environment variables (warning)" in result.stdout
     assert "'0-3': GPU 0: of '0-3' only '0' is read" in result.stdout
     assert "export CUDA_VISIBLE_DEVICES=0,1,2,3" in result.stdout

@@ -49,7 +49,8 @@ def machine(tmp_path: Path) -> Path:
         folder = tmp_path / "proc/driver/nvidia/gpus" / bus
         folder.mkdir(parents=True)
         (folder / "information").write_text(
-            f"Model: \t\t NVIDIA L40S\nIRQ:   \t\t 52\nGPU UUID: \t GPU-{number}a1b2c3d\nDevice Minor: \t {number}\n"
+            f"Model: \t\t NVIDIA L40S\nIRQ:   \t\t 52\nGPU UUID: \t GPU-{number}a1b2c3d\n"
+            f"Device Minor: \t {number}\n"
         )
         device = tmp_path / "sys/bus/pci/devices" / bus
         device.mkdir(parents=True)
@@ -78,7 +79,9 @@ def machine(tmp_path: Path) -> Path:
 
 
 def look_at(machine: Path, **environ: str) -> Environment:
-    return snapshot(machine, {"PATH": "", "HOME": "/work", **environ}, [str(machine / "site")], machine / "work")
+    return snapshot(
+        machine, {"PATH": "", "HOME": "/work", **environ}, [str(machine / "site")], machine / "work"
+    )
 
 
 def findings(environment: Environment) -> dict[str, Finding]:
@@ -184,7 +187,9 @@ def test_a_gpu_whose_driver_is_not_loaded(machine: Path) -> None:
 
 
 def test_pairs_are_held_against_their_own_requirements(machine: Path) -> None:
-    add_package(machine / "site", "torchvision", "0.27.1", "numpy", "torch==2.12.1", 'scipy; extra == "scipy"')
+    add_package(
+        machine / "site", "torchvision", "0.27.1", "numpy", "torch==2.12.1", 'scipy; extra == "scipy"'
+    )
     finding = findings(look_at(machine))["requirement-unmet"]
     assert finding.message == "torchvision 0.27.1 needs torch ==2.12.1, and 2.13.0+cu130 is installed"
 
@@ -240,7 +245,9 @@ def test_a_file_of_that_name_is_imported_instead_of_torch(machine: Path) -> None
 
 
 def test_secrets_are_never_kept(machine: Path) -> None:
-    kept = look_at(machine, HF_TOKEN="hf_abcdefghijkl", HUGGING_FACE_HUB_TOKEN="x", MY_OWN="x", NCCL_DEBUG="INFO")
+    kept = look_at(
+        machine, HF_TOKEN="hf_abcdefghijkl", HUGGING_FACE_HUB_TOKEN="x", MY_OWN="x", NCCL_DEBUG="INFO"
+    )
     assert kept.variables == {"HF_TOKEN": "(set)", "HUGGING_FACE_HUB_TOKEN": "(set)", "NCCL_DEBUG": "INFO"}
 
 

@@ -1,4 +1,4 @@
-"""Snapshots and reports in the shape of real ones: each fault is found, once, and healthy machines are silent.
+"""Snapshots in the shape of real reports: each fault is found, once, and healthy machines are silent.
 
 Written by hand after the public threads named beside them.
 """

@@ -34,7 +34,9 @@ def torch_counts(value: str, count: int) -> int | None:
 
 
 entries = st.one_of(
-    st.sampled_from(["0", "1", "2", "3", "9", "00", "-1", "", " 1", "1 ", "+2", "0-3", "1.0", "0x1", "-", "²"]),
+    st.sampled_from(
+        ["0", "1", "2", "3", "9", "00", "-1", "", " 1", "1 ", "+2", "0-3", "1.0", "0x1", "-", "²"]
+    ),
     st.sampled_from([*UUIDS, "GPU-aa", "GPU-b", " GPU-bbbb0000", "gpu-bbbb0000", "MIG-a", "all", "cuda:0"]),
     st.text(alphabet="0123456789+- GPUMIaab", max_size=6),
 )
@@ -128,7 +130,11 @@ def test_torch_itself_over_a_real_library(tmp_path: Path) -> None:
     asked = ["0,1", "0-3", "0,99,1", "10", "GPU-aa", "GPU-b", "GPU-aaaa0000,GPU-cccc0000", "0,0", "", "3"]
     environ = {**os.environ, "LD_LIBRARY_PATH": str(fake_nvml.build(tmp_path)), "FAKE_GPUS": "4"}
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asked)], capture_output=True, text=True, env=environ, timeout=120
+        [sys.executable, "-c", code, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [len(read(value, 4, UUIDS).visible or ()) for value in asked]
