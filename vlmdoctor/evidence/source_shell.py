@@ -30,6 +30,7 @@ _STARTS = re.compile(r"\b(python\d?|torchrun|accelerate\s+launch|deepspeed)\s")
 def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
     """Settings by export, setenv, in front of a command, by SBATCH, in .env files; starts on the CPU."""
     found: list[Setting] = []
+    standing: list[Setting] = []
     conditions: list[str] = []
     lines = list(joined(text))
     launches = any(TRAINS.search(line) for _, line in lines) or bool(TRAINS.search(Path(file).name))
@@ -44,20 +45,24 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
         for name in unset[1].split() if unset else ():
             if is_watched(name):
                 found.append(Setting(file, number, name, None, line.strip(), condition=condition))
+                standing.append(found[-1])
         # In front of a command the setting is for that command alone.
-        alone = bool(command) and "export" not in line.partition("=")[0]
+        alone = bool(settings and command) and "export" not in line.partition("=")[0]
         trains = bool(TRAINS.search(command)) if alone else launches
         for name, raw in settings:
             made = Setting(file, number, name, plain(raw), line.strip(), condition=condition)
             found.append(dataclasses.replace(made, trains=trains, uses_torch=trains))
-        yield from _started(file, number, command or line, condition, found, alone)
+            if not alone:
+                standing.append(found[-1])
+        in_force = [setting for setting in found if setting.line == number] if alone else standing
+        yield from _started(file, number, command or line, condition, in_force)
     for i, setting in enumerate(found):
         later = (other for other in found[i + 1 :] if other.name == setting.name and other.condition is None)
         yield dataclasses.replace(setting, undone=any(later), in_tests=is_test(file))
 
 
 def _started(
-    file: str, number: int, command: str, condition: str | None, settings: list[Setting], alone: bool
+    file: str, number: int, command: str, condition: str | None, settings: list[Setting]
 ) -> Iterator[OnCpu | Launch]:
     if condition is not None or not _STARTS.search(command):
         return
@@ -71,7 +76,7 @@ def _started(
         yield OnCpu(file, number, what, command.strip()[:200], in_tests=is_test(file))
     choice = _CHOICE.search(command)
     last = next((s for s in reversed(settings) if s.name == VARIABLE and s.condition is None), None)
-    if choice and last is not None and last.value and (not alone or last.line == number):
+    if choice and last is not None and last.value:
         yield Launch(file, number, command.strip()[:200], choice[1], last.value)
 
 
