@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-# How many GPUs torch assumes while it has not counted them.
+# No machine has more; guesses stay below it.
 MANY = 64
 
 
@@ -68,7 +69,7 @@ def read(value: str, count: int | None = None, uuids: Sequence[str] = ()) -> Rea
         entries, visible = _uuids(value, value[:4], list(uuids))
         crashes = False
     else:
-        entries, visible, crashes = _ordinals(value, MANY if count is None else count)
+        entries, visible, crashes = _ordinals(value, sys.maxsize if count is None else count)
     return Reading(
         value, tuple(entries), visible, crashes, meant=_meant(value, count, uuids, entries, crashes)
     )
@@ -123,7 +124,7 @@ def _last(count: int) -> str:
 
 
 def _leading_number(text: str) -> tuple[int, int]:
-    """(number, its length) as C's strtoul would read it; (-1, 0) without one; ValueError where torch stumbles."""
+    """(number, its length) as strtoul reads it; (-1, 0) without one; ValueError where torch stumbles."""
     length = 0
     for i, character in enumerate(text):
         if not (character.isdigit() or (i == 0 and character in "+-")):
@@ -196,7 +197,10 @@ def _meant(
     bare = re.sub(r"\b(?:cuda|gpu|device)s?[:=]?\s*(?=\d)", "", bare, flags=re.IGNORECASE)
     bare = re.sub(r"""["']""", "", bare)
     if re.match(r"\s*gpu-", bare, re.IGNORECASE):
-        parts = ["GPU-" + part.strip()[4:] for part in bare.split(",") if part.strip()]
+        parts = [part.strip() for part in bare.split(",") if part.strip()]
+        if not all(part.lower().startswith("gpu-") for part in parts):
+            return None
+        parts = ["GPU-" + part[4:] for part in parts]
         for i, part in enumerate(parts):
             fitting = [uuid for uuid in uuids if uuid.lower().startswith(part.lower())]
             if len(fitting) == 1:
@@ -228,4 +232,4 @@ def _confirmed(guess: str, value: str, count: int | None, uuids: Sequence[str]) 
     if guess == value:
         return None
     reading = read(guess, count, uuids)
-    return guess if reading.as_written else None
+    return guess if reading.as_written and reading.visible != () else None

@@ -45,6 +45,9 @@ def read(text: str) -> Environment:
         ),
         NOT_SHOWN,
     )
+    if _value(values, "PyTorch version") is None:
+        # It could not be imported there: what it was built for is not told.
+        unseen["torch"] = "torch could not be imported where the report was made"
     if not has_variables:
         unseen["variables"] = NOT_SHOWN
     archs = re.search(r"CUDA Archs?:\s*((?:sm_\d+\w?[ ,]*)+)", text)

@@ -133,7 +133,7 @@ def _has_nvcc(root: Path, environ: Mapping[str, str]) -> bool:
 
 
 def _folders(root: Path, environ: Mapping[str, str], work: Path) -> Iterator[Folder]:
-    home = environ.get("HOME") or os.path.expanduser("~")
+    home = environ.get("HOME") or str(Path.home())
     cache = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     hub = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     hub = hub or f"{environ.get('HF_HOME') or f'{cache}/huggingface'}/hub"
@@ -146,12 +146,14 @@ def _folders(root: Path, environ: Mapping[str, str], work: Path) -> Iterator[Fol
         "triton cache": environ.get("TRITON_CACHE_DIR") or f"{home}/.triton",
     }
     for use, path in uses.items():
+        if path.startswith("~"):
+            path = home + path[1:]
         yield folder(root, use, path)
 
 
 def folder(root: Path, use: str, path: str) -> Folder:
     """The folder with the room on the disk that it is on, or that its nearest existing parent is on."""
-    path = os.path.expanduser(path) or "."
+    path = path or "."
     # Links are followed before the disk is looked at: a cache is often a link to another volume.
     place = Path(os.path.realpath(root / path.lstrip("/") if path.startswith("/") else Path(path)))
     while not reading.exists(place) and place != place.parent:

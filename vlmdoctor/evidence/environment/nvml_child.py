@@ -5,6 +5,7 @@ argv[1] is the folder that holds nvidia-ml-py. What one GPU does not support is 
 
 import json
 import sys
+from pathlib import Path
 
 THROTTLES = {
     0x1: "idle",
@@ -91,8 +92,7 @@ def gpu(n, handle):
 
 def name_of(pid):
     try:
-        with open(f"/proc/{pid}/comm") as stream:
-            return stream.read().strip()
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
 

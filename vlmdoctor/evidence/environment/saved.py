@@ -15,6 +15,7 @@ from vlmdoctor.evidence.environment import Environment
 
 SCHEMA_VERSION = 1
 LARGEST = 50_000_000
+_MOST = 2**63
 
 
 def as_json(environment: Environment) -> str:
@@ -108,9 +109,11 @@ def built(kind: Any, value: Any, place: str = "the snapshot") -> Any:
     if origin is collections.abc.Mapping:
         if not isinstance(value, dict):
             raise UserError(f"{place} must be an object.")
-        return {name: built(arguments[1], item, f"{place}: {name}") for name, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return {name: built(arguments[1], item, f"{place}: {name!r}") for name, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{place} must be of the type {kind.__name__}.")
+    if isinstance(value, int | float) and not abs(value) < _MOST:
+        raise UserError(f"{place} is a number that no machine has.")
     return value

@@ -46,14 +46,14 @@ def architectures(folder: Path) -> tuple[str, ...] | None:
     The list is a text in libtorch_python.so, the one that `torch.cuda.get_arch_list` splits.
     """
     try:
-        with (folder / "lib" / "libtorch_python.so").open("rb") as stream:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                at = data.find(b"\0sm_")
-                while at >= 0:
-                    end = data.find(b"\0", at + 1, at + 400)
-                    if end > 0 and _ARCHS.fullmatch(listed := data[at + 1 : end]):
-                        return tuple(listed.decode().split())
-                    at = data.find(b"\0sm_", at + 1)
+        path = folder / "lib" / "libtorch_python.so"
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = data.find(b"\0sm_")
+            while at >= 0:
+                end = data.find(b"\0", at + 1, at + 400)
+                if end > 0 and _ARCHS.fullmatch(listed := data[at + 1 : end]):
+                    return tuple(listed.decode().split())
+                at = data.find(b"\0sm_", at + 1)
     except (OSError, ValueError):
         pass
     return None

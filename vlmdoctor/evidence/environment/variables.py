@@ -14,7 +14,20 @@ VARIABLES = (
     "CUDA_DEVICE_ORDER",
 )
 _PREFIXES = (
-    *("CUDA", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "GPU_", "NCCL_", "TORCH", "PYTORCH", "HF_", "HUGGINGFACE_"),
+    *(
+        "CUDA",
+        "NVIDIA_",
+        "HIP_",
+        "ROCR_",
+        "HSA_",
+        "GPU_",
+        "NCCL_",
+        "TORCH",
+        "PYTORCH",
+        "HF_",
+        "HUGGINGFACE_",
+        "HUGGING_FACE_",
+    ),
     *("TRANSFORMERS_", "ACCELERATE_", "OMP_", "MKL_", "KMP_", "BNB_", "DS_", "XFORMERS_", "FLASH_ATTENTION_"),
     *("TRITON_", "TOKENIZERS_", "VLLM_USE", "UNSLOTH_"),
 )

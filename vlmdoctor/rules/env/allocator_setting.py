@@ -27,7 +27,7 @@ def allocator_setting(environment: Environment) -> Iterator[Finding]:
     is a warning.
 
     ## What to do
-    Write `key:value`, separated by commas: `expandable_segments:True`.
+    Write each option as `key:value`, separated by commas: `expandable_segments:True`.
     """
     environment.need("variables")
     variables = environment.variables

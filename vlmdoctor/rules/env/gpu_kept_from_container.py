@@ -21,9 +21,9 @@ def gpu_kept_from_container(environment: Environment) -> Iterator[Finding]:
     """The host has an NVIDIA GPU, and NVIDIA_VISIBLE_DEVICES keeps it out of this container.
 
     ## Why it matters
-    With `void`, `none` or nothing in NVIDIA_VISIBLE_DEVICES the NVIDIA container runtime passes no GPU in, and
-    torch trains on the CPU (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104). Many images set the
-    variable themselves.
+    With `void`, `none` or nothing in NVIDIA_VISIBLE_DEVICES the NVIDIA container runtime passes no GPU in,
+    and torch trains on the CPU (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104). Many images
+    set the variable themselves.
 
     ## How sure it is
     The GPU is seen on the host's PCI bus, and its device files are missing here. Silent where they are

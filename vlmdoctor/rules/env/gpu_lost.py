@@ -37,7 +37,7 @@ def gpu_lost(environment: Environment) -> Iterator[Finding]:
     if not lost and missing <= 0:
         return
     yield Finding(
-        message=f"{lost or missing} of {max(len(environment.gpus), len(held))} GPUs can't be reached by the driver",
+        message=f"{lost or missing} of {max(len(environment.gpus), len(held))} GPUs don't answer the driver",
         severity=Severity.ERROR,
         at=tuple(gpu.bus or gpu.name for gpu in environment.gpus if gpu.lost) or ("PCI bus",),
         measured={"on_the_bus": len(held), "listed": len(environment.gpus), "lost": lost},

@@ -44,7 +44,7 @@ def launcher_variables_left(environment: Environment) -> Iterator[Finding]:
         if name in variables
     ]
     yield Finding(
-        message=f"WORLD_SIZE is {size}, and no launcher started this shell: training would wait for the others",
+        message=f"WORLD_SIZE is {size}, and no launcher is at work: training would wait",
         severity=Severity.WARNING,
         at=tuple(names),
         measured={name: variables[name] for name in names if name != "MASTER_ADDR"},

@@ -44,7 +44,7 @@ def no_compiler(environment: Environment) -> Iterator[Finding]:
     if not missing:
         return
     yield Finding(
-        message=f"deepspeed compiles operators when they are used, and {' and '.join(missing)} can't be found",
+        message=f"deepspeed compiles its operators, and {' and '.join(missing)} can't be found",
         severity=Severity.WARNING,
         at=("deepspeed",),
         measured={"missing": missing},

@@ -35,7 +35,7 @@ def pcie_link_narrow(environment: Environment) -> Iterator[Finding]:
         if not gpu.link_width or gpu.link_width * 2 > widths[gpu.name]:
             continue
         yield Finding(
-            message=f"GPU {index} has {gpu.link_width} PCIe lanes, another {gpu.name} here has {widths[gpu.name]}",
+            message=f"GPU {index} has {gpu.link_width} PCIe lanes, its sibling has {widths[gpu.name]}",
             severity=Severity.WARNING,
             at=(f"GPU {index}", gpu.bus or ""),
             measured={"lanes": gpu.link_width},

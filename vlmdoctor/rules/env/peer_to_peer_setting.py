@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.environment import Driver, Environment
+from vlmdoctor.evidence.environment import Driver, Environment, Torch
 from vlmdoctor.evidence.environment.reading import numbers
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -68,8 +68,13 @@ def off_on_nvlink() -> Environment:
 @peer_to_peer_setting.bad
 def geforce_cards() -> Environment:
     cards = tuple(card(i, name="NVIDIA GeForce RTX 4090") for i in range(2))
-    torch_12 = Driver("535.183.01", "535.183.01", nodes=("nvidia-uvm", "nvidia0"))
-    return workstation(gpus=cards, driver=torch_12, torch=None, packages={"accelerate": "1.15.0"})
+    driver = Driver("535.183.01", "535.183.01", nodes=("nvidia-uvm", "nvidia0"))
+    return workstation(
+        gpus=cards,
+        driver=driver,
+        torch=Torch("2.5.1+cu121", "12.1", archs=("sm_86",)),
+        packages={"accelerate": "1.15.0"},
+    )
 
 
 @peer_to_peer_setting.good

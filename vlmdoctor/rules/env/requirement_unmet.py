@@ -53,7 +53,7 @@ def requirement_unmet(environment: Environment) -> Iterator[Finding]:
 
 
 def _unmet(need: str, packages: Mapping[str, str]) -> tuple[str | None, str]:
-    """(package, wanted versions) where a requirement is not met by what is installed; (None, "") where it is."""
+    """(package, wanted versions) of a requirement that is not met; (None, "") of one that is."""
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.version import InvalidVersion, Version
 

@@ -36,7 +36,7 @@ def torch_not_importable(environment: Environment) -> Iterator[Finding]:
     elif torch is None:
         message, cause = "torch is not installed here", "no folder that this Python searches has it"
         severity, fix = Severity.WARNING, Fix("install it into this environment", ("pip install torch",))
-    elif environment.origin == "this machine" and torch.folder is None and torch.version and torch.recorded:
+    elif torch.folder is None and torch.recorded and "archs" not in environment.unseen:
         message, cause = (
             f"torch {torch.version} is recorded as installed, and its files are missing",
             "a broken install",
