@@ -31,6 +31,10 @@ class Pieces:
             self._known[token] = self._made(token)
         return self._known[token]
 
+    def is_added(self, token: int) -> bool:
+        """Whether the token was added to the vocabulary, as special ones are."""
+        return token in self._added
+
     def text(self, token: int) -> str:
         """The token as text for people: its own bytes, or its id where it has none."""
         return self(token).decode("utf-8", "replace") or f"<{token}>"
@@ -154,6 +158,7 @@ def speakers(ids: Sequence[int], roles: list[str], template: Template, pieces: P
             _fill(found, texts, starts, (stop, limit), "marker")
             if role == "assistant":
                 found[_token_at(starts, stop)] = "stop"
+    _beginning(found, ids, pieces)
     _leading_blanks(found, texts)
     _stops_of_answers(found, roles)
     return found
@@ -205,6 +210,16 @@ def _fill(
             break
         if texts[i] and roles[i] not in ("image", "padding"):
             roles[i] = role
+
+
+def _beginning(roles: list[str], ids: Sequence[int], pieces: Pieces) -> None:
+    """Special tokens that begin a sequence are nobody's words."""
+    for i, role in enumerate(roles):
+        if role == "padding":
+            continue
+        if role not in ("system", "other") or not pieces.is_added(ids[i]):
+            return
+        roles[i] = "marker"
 
 
 def _leading_blanks(roles: list[str], texts: Sequence[bytes]) -> None:

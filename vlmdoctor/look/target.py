@@ -71,11 +71,11 @@ def _processor(path: Path, trust_remote_code: bool) -> Any:
 
 
 def _conversation(owner: Any, tokenizer: Any, path: Path) -> dict[str, Any]:
-    """A question about an image with its answer, encoded; the answer is supervised where the template marks it."""
+    """A question about an image with its answer, encoded; supervised where the template marks answers."""
     if not getattr(owner, "chat_template", None) and not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"the tokenizer in {path} has no chat template, so that no conversation can be made of it; give a "
-            f"function that returns (model, batch) or a vlmdoctor.Subject instead."
+            f"the tokenizer in {path} has no chat template, so that no conversation can be made of it; "
+            f"give a function that returns (model, batch) or a vlmdoctor.Subject instead."
         )
     tried: list[Exception] = []
     for with_image in (True, False):

@@ -1,4 +1,4 @@
-"""Samples in a terminal: a line for each speaker, brackets around what is learned, and the images in blocks."""
+"""Samples in a terminal: a line for each speaker, brackets around what is learned, images in blocks."""
 
 from __future__ import annotations
 
