@@ -72,6 +72,7 @@ class Configuration:
         beyond_embedding: Token -> id of those without a row, but for image placeholders.
         beyond_head: Token -> id of those with a row in the table and none in the head, likewise.
         image_token_id: The configuration's placeholder.
+        image_token: The tokenizer's text for it; None where it has none.
         placeholder_ids: Those that processor and tokenizer write; empty where unknown.
         sizes: The processor's image sizes beside the tower's.
     """
@@ -88,6 +89,7 @@ class Configuration:
     beyond_embedding: tuple[tuple[str, int], ...] = ()
     beyond_head: tuple[tuple[str, int], ...] = ()
     image_token_id: int | None = None
+    image_token: str | None = None
     placeholder_ids: tuple[int, ...] = ()
     sizes: ImageSizes = ImageSizes()
 
@@ -106,6 +108,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
     vocabulary = _vocabulary(tokenizer)
     dropped, save_error = _save(subject.model, model)
     tokens = max(vocabulary.values(), default=-1) + 1 if vocabulary is not None else None
+    image_token_id = _first_int(config, "image_token_id", "image_token_index")
     return Configuration(
         embedding=embedding,
         embedding_rows=embedding_rows,
@@ -118,7 +121,8 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
         tokens=tokens,
         beyond_embedding=_beyond(vocabulary, embedding_rows),
         beyond_head=_beyond(vocabulary, head_rows) if head_rows != embedding_rows else (),
-        image_token_id=_first_int(config, "image_token_id", "image_token_index"),
+        image_token_id=image_token_id,
+        image_token=next((t for t, v in (vocabulary or {}).items() if v == image_token_id), None),
         placeholder_ids=_placeholder_ids(subject.processor, tokenizer),
         sizes=_sizes(subject.processor, model, config),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEPTH = "steps"
 STEPS_BEFORE = 2
-MOST_BYTES = 256 << 20  # of weights: several copies of model and optimizer are held
+MOST_BYTES = 64 << 20  # of weights: several copies of model and optimizer are held
 SAME = 1e-5  # relative
 
 
