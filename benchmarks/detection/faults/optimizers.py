@@ -130,9 +130,7 @@ def lora_on_the_tower(made: Made) -> None:
     """LoRA's q_proj and v_proj also fit the tower's."""
     import peft
 
-    made.model = peft.get_peft_model(
-        made.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "out_proj"])
-    )
+    made.model = peft.get_peft_model(made.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
 
 
 @fault(
