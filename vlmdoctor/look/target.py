@@ -49,7 +49,7 @@ def _folder(path: Path, trust_remote_code: bool) -> Subject:
 
 
 def _label_answers(subject: Subject) -> None:
-    """Supervises what the template marks for it; the marks' own mask fails where placeholders are expanded."""
+    """Supervises answers where the template marks them; by roles, since expanded images move its own mask."""
     import torch
 
     from vlmdoctor.evidence.data_read import read
