@@ -91,7 +91,7 @@ def base_roles(
     """
     images = set(image_ids)
     roles = ["image" if token in images else "other" for token in ids]
-    outside = _ends(ids, padding_id, attended if mask_tells else None)
+    outside = _ends(ids, roles, padding_id, attended if mask_tells else None)
     for i in outside:
         roles[i] = "padding"
     if padding_id is not None and padding_id == eos_id and not mask_tells:
@@ -104,12 +104,13 @@ def base_roles(
     return roles
 
 
-def _ends(ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] | None) -> list[int]:
+def _ends(
+    ids: Sequence[int], roles: Sequence[str], padding_id: int | None, attended: Sequence[bool] | None
+) -> list[int]:
     """The padding before and after the text."""
     if attended is not None:
-        empty = [not seen for seen in attended]
-        if padding_id is not None and any(empty):
-            empty = [e and token == padding_id for e, token in zip(empty, ids, strict=True)]
+        # Whatever its id, but for images: nobody pads with them, so that a mask over them is a mistake.
+        empty = [not seen and role != "image" for seen, role in zip(attended, roles, strict=True)]
     else:
         empty = [token == padding_id for token in ids]
     if all(empty):
