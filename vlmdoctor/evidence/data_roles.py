@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlmdoctor.evidence.data_template import Template
@@ -30,6 +30,10 @@ class Pieces:
         if token not in self._known:
             self._known[token] = self._made(token)
         return self._known[token]
+
+    def is_added(self, token: int) -> bool:
+        """Whether the token was added to the vocabulary, as special ones are."""
+        return token in self._added
 
     def text(self, token: int) -> str:
         """The token as text for people: its own bytes, or its id where it has none."""
@@ -87,7 +91,7 @@ def base_roles(
     """
     images = set(image_ids)
     roles = ["image" if token in images else "other" for token in ids]
-    outside = _ends(ids, padding_id, attended if mask_tells else None, images)
+    outside = _ends(ids, roles, padding_id, attended if mask_tells else None)
     for i in outside:
         roles[i] = "padding"
     if padding_id is not None and padding_id == eos_id and not mask_tells:
@@ -101,19 +105,12 @@ def base_roles(
 
 
 def _ends(
-    ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] | None, images: Set[int]
+    ids: Sequence[int], roles: Sequence[str], padding_id: int | None, attended: Sequence[bool] | None
 ) -> list[int]:
-    """The padding before and after the text.
-
-    What the mask hides at an end is padding where it is the padding token, or one and the same token all
-    over: collators pad with what they like, and configurations name it wrongly (SmolVLM's two).
-    """
+    """The padding before and after the text."""
     if attended is not None:
-        empty = [not seen for seen in attended]
-        if padding_id is not None and any(empty):
-            hidden = {token for token, e in zip(ids, empty, strict=True) if e}
-            filler = hidden - images if len(hidden) == 1 else {padding_id}
-            empty = [e and token in filler for e, token in zip(empty, ids, strict=True)]
+        # Whatever its id, but for images: nobody pads with them, so that a mask over them is a mistake.
+        empty = [not seen and role != "image" for seen, role in zip(attended, roles, strict=True)]
     else:
         empty = [token == padding_id for token in ids]
     if all(empty):
@@ -154,6 +151,7 @@ def speakers(ids: Sequence[int], roles: list[str], template: Template, pieces: P
             _fill(found, texts, starts, (stop, limit), "marker")
             if role == "assistant":
                 found[_token_at(starts, stop)] = "stop"
+    _beginning(found, ids, pieces)
     _leading_blanks(found, texts)
     _stops_of_answers(found, roles)
     return found
@@ -205,6 +203,16 @@ def _fill(
             break
         if texts[i] and roles[i] not in ("image", "padding"):
             roles[i] = role
+
+
+def _beginning(roles: list[str], ids: Sequence[int], pieces: Pieces) -> None:
+    """Special tokens that begin a sequence are nobody's words."""
+    for i, role in enumerate(roles):
+        if role == "padding":
+            continue
+        if role not in ("system", "other") or not pieces.is_added(ids[i]):
+            return
+        roles[i] = "marker"
 
 
 def _leading_blanks(roles: list[str], texts: Sequence[bytes]) -> None:

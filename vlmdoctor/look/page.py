@@ -33,17 +33,19 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         package.joinpath(name).read_text(encoding="utf-8") for name in ("run_report.css", "look/page.css")
     )
     rows = [look.row for look in looks]
-    learned, tokens = sum(look.supervised for look in looks), sum(row.length for row in rows)
+    learned, tokens = sum(look.supervised for look in looks), sum(len(row.ids) for row in rows)
+    padding = sum(row.count("padding") for row in rows)
     images = sum(len(look.images) for look in looks)
     title = f"What {target} is given"
     tiles = (
         ("samples", f"{len(looks)}", ""),
-        ("tokens", f"{tokens:,}", "without padding"),
+        ("tokens", f"{tokens:,}", f"{padding:,} of them padding" if padding else "no padding"),
         ("learned", f"{learned / tokens:.0%}" if tokens else "–", f"{learned:,} tokens"),
         ("images", f"{images}", counted(sum(row.count("image") for row in rows), "placeholder")),
     )
     body = (
-        f"<div class='crumb'><b>vlmdoctor look</b><span>{escape(target)}</span></div><h1>{escape(title)}</h1>",
+        f"<div class='crumb'><b>vlmdoctor look</b><span>{escape(target)}</span></div>",
+        f"<h1>{escape(title)}</h1>",
         "<dl class='tiles'>"
         + "".join(
             f"<div><dt>{n}</dt><dd>{escape(v)}<small>{escape(s)}</small></dd></div>" for n, v, s in tiles
@@ -66,8 +68,9 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
 
 def _findings(findings: Sequence[Finding]) -> str:
     return "".join(
-        f"<section class='finding {finding.severity}'><h3><span>{GLYPHS[finding.severity]} {finding.severity}"
-        f"</span> {escape(finding.message)} <code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>"
+        f"<section class='finding {finding.severity}'><h3>"
+        f"<span>{GLYPHS[finding.severity]} {finding.severity}</span> {escape(finding.message)} "
+        f"<code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>"
         + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in finding_rows(finding))
         + "</dl></section>"
         for finding in findings
@@ -77,7 +80,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _summary(looks: Sequence[Look], data: Data) -> str:
     rows = [look.row for look in looks]
     table = "".join(
-        f"<tr><td class='t-{share.role}'>{share.role}</td><td class='number'>{share.tokens:,}</td>"
+        f"<tr><td class='r-{share.role}'>{share.role}</td><td class='number'>{share.tokens:,}</td>"
         f"<td class='number'>{share.supervised:,}</td><td class='bar'><span class='track'>"
         f"<i style='width:{share.part:.1%}'></i></span>{share.part:.0%}</td></tr>"
         for share in shares(rows)

@@ -96,8 +96,8 @@ def _batches(subject: Subject, wanted: int) -> Iterator[tuple[str, list[str] | N
 def _nothing(subject: Subject) -> str:
     if subject.batch is None and subject.train_dataset is None:
         return (
-            "there is nothing to look at: the target gives no batch; let its function return (model, batch) "
-            "or a vlmdoctor.Subject with batch, tokenizer and processor."
+            "there is nothing to look at: the target gives no batch; let its function return "
+            "(model, batch) or a vlmdoctor.Subject with batch, tokenizer and processor."
         )
     return (
         "there is nothing to look at: neither the batch nor the samples have input_ids with rows of tokens."

@@ -78,7 +78,7 @@ def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
             "image_features": features,
             "tokens_in_the_row": culprit.length,
         },
-        cause=_cause(culprit, culprit in cut, placeholders, data),
+        cause=_cause(culprit, culprit in cut, placeholders, sum(len(row.features or ()) for row in wrong)),
         fix=_fix(culprit in cut, placeholders),
         links=LINKS,
     )
@@ -92,7 +92,7 @@ def _cut(row: Row) -> bool:
     )
 
 
-def _cause(row: Row, cut: bool, placeholders: int, data: Data) -> str:
+def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
     if cut:
         return (
             f"the sequence was truncated at {row.length} tokens: it ends in the middle of the placeholders, "
@@ -101,15 +101,13 @@ def _cause(row: Row, cut: bool, placeholders: int, data: Data) -> str:
     if placeholders == 0:
         return "no placeholder is in the text: the prompt or the chat template left it out"
     each = row.features or ()
-    if each and placeholders == len(each):
+    if each and placeholders == images:
         return (
             "there is one placeholder for each image: they were not expanded to one for each feature, as the "
             "processor does"
         )
     if each and len(set(each)) == 1 and placeholders % each[0] == 0:
-        return (
-            f"the placeholders are for {counted(placeholders // each[0], 'image')}, and there are {len(each)}"
-        )
+        return f"the placeholders are for {counted(placeholders // each[0], 'image')}, and there are {images}"
     per_image = f"{each[0]} for each image" if each and len(set(each)) == 1 else "another number"
     return (
         f"the model makes {per_image} by its configuration; the processor that wrote the placeholders was "
