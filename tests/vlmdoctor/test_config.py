@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -212,6 +213,19 @@ class TestAdapters:
             families.build("llava")[0], peft.LoraConfig(target_modules=["q_proj", "v_proj"])
         )
         assert found(adapted, trainable=["lora_A", "lora_B"]) == []
+
+    @pytest.mark.parametrize("trainable", [False, True])
+    def test_loaded_for_inference(self, trainable: bool, tmp_path: Path) -> None:
+        model, batch = families.build("llama")
+        settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        peft.get_peft_model(model, settings).save_pretrained(tmp_path)
+        base, _ = families.build("llama")
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=trainable)
+        optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-3)
+        report = vlmdoctor.check(adapted, batch, optimizer=optimizer, checkpoint=tmp_path)
+        assert report.crashed == ()
+        wanted = [] if trainable else ["adapters-frozen"]
+        assert [finding.rule for finding in report.findings] == wanted
 
     def test_layers_by_number(self) -> None:
         settings = peft.LoraConfig(target_modules=["q_proj"], layers_to_transform=[0])
