@@ -136,6 +136,29 @@ class TestTables:
         assert [f.rule for f in found(model)] == ["vocab-size-disagrees"]
 
 
+class Wrapper(nn.Module):
+    """A module of the user's around a model of transformers."""
+
+    def __init__(self, inner: nn.Module, width: int = 1) -> None:
+        super().__init__()
+        self.inner, self.own = inner, nn.Linear(width, width)
+
+
+class TestWrapped:
+    def test_seen_through(self) -> None:
+        model = tied_llama()
+        assert found(Wrapper(model)) == []
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        assert [f.rule for f in found(Wrapper(model))] == ["tie-broken"]
+
+    def test_a_part_is_not_the_model(self) -> None:
+        """A language model's vocabulary says nothing about a module that is mostly something else."""
+        model = families.build("llama")[0]
+        model.lm_head = nn.Linear(32, 140, bias=False)
+        report = vlmdoctor.check(Wrapper(model, width=512), select=["CFG304"])
+        assert report.skipped == (("vocab-size-disagrees", "the model has no configuration of transformers"),)
+
+
 def processor(**changes: Any) -> Any:
     """What LLaVA's processor tells about itself."""
     size = {"height": 8, "width": 8}
