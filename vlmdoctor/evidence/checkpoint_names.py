@@ -75,6 +75,7 @@ class Renaming:
             from transformers import conversion_mapping, core_model_loading
 
             transforms = conversion_mapping.get_model_conversion_mapping(inner) or []
+            core_model_loading.rename_source_key("", [], [], inner.base_model_prefix, {})
         except (ImportError, AttributeError, TypeError, ValueError):
             return  # an unknown version, or a look-alike of a transformers model: names as they are
         renaming = core_model_loading.WeightRenaming

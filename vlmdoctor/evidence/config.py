@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "static"
+MOST_OF_THE_MODEL = 0.8  # of its numbers: else the configuration is that of a part
 MOST_TOKENS, MOST_TEXT = 64, 400
 # Placeholders are replaced before they are looked up, so that they need no row of their own.
 _PLACEHOLDER = re.compile(r"image|img|video|audio|vision|visual|patch", re.IGNORECASE)
@@ -72,6 +73,7 @@ class Configuration:
         beyond_embedding: Token -> id of those without a row, but for image placeholders.
         beyond_head: Token -> id of those with a row in the table and none in the head, likewise.
         image_token_id: The configuration's placeholder.
+        image_token: The tokenizer's text for it; None where it has none.
         placeholder_ids: Those that processor and tokenizer write; empty where unknown.
         sizes: The processor's image sizes beside the tower's.
     """
@@ -88,6 +90,7 @@ class Configuration:
     beyond_embedding: tuple[tuple[str, int], ...] = ()
     beyond_head: tuple[tuple[str, int], ...] = ()
     image_token_id: int | None = None
+    image_token: str | None = None
     placeholder_ids: tuple[int, ...] = ()
     sizes: ImageSizes = ImageSizes()
 
@@ -96,32 +99,47 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
     """Reads names, shapes and identities; runs nothing."""
     from vlmdoctor.evidence.checkpoint_names import innermost_model
 
-    model = innermost_model(subject.model)
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    outer = _configured(subject.model)
+    if outer is None:
         raise Unavailable("the model has no configuration of transformers")
+    model = innermost_model(outer)
+    config = model.config
     embedding, embedding_rows = _table(model, "get_input_embeddings")
     head, head_rows = _table(model, "get_output_embeddings")
     tokenizer = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     vocabulary = _vocabulary(tokenizer)
-    dropped, save_error = _save(subject.model, model)
+    dropped, save_error = _save(outer, model)
     tokens = max(vocabulary.values(), default=-1) + 1 if vocabulary is not None else None
+    image_token_id = _first_int(config, "image_token_id", "image_token_index")
     return Configuration(
         embedding=embedding,
         embedding_rows=embedding_rows,
         head=head,
         head_rows=head_rows,
         vocab_size=_vocab_size(config),
-        ties=_ties(subject.model, model),
+        ties=_ties(outer, model),
         dropped=dropped,
         save_error=save_error,
         tokens=tokens,
         beyond_embedding=_beyond(vocabulary, embedding_rows),
         beyond_head=_beyond(vocabulary, head_rows) if head_rows != embedding_rows else (),
-        image_token_id=_first_int(config, "image_token_id", "image_token_index"),
+        image_token_id=image_token_id,
+        image_token=next((t for t, v in (vocabulary or {}).items() if v == image_token_id), None),
         placeholder_ids=_placeholder_ids(subject.processor, tokenizer),
         sizes=_sizes(subject.processor, model, config),
     )
+
+
+def _configured(model: Any) -> Any | None:
+    """The model of transformers that this is, or that a module of the user's is built around."""
+    from vlmdoctor.evidence.checkpoint_names import innermost_model
+
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        if hasattr(getattr(innermost_model(module), "config", None), "to_dict"):
+            size = sum(parameter.numel() for parameter in module.parameters())
+            return module if size >= MOST_OF_THE_MODEL * total else None
+    return None
 
 
 def _table(model: Any, getter: str) -> tuple[str | None, int | None]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.config import Configuration
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed
+
+_IMAGE = re.compile(r"image|img|patch|soft|speaker", re.IGNORECASE)
 
 
 @rule("image-token-disagrees", "CFG305", explains=("forward-raises", "image-ignored"))
@@ -23,7 +26,7 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
 
     ## How sure it is
     Certain for inputs that this processor makes: all ids that it or its tokenizer calls image tokens are
-    compared.
+    compared. Silent where the tokenizer's text for the configuration's id tells of an image all the same.
 
     ## What to do
     Add the placeholder as a special token and set `image_token_id` to its id.
@@ -31,12 +34,14 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
     expected, written = configuration.image_token_id, configuration.placeholder_ids
     if expected is None or not written or expected in written:
         return
+    if configuration.image_token is not None and _IMAGE.search(configuration.image_token):
+        return  # a family with several kinds of image tokens
     yield Finding(
         f"the model looks for image token {expected}, the processor writes "
         f"{listed(str(token) for token in written)}",
         Severity.ERROR,
         at=("config.image_token_id",),
-        measured={"written": list(written)},
+        measured={"written": list(written), "tokenizers_text": configuration.image_token},
         threshold={"image_token_id": expected},
         cause="the tokenizer gives the placeholder another id than the configuration, or has no such token",
         fix=Fix(
@@ -53,6 +58,12 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
 @image_token_disagrees.bad
 def another_tokenizer() -> Configuration:
     return Configuration(image_token_id=32000, placeholder_ids=(529,))
+
+
+@image_token_disagrees.good
+def patches_of_their_own() -> Configuration:
+    """Llama 4's processor names the image, and writes its patches."""
+    return Configuration(image_token_id=200092, image_token="<|patch|>", placeholder_ids=(200090,))
 
 
 @image_token_disagrees.good
