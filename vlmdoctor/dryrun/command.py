@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor.dryrun.cost import RESERVED
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.evidence.fit import Fit
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -108,7 +110,9 @@ def dry_run(
                     if made
                     else None
                 )
-                facts["dry_run"]["cost"] = outlook(subject, plan, shapes, again)
+                facts["dry_run"]["cost"] = cost = outlook(subject, plan, shapes, again)
+                if plan.gpu is not None:
+                    given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
     return examine(
         subject,
@@ -128,6 +132,18 @@ def _resized(weightless: Any, batch_size: int) -> Any:
     from dataclasses import replace
 
     return replace(weightless, batch_size=batch_size)
+
+
+def _fit(gpu: str, cost: dict[str, Any]) -> Fit:
+    parts = cost["bytes"]
+    return Fit(
+        gpu,
+        memory=cost["gpu"]["memory"] - RESERVED,
+        needed=parts["peak"],
+        needed_in=parts["peak_in"],
+        parts={name: parts[name] for name in ("parameters", "gradients", "optimizer", "activations")},
+        would_fit=cost["gpu"].get("would_fit"),
+    )
 
 
 def _told(shapes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,12 +73,23 @@ def prepared(model: Any, plan: Plan) -> Any:
         enable = getattr(model, "gradient_checkpointing_enable", None)
         if enable is None:
             raise UserError(f"{type(model).__name__} has no gradient checkpointing to enable.")
+        _without_cache(model)
         try:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
-            raise UserError(f"gradient checkpointing can't be enabled: {error}") from error
+            raise UserError(f"gradient checkpointing can't be enabled: {error}.") from error
         model.train()
     return model
+
+
+def _without_cache(model: Any) -> None:
+    """Keys and values are not kept for generation while activations are recomputed."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
 
 
 def _with_adapters(model: Any, rank: int) -> Any:
@@ -152,7 +164,7 @@ def _largest_batch(
     except (Unavailable, UserError):
         return shapes.batch_size if fits(cost, gpu_named(plan.gpu)) else 0
     each = max(other.peak_bytes - shapes.peak_bytes, 1)
-    room = (gpu_named(plan.gpu).memory << 30) - (1 << 30)
+    room = (gpu_named(plan.gpu).memory << 30) - RESERVED
     fixed = cost.parameters + cost.optimizer + shapes.peak_bytes - each * shapes.batch_size
     if room < cost_of(replace(shapes, peak_bytes=0), plan.optimizer).peak or room <= fixed:
         return 0

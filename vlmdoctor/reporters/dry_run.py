@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-DEPTH = 4  # dotted parts: deeper modules are in the JSON
+DEPTH = 3  # dotted parts, numbers aside: deeper modules are in the JSON
 HEADINGS = ("module", "parameters", "in", "out", "kept", "FLOPs", "learns")
 
 
@@ -22,7 +22,8 @@ def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "module" else "right", overflow="fold")
+        left = heading == "module"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in module_rows(told["modules"]):
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
@@ -53,11 +54,12 @@ def dry_run_html(facts: Mapping[str, Any]) -> str:
 def module_rows(modules: Any) -> Iterator[tuple[str, ...]]:
     """The cells of the modules that are worth a line: with parameters, and not too deep."""
     for module in modules:
-        if module["name"].count(".") >= DEPTH or not module["parameters"]:
+        depth = sum(part != "*" for part in module["name"].split("."))
+        if depth > DEPTH or not module["parameters"] or module["kind"] == "ModuleList":
             continue
         count = f"  × {module['count']}" if module["count"] > 1 else ""
         trainable, gradient = module["trainable"], module["gradient"]
-        learns = "frozen" if not trainable else "yes" if gradient else "not all"
+        learns = "frozen" if not trainable else {True: "yes", False: "not all", None: ""}[gradient]
         yield (
             module["name"] + count,
             _count(module["parameters"]),
@@ -85,8 +87,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parts = cost["bytes"]
     yield (
         "memory",
-        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: weights {_bytes(parts['parameters'])}, "
-        f"gradients {_bytes(parts['gradients'])}, {cost['optimizer']} {_bytes(parts['optimizer'])}, activations "
+        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: "
+        f"weights {_bytes(parts['parameters'])}, gradients {_bytes(parts['gradients'])}, {cost['optimizer']} {_bytes(parts['optimizer'])}, activations "
         f"{_bytes(parts['activations'])} ({cost['precision']})",
     )
     yield "work", f"{_count(parts['flops'])} floating-point operations a step"
@@ -107,7 +109,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if gpu["fits"] and gpu["tokens_a_second"]:
         yield (
             "speed",
-            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {cost['utilisation']:.0%} of the peak rate",
+            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {cost['utilisation']:.0%} of the peak "
+            f"rate",
         )
 
 
