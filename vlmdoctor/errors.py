@@ -13,5 +13,9 @@ class Unavailable(Exception):
     """A probe can't gather its evidence here; the message is the reason shown beside the skipped rules."""
 
 
+class NotProven(Unavailable):
+    """A repair did not find the cause; the message is what it saw on the way, which goes into the finding."""
+
+
 class FindingsError(Exception):
     """Raised by `Report.raise_for_findings`; the message lists the findings."""

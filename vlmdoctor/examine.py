@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.proving import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
 from vlmdoctor.subject import Subject, optimizers
@@ -32,6 +36,7 @@ def check(
     checkpoint: Any = None,
     trainable: Iterable[str] | str | None = None,
     training_args: Any = None,
+    contract: Mapping[str, Any] | None = None,
     depth: str | None = None,
     budget: float | None = None,
     select: Iterable[str] = (),
@@ -50,6 +55,7 @@ def check(
         loss_fn: `loss_fn(model, batch) -> Tensor`; by default the output's `.loss`.
         optimizer, lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
             training_args: As in `Subject`.
+        contract: What the run is meant to be, as in `[tool.vlmdoctor.contract]`: `{"vision": "frozen"}`.
         depth: `static`, `shapes`, `forward`, `backward` or `steps`; by default as deep as the batch allows.
         budget: Seconds after which no further probe is started.
         select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL.
@@ -74,6 +80,7 @@ def check(
             checkpoint=checkpoint,
             trainable=trainable,
             training_args=training_args,
+            contract=None if contract is None else parse(contract, "contract="),
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
@@ -126,10 +133,16 @@ def examine(
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
+    rules = list(rules)
     with _uncompiled():
-        return judge(
+        report = judge(
             rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
         )
+        agreement = gather.gathered.get(Agreement)
+        if agreement is not None and agreement.seen:
+            terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
+            report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
+        return prove(report, subject, gather, rules, gather.in_time)
 
 
 @contextlib.contextmanager
@@ -159,8 +172,12 @@ class BudgetedGatherer(Gatherer):
         self.missing_batch = missing_batch
         self._started = time.monotonic()
 
+    def in_time(self) -> bool:
+        """Whether its time is not up yet."""
+        return self.budget is None or time.monotonic() - self._started <= self.budget
+
     def _probe(self, evidence_class: type) -> object:
-        if self.budget is not None and time.monotonic() - self._started > self.budget:
+        if not self.in_time():
             raise Unavailable(f"the budget of {self.budget:g} s was used up")
         try:
             return super()._probe(evidence_class)

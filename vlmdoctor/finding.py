@@ -32,11 +32,19 @@ class Fix:
 
 @dataclass(frozen=True)
 class Proof:
-    """A repair that was tried on a copy, with the same measurement before and after it."""
+    """A repair that was tried on a copy, with the same measurement before and after it.
+
+    Attributes:
+        tried: What was done, in words that fit behind "with".
+        before: What was measured without it.
+        after: What was measured with it.
+        works: Whether the fault was gone then: only if so is the cause proven.
+    """
 
     tried: str
     before: str
     after: str
+    works: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Finding:
         links: Pages that tell more.
         step: The first optimizer step at which it held, for findings about a run.
         symptoms: Messages of other findings that this one explains, folded under it.
+        parameters: Canonical names of all the parameters that it is about, for trying the repair; not part
+            of the report.
         rule: The rule's name; filled in by the engine.
         code: The rule's code; filled in by the engine.
     """
@@ -74,6 +84,7 @@ class Finding:
     links: tuple[str, ...] = ()
     step: int | None = None
     symptoms: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = field(default=(), repr=False, compare=False)
     rule: str = ""
     code: str = ""
 

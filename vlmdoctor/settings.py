@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor import contract
 from vlmdoctor.errors import UserError
 
 
@@ -21,6 +23,7 @@ class Settings:
     ignore: tuple[str, ...] = ()
     output_format: str | None = None
     fail_on: str | None = None
+    contract: Mapping[str, str] | None = None
 
 
 def load(folder: Path | None = None) -> Settings:
@@ -49,6 +52,9 @@ def parse(section: Any, path: Path) -> Settings:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else f"; known are {', '.join(known)}"
             raise UserError(f"unknown setting '{key}' in [tool.vlmdoctor] of {path}{hint}.")
+        if name == "contract":
+            values[name] = contract.parse(value, f"[tool.vlmdoctor.contract] of {path}")
+            continue
         if known[name].default == ():
             if isinstance(value, str):
                 value = [value]

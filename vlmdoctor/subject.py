@@ -28,6 +28,7 @@ class Subject:
         trainable: Patterns of the names of the parameters that are meant to learn: a plain text is
             searched for among the name's dotted parts, `*` and `?` are wild cards.
         training_args: A mapping or `TrainingArguments`.
+        contract: What the run is meant to be, as `[tool.vlmdoctor.contract]` says it.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Subject:
     checkpoint: Any = None
     trainable: Iterable[str] | str | None = None
     training_args: Any = None
+    contract: Mapping[str, str] | None = None
 
 
 _WRAPPERS = re.compile(

@@ -231,7 +231,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_command_prints_the_report_and_nothing_else(folder: Path) -> None:
-    result = run("model.py:build", "--select", "CFG", cwd=folder)
+    result = run("model.py:build", "--select", "CFG101", cwd=folder)
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert lines[:-1] == [

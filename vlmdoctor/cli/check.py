@@ -105,6 +105,7 @@ def _examine(
     trust_remote_code: bool,
     progress: Callable[[str], None],
 ) -> Report:
+    from vlmdoctor import settings
     from vlmdoctor.evidence.raised import shown_path
     from vlmdoctor.evidence.source import Source, kind_of, scan
     from vlmdoctor.examine import examine, model_rules
@@ -115,6 +116,8 @@ def _examine(
     output.rules(rules)  # a misspelt rule is told before the model is built
     progress("building the model")
     resolved = resolve(target, trust_remote_code=trust_remote_code)
+    if resolved.subject.contract is None:
+        resolved.subject.contract = settings.load().contract
     if device is not None:
         _move(resolved.subject, device)
     if resolved.file is not None and kind_of(resolved.file) == "python":

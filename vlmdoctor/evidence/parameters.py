@@ -76,6 +76,7 @@ class Parameters:
 
 def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
     """Lists the parameters of `subject.model`; reads names, shapes and flags only."""
+    from vlmdoctor import contract as contracts
     from vlmdoctor import subject as subjects
 
     model = getattr(subject, "model", None)
@@ -123,6 +124,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
                 lr=rates.get(id(tensor)),
             )
         )
+    if patterns is None and getattr(subject, "contract", None):
+        found = contracts.declared(found, subject.contract)
     return Parameters(
         parameters=tuple(found),
         adapters=any(".lora_" in p.name or "lora_embedding" in p.name for p in found),

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.dry_run import print_dry_run
@@ -39,6 +40,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if not quiet and "dry_run" in report.facts:
         print_dry_run(console, report.facts["dry_run"])
     if verbose:
+        _print_contract(console, report)
         _print_unrun(console, report)
     if not quiet:
         console.print(_closing(report, console.width))
@@ -86,7 +88,11 @@ def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "why", finding.cause
     if finding.proof:
         proof = finding.proof
-        yield "proof", f"{proof.tried}: {proof.after} (before: {proof.before})"
+        worked = "" if proof.works else "; that did not help"
+        yield (
+            ("proof" if proof.works else "tried"),
+            (f"with {proof.tried}: {proof.after} (before: {proof.before}){worked}"),
+        )
     for symptom in finding.symptoms:
         yield "so", symptom
     if finding.fix:
@@ -113,6 +119,18 @@ def _value(value: object) -> str:
     if hasattr(value, "items"):
         return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
     return str(value) if value != "" else '""'
+
+
+def _print_contract(console: Console, report: Report) -> None:
+    """What the run is meant to be, and where that was not written down, what it seems to be."""
+    terms = report.facts.get("contract")
+    if not terms:
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, text in shown(terms["expected"], terms["seen"]).items():
+        table.add_row(Text("contract", style="dim"), Text(key), Text(text))
+    console.print(table)
+    console.print()
 
 
 def _print_unrun(console: Console, report: Report) -> None:

@@ -195,6 +195,7 @@ def _finding(
         cause=cause,
         fix=fix,
         links=LINKS,
+        parameters=tuple(p.name for p in chosen),
     )
 
 

@@ -61,6 +61,7 @@ def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
             "https://github.com/fastai/fastai/issues/2133",
             "https://github.com/allenai/rslearn/issues/217",
         ),
+        parameters=tuple(p.name for p in absent),
     )
 
 

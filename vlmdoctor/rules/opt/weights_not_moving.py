@@ -84,6 +84,7 @@ def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding
             cause=cause,
             fix=fix,
             links=LINKS,
+            parameters=tuple(p.name for p in chosen),
         )
 
 

@@ -92,14 +92,14 @@ def made_from(rotary: Rotary) -> tuple[str, str]:
 
 
 def _proof(repair: Repair, failure: Failure) -> Proof:
-    tried = f"tables rebuilt in memory from head_dim={repair.head_dim} (theta {repair.theta:g})"
+    tried = f"the tables rebuilt from head_dim={repair.head_dim} (theta {repair.theta:g})"
     if repair.error is not None:
         after = f"still raises {repair.error}"
     elif repair.loss is None:
         after = "the forward runs"
     else:
         after = f"the forward runs and the loss is {repair.loss:.4f}"
-    return Proof(tried=tried, before=f"the forward raises {failure.type}", after=after)
+    return Proof(tried, f"the forward raises {failure.type}", after, works=repair.error is None)
 
 
 FAILURE = Failure(

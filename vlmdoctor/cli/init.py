@@ -1,0 +1,50 @@
+"""`vlmdoctor init TARGET`: writes down what the run is meant to be, so that `check` can hold it to that."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="minivlm[:preset], a folder with config.json, package.module:factory or "
+            "path/to/file.py:factory."
+        ),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace the contract that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the lines and write nothing.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks.")] = False,
+) -> None:
+    """Write a run's contract into pyproject.toml: what learns, how fast, on what."""
+    from vlmdoctor.cli.output import write_whole
+    from vlmdoctor.contract import written
+    from vlmdoctor.contract_file import nearest, with_contract
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.agreement import Agreement, inferred
+    from vlmdoctor.target import resolve
+
+    path = nearest(Path.cwd())
+    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+    if not dry_run:
+        with_contract(text, "", path, force=force)  # a refusal comes before the model is built
+    with redirect_stdout(sys.stderr):
+        subject = resolve(target, trust_remote_code=trust_remote_code).subject
+        lines = written(inferred(Gatherer(subject, depth="static")(Agreement)))
+    if dry_run:
+        print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
+        return
+    write_whole(path, with_contract(text, lines, path, force=force))
+    print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
+    print(
+        f"written to {path}: correct what is not meant; 'vlmdoctor check' holds runs to it", file=sys.stderr
+    )

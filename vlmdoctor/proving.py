@@ -1,0 +1,198 @@
+"""Trying repairs on a copy and measuring again: until then a cause is a guess.
+
+Repairs are found by being files: that of the rule `no-gradient` is `vlmdoctor/repairs/no_gradient.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from vlmdoctor.engine import DEPTHS, Gatherer, judge
+from vlmdoctor.errors import NotProven, Unavailable
+from vlmdoctor.finding import Finding, Proof
+from vlmdoctor.report import Report
+from vlmdoctor.rulebook import Rule
+from vlmdoctor.subject import Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a repair's measurement gave: in words, and whether it is as it should be."""
+
+    text: str
+    healthy: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What a repair did to the copy.
+
+    Attributes:
+        text: In words that fit behind "with": `requires_grad switched on for 55 tensors`.
+        learned: Fields of the finding that are known better now, such as `cause`, `file` and `line`.
+    """
+
+    text: str
+    learned: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Repair(Protocol):
+    """What a file under `vlmdoctor/repairs/` holds."""
+
+    DEPTH: str
+    COPIES: bool  # whether it needs a copy: False where only the way of running the model is mended
+    OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
+
+    def mend(self, bench: Any, finding: Finding, gather: Gatherer) -> Tried:
+        """Repairs the copy; raises `Unavailable` where it can't."""
+
+    def measure(self, bench: Any, finding: Finding) -> Measured:
+        """Measures what the finding is about; runs on a copy before and on another after the repair.
+
+        May be left out: then the rule itself is run once more on the mended copy.
+        """
+
+
+def repair_of(rule: str) -> Repair | None:
+    """The repair for a rule's findings; None where there is none."""
+    name = f"vlmdoctor.repairs.{rule.replace('-', '_')}"
+    if not rule or importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)  # type: ignore[return-value]
+
+
+def prove(
+    report: Report, subject: Subject, gather: Gatherer, rules: Iterable[Rule], in_time: Callable[[], bool]
+) -> Report:
+    """The report with each finding's repair tried, and what a repair makes go away folded under it.
+
+    Where a rule has a repair and it was not tried or did not help, the cause says that it is inferred.
+    Whatever happens in here never harms the report.
+
+    Args:
+        report: What the rules found.
+        subject: What was examined; nothing of it is changed.
+        gather: The evidence about it.
+        rules: The rules that were run.
+        in_time: Whether there is time left for another attempt.
+    """
+    proven, reasons = [], {}
+    gone: dict[int, set[str]] = {}
+    for number, finding in enumerate(report.findings):
+        repair = None if finding.proof is not None else repair_of(finding.rule)
+        if repair is None or (repair.OF_PARAMETERS and not finding.parameters):
+            proven.append(finding)
+            continue
+        try:
+            if DEPTHS.index(repair.DEPTH) > DEPTHS.index(gather.depth):
+                raise Unavailable(f"trying the repair needs --depth {repair.DEPTH}")
+            if not in_time():
+                raise Unavailable("no time was left for trying the repair")
+            gather.progress(f"trying the repair of {finding.rule}")
+            others = [f for f in report.findings if f is not finding]
+            finding, gone[number] = _tried(subject, finding, repair, gather, rules, others)
+        except NotProven as seen:
+            reasons[finding.rule] = str(seen)
+            finding = dataclasses.replace(finding, cause=f"{finding.cause}. Seen: {seen}")
+        except Unavailable as reason:
+            reasons[finding.rule] = str(reason)
+        except Exception as error:
+            reasons[finding.rule] = f"the attempt failed ({type(error).__name__}: {str(error)[:200]})"
+        proven.append(_said_to_be_inferred(finding))
+    facts = {**report.facts, **({"not_proven": reasons} if reasons else {})}
+    return dataclasses.replace(report, findings=tuple(_ranked(proven, gone)), facts=facts)
+
+
+def _tried(
+    subject: Subject,
+    finding: Finding,
+    repair: Repair,
+    gather: Gatherer,
+    rules: Iterable[Rule],
+    others: list[Finding],
+) -> tuple[Finding, set[str]]:
+    """(the finding with its proof, the rules among the others' that no longer fire on the mended copy)."""
+    import torch
+
+    from vlmdoctor.bench import bench_for
+    from vlmdoctor.unchanged import unchanged
+
+    with unchanged(subject.model):
+
+        def mended() -> tuple[Any, Tried]:
+            bench = bench_for(subject, copied=repair.COPIES)
+            return bench, repair.mend(bench, finding, gather)
+
+        def measured(bench: Any) -> Measured:
+            if hasattr(repair, "measure"):
+                return repair.measure(bench, finding)
+            return _judged_again(bench.subject(subject), finding, rules, gather.depth)
+
+        drawn = torch.get_rng_state()
+        before = measured(bench_for(subject, copied=repair.COPIES))
+        if before.healthy:
+            raise Unavailable("the copy does not show the fault")
+        torch.set_rng_state(drawn)  # dropout alike in both
+        bench, tried = mended()
+        after = measured(bench)
+        proof = Proof(tried.text, before.text, after.text, works=after.healthy)
+        learned = tried.learned if after.healthy else {}
+        gone: set[str] = set()
+        if after.healthy and others:
+            del bench
+            bench, _ = mended()
+            mended_subject = bench.subject(subject)
+            rivals = {f.rule for f in others if f.severity.rank <= finding.severity.rank}
+            gone = _no_longer(mended_subject, [r for r in rules if r.name in rivals], gather.depth)
+    return dataclasses.replace(finding, proof=proof, **learned), gone
+
+
+def _judged_again(subject: Subject, finding: Finding, rules: Iterable[Rule], depth: str) -> Measured:
+    judged = judge(
+        [r for r in rules if r.name == finding.rule], Gatherer(subject, depth=depth), command="", target=""
+    )
+    if not judged.ran:
+        raise Unavailable("the rule can't be run on the mended copy")
+    said = "; ".join(f.message for f in judged.findings)
+    return Measured(said or f"{finding.rule} finds nothing any more", not judged.findings)
+
+
+def _no_longer(subject: Subject, rules: list[Rule], depth: str) -> set[str]:
+    judged = judge(rules, Gatherer(subject, depth=depth), command="", target="")
+    return set(judged.ran) - {finding.rule for finding in judged.findings}
+
+
+def _said_to_be_inferred(finding: Finding) -> Finding:
+    proven = finding.proof is not None and finding.proof.works
+    if proven or finding.cause is None or "inferred" in finding.cause or "established" in finding.cause:
+        return finding
+    return dataclasses.replace(finding, cause=f"{finding.cause} (inferred, not proven)")
+
+
+def _ranked(findings: list[Finding], gone: dict[int, set[str]]) -> list[Finding]:
+    """Proven causes first among equals; what went away with a repair is folded under that finding."""
+    above: dict[int, int] = {}
+    for number, rules in gone.items():
+        for other, symptom in enumerate(findings):
+            mutual = number in above or (findings[number].rule in gone.get(other, ()) and other < number)
+            if symptom.rule in rules and other != number and other not in above and not mutual:
+                above[other] = number
+    kept = []
+    for number, finding in enumerate(findings):
+        if number in above:
+            continue
+        under = [findings[other] for other, cause in above.items() if cause == number]
+        symptoms = [text for f in under for text in (f.message, *f.symptoms)]
+        kept.append(dataclasses.replace(finding, symptoms=(*finding.symptoms, *symptoms)))
+    return sorted(kept, key=lambda f: (-f.severity.rank, _doubt(f)))
+
+
+def _doubt(finding: Finding) -> int:
+    """0 where the repair worked, 1 where none was tried, 2 where it was tried and did not help."""
+    if finding.proof is None:
+        return 1
+    return 0 if finding.proof.works else 2

@@ -1,0 +1,11 @@
+"""Switches gradients on for what is frozen against the contract, and sees whether it learns."""
+
+from __future__ import annotations
+
+from vlmdoctor.repairs.frozen_by_mistake import measure, mend
+
+__all__ = ["COPIES", "DEPTH", "OF_PARAMETERS", "measure", "mend"]
+
+DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = True

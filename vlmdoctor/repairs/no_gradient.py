@@ -1,0 +1,134 @@
+"""Finds the line that cuts the gradient's way by running the model with each candidate taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from vlmdoctor.bench import Bench
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.errors import NotProven
+from vlmdoctor.evidence.cuts import Cut, cuts_in, mended, outputs_of
+from vlmdoctor.evidence.raised import is_users, line_of, shown_path
+from vlmdoctor.finding import Finding, Fix
+from vlmdoctor.proving import Measured, Tried
+
+DEPTH = "backward"
+COPIES = False
+OF_PARAMETERS = True
+# Each costs a forward and a backward pass.
+MOST_TRIED = 6
+_LIKELY = ("data", "no_grad", "checkpoint", "copy", "detach")  # many a detach only serves a log
+
+_DONE = {
+    "detach": "the detach at {place} left out",
+    "data": "the .data at {place} left out",
+    "no_grad": "gradients left on at {place}",
+    "copy": "the tensor at {place} handed on instead of made anew",
+    "checkpoint": "the checkpoint at {place} run without reentry",
+}
+_CAUSES = {
+    "detach": "a detach cuts the path",
+    "data": "what goes through .data leaves no graph",
+    "no_grad": "gradients are switched off there",
+    "copy": "a tensor is made anew from the numbers, which leaves no graph",
+    "checkpoint": "reentrant checkpointing gives no gradient where none of its inputs requires one",
+}
+_FIXES = {
+    "detach": Fix("take the detach out"),
+    "data": Fix(
+        "write with masked_scatter or torch.where instead of through .data",
+        ("x = x.masked_scatter(mask[..., None], features)",),
+    ),
+    "no_grad": Fix("run it with gradients; or freeze those parameters if they are not meant to learn"),
+    "copy": Fix("use the tensor itself, or torch.stack and torch.cat"),
+    "checkpoint": Fix(
+        "checkpoint without reentry, or make the inputs require gradients",
+        ('gradient_checkpointing_kwargs={"use_reentrant": False}', "model.enable_input_require_grads()"),
+    ),
+}
+
+
+def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+    """Takes the fewest cuts out that let a gradient through to what the finding is about."""
+    wanted = set(finding.parameters)
+    with torch.enable_grad():
+        candidates = cuts_in(bench.loss)
+    likely = sorted(candidates, key=lambda cut: _LIKELY.index(cut.kind))[:MOST_TRIED]
+    chosen = _fewest(bench, likely, wanted)
+    if not chosen:
+        raise NotProven(_seen(bench, finding, len(likely)))
+    bench.around.append(partial(mended, chosen))
+    return _told(chosen)
+
+
+def measure(bench: Bench, finding: Finding) -> Measured:
+    """How many of the tensors get a gradient."""
+    wanted = set(finding.parameters)
+    reached = bench.reached().names & wanted
+    word = "tensor gets" if len(wanted) == 1 else "tensors get"
+    return Measured(f"{len(reached)} of {len(wanted)} {word} a gradient", 2 * len(reached) > len(wanted))
+
+
+def _fewest(bench: Bench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut, ...]:
+    """The cuts to take out: one if one will do, several where a part is cut off in several places."""
+    chosen: tuple[Cut, ...] = ()
+    reached = 0
+    for _ in likely:
+        alone = {cut: _reached_without(bench, (*chosen, cut), wanted) for cut in likely if cut not in chosen}
+        best = max(alone, key=lambda cut: alone[cut], default=None)
+        if best is None or alone[best] <= reached:
+            break
+        chosen, reached = (*chosen, best), alone[best]
+        if reached == len(wanted):
+            return chosen
+    # Where one behind the other alone lets nothing through.
+    if not chosen and _reached_without(bench, likely, wanted):
+        return tuple(likely)
+    return chosen
+
+
+def _reached_without(bench: Bench, cuts: Sequence[Cut], wanted: set[str]) -> int:
+    bench.around.append(partial(mended, tuple(cuts)))
+    try:
+        return len(bench.reached().names & wanted)
+    except Exception:  # numpy refuses what has a gradient; a model may rest on a cut
+        return 0
+    finally:
+        bench.around.pop()
+
+
+def _seen(bench: Bench, finding: Finding, tried: int) -> str:
+    """What becomes of the output of the last module that the finding is about."""
+    with torch.enable_grad():
+        outputs = outputs_of(bench.model, finding.parameters, bench.loss)
+    name, output = list(outputs.items())[-1] if outputs else ("", "")
+    met = f"leaving out the detaches and the like on the way ({tried} tried) let no gradient through"
+    if not tried:
+        met = "no detach or the like was met on the way"
+    if output == "never":
+        return f"the forward pass never calls {name}"
+    if output == "graph":
+        return f"{name} runs and its output has a graph, but the loss does not depend on it; {met}"
+    return f"{name} runs and its output has no graph; {met}" if output else met
+
+
+def _told(cuts: Sequence[Cut]) -> Tried:
+    done, causes = [], []
+    for cut in cuts:
+        place = f"{shown_path(cut.file)}:{cut.line}"
+        code = line_of(cut.file, cut.line)
+        if cut.function:
+            done.append(f"gradients left on in {cut.function}")
+            causes.append(f"gradients are switched off around {cut.function} by what it is wrapped in")
+        else:
+            done.append(_DONE[cut.kind].format(place=place))
+            causes.append(f"{_CAUSES[cut.kind]}: {code or 'source unknown'}  ({place})")
+    first = cuts[0]
+    learned: dict[str, Any] = {"cause": "; ".join(causes), "fix": _FIXES[first.kind]}
+    if is_users(first.file):  # the line of a library that was wrapped is not where the fault is
+        learned |= {"file": shown_path(first.file), "line": first.line}
+    return Tried(" and ".join(done), learned)

@@ -1,0 +1,36 @@
+"""Gives the optimizer the model's own parameters, and sees whether they move."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from vlmdoctor.bench import Bench
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.finding import Finding
+from vlmdoctor.proving import Measured, Tried
+
+DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = False
+
+
+def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+    """One group with all trainable parameters and the settings of the first group there was."""
+    if not bench.optimizers or not bench.optimizers[0].param_groups:
+        raise Unavailable("no optimizer was given")
+    optimizer = bench.optimizers[0]
+    trainable = [p for p in bench.parameters().values() if p.requires_grad]
+    optimizer.param_groups[:] = [{**optimizer.param_groups[0], "params": trainable}]
+    optimizer.state = defaultdict(dict)
+    del bench.optimizers[1:]
+    bench.schedulers.clear()  # they count the groups that were there when they were made
+    return Tried(f"the optimizer made anew on the model's {len(trainable)} trainable tensors")
+
+
+def measure(bench: Bench, finding: Finding) -> Measured:
+    """How many of the trainable tensors move."""
+    trainable = {name for name, p in bench.parameters().items() if p.requires_grad}
+    moved = bench.trained().moved & trainable
+    every = "all " if moved == trainable else f"{len(moved)} of "
+    return Measured(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved) > len(trainable))

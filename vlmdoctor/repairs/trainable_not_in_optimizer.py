@@ -1,0 +1,30 @@
+"""Adds what the optimizer does not hold, and sees whether everything moves."""
+
+from __future__ import annotations
+
+from vlmdoctor.bench import Bench
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.finding import Finding
+from vlmdoctor.proving import Measured, Tried
+
+DEPTH = "backward"
+COPIES = True
+OF_PARAMETERS = True
+
+
+def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+    """Into the first optimizer, with its largest learning rate."""
+    added = bench.add_to_optimizer(finding.parameters)
+    if not added:
+        raise Unavailable("the optimizer holds them, or there is none")
+    return Tried(f"the {added} tensors added to the optimizer")
+
+
+def measure(bench: Bench, finding: Finding) -> Measured:
+    """How many of the trainable tensors move, and of those that the finding is about."""
+    trainable = {name for name, p in bench.parameters().items() if p.requires_grad}
+    moved = bench.trained().moved & trainable
+    meant = set(finding.parameters)
+    every = "all " if moved == trainable else f"{len(moved)} of "
+    return Measured(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved & meant) > len(meant))
