@@ -31,7 +31,11 @@ def seconds(command: list[str]) -> float | None:
     """The wall time of one start; None where the command fails (check-env with findings does not)."""
     started = time.perf_counter()
     done = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env={**os.environ}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ},
     )
     taken = time.perf_counter() - started
     return taken if done.returncode in (0, 1) else None
@@ -49,7 +53,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output-format", choices=("text", "json"), default="text")
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
     and goes on.
 
     ## How sure it is
-    Measured: no answer within ten seconds, a crash, or the driver's own refusal. That there is no driver at
+    Measured: no answer within half a minute, a crash, or the driver's own refusal. That there is no driver at
     all is not reported here.
 
     ## What to do
