@@ -30,7 +30,7 @@ def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
     environment.need("pci")
     nvidia = [gpu for gpu in environment.pci or () if gpu.vendor == "nvidia" and gpu.driver != "vfio-pci"]
     refused = environment.nvml is not None and environment.nvml.code == 9
-    if not refused and (not nvidia or environment.gpus):
+    if not nvidia or (environment.gpus and not refused):
         return
     inside = environment.container is not None
     if (
