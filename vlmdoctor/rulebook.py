@@ -92,13 +92,20 @@ def rule(name: str, code: str, *, explains: Iterable[str] = ()) -> Callable[[Cal
 @functools.cache
 def all_rules() -> tuple[Rule, ...]:
     """Every rule under `vlmdoctor/rules/`, in the order of their codes."""
-    package = importlib.import_module("vlmdoctor.rules")
+    return rules_in()
+
+
+@functools.cache
+def rules_in(*areas: str) -> tuple[Rule, ...]:
+    """The rules of some areas, the folders under `vlmdoctor/rules/`, without importing the others."""
     found: dict[str, Rule] = {}
-    for module_info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        module = importlib.import_module(module_info.name)
-        for value in vars(module).values():
-            if isinstance(value, Rule) and value.function.__module__ == module.__name__:
-                found[value.code] = value
+    for area in areas or ("",):
+        package = importlib.import_module(f"vlmdoctor.rules.{area}".rstrip("."))
+        for module_info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            module = importlib.import_module(module_info.name)
+            for value in vars(module).values():
+                if isinstance(value, Rule) and value.function.__module__ == module.__name__:
+                    found[value.code] = value
     return tuple(found[code] for code in sorted(found))
 
 

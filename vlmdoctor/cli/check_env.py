@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
+from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options, write_whole
+from vlmdoctor.errors import UserError
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.environment import Environment
-    from vlmdoctor.evidence.source import Source
+    from vlmdoctor.finding import Finding
+    from vlmdoctor.report import Report
+    from vlmdoctor.rulebook import Rule
+    from vlmdoctor.sections import Section
 
 
 @with_output_options
@@ -23,67 +28,248 @@ def command(
         list[Path] | None,
         typer.Argument(
             metavar="[PATH]...",
-            help="Files and folders to search for settings that hide GPUs: Python, notebooks, shell scripts, "
-            "Dockerfiles, .env files.",
+            help="Files and folders to search for settings that hide GPUs, or come too late: Python, "
+            "notebooks, shell and batch scripts, Dockerfiles, compose and .env files.",
         ),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Fail unless the machine has it: gpu, 2-gpus, bf16, vram=40GB, disk=200GB, memory=64GB, "
+            "cuda=12.8 and so on; several with commas.",
+        ),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Start CUDA as well, in a process of its own.")
+    ] = False,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the snapshot as JSON.")] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Judge this instead of the machine: a saved snapshot, a report of torch's or vLLM's "
+            "collect_env, or the output of 'nvidia-smi -q -x'.",
+        ),
+    ] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Say what differs between two of those files."),
+    ] = None,
+    paste: Annotated[
+        bool, typer.Option("--paste", help="Print a block for an issue, without names, hosts and tokens.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long to wait for the driver's answer.")
+    ] = 30.0,
 ) -> None:
     """Check the machine and, with PATH, who hid its GPUs; torch is not imported."""
-    from vlmdoctor.engine import Gatherer, judge
-    from vlmdoctor.evidence.environment import Environment, snapshot
-    from vlmdoctor.evidence.source import Source, scan
-    from vlmdoctor.rulebook import all_rules
-
+    if diff is not None:
+        _differences(*diff)
     started = time.perf_counter()
-    environment = snapshot()
-    given: list[object] = [environment]
-    source = scan(paths) if paths else None
-    if source is not None:
+    from vlmdoctor.evidence.demands import parse
+
+    demands = parse(require) if require else None
+    rules = _own_rules(demands is not None)
+    if output.select or output.extend_select or output.ignore:
+        rules = output.rules(rules)
+    full = output.output_format == "full" and output.output_file is None and not output.quiet and not paste
+    printer = _Printer(full, output.verbose)
+    environment = _look(from_, live, timeout, rules, printer)
+    given: list[object] = [environment, *([demands] if demands else [])]
+    printer.devices(environment, rules)
+    source = None
+    if paths:
+        from vlmdoctor.evidence.source import scan
+
+        source = scan(paths)
         given.append(source)
-    own = [
-        rule
-        for rule in all_rules()
-        if {needed for needed, _ in rule.requirements.values()} <= {Environment, Source}
-    ]
-    facts = {**vars(environment)}
+    report = _judged(rules, given, output.fail_on, paths, environment)
     if source is not None:
-        facts |= {"files": source.files, "unread": source.unread}
-    report = judge(
-        output.rules(own),
-        Gatherer(None, given),
-        command="check-env",
-        target=" ".join(str(path) for path in paths or ()) or "this machine",
-        fail_on=output.fail_on,
-        facts=facts,
-    )
+        printer.sources(source, report.findings)
+    if save is not None:
+        from vlmdoctor.evidence.environment.saved import as_json
+
+        write_whole(save, as_json(environment))
     report = dataclasses.replace(report, seconds=time.perf_counter() - started)
-    if output.output_format == "full" and output.output_file is None and not output.quiet:
-        for line in statement(environment, source):
-            typer.echo(line)
-        typer.echo()
+    if paste:
+        _paste(environment, report)
+    printer.close(environment, report)
     deliver(report, output)
 
 
-def statement(environment: Environment, source: Source | None) -> list[str]:
-    """What the machine is, in a few plain lines."""
-    versions = environment.packages
-    cores = "1 core" if environment.cpus == 1 else f"{environment.cpus} cores"
-    lines = [f"Python {environment.python} on {environment.platform}, {cores}"]
-    if "torch" in versions:
-        built = f"for CUDA {environment.torch_cuda}" if environment.torch_cuda else "without CUDA"
-        others = [f"{name} {version}" for name, version in versions.items() if name != "torch"]
-        lines.append(", ".join([f"torch {versions['torch']} (built {built})", *others]))
-    else:
-        lines.append("torch is not installed")
-    if environment.gpus:
-        driver = f", driver {environment.driver}" if environment.driver else ""
-        lines.append(f"{len(environment.gpus)} NVIDIA GPU(s): {', '.join(environment.gpus)}{driver}")
-    elif environment.other_accelerator:
-        lines.append(f"no NVIDIA GPU here, but {environment.other_accelerator}, which is not examined")
-    else:
-        lines.append("no GPU here: training runs on the CPU")
+def _own_rules(with_demands: bool) -> list[Rule]:
+    from vlmdoctor.rulebook import rules_in
+
+    # Importing the rules about models, which need none of this, would take longer than all of it.
+    return [rule for rule in rules_in("env", "src") if with_demands or "demands" not in rule.requirements]
+
+
+def _look(file: Path | None, live: bool, timeout: float, rules: list[Rule], printer: _Printer) -> Environment:
+    """The snapshot: of a file, or of this machine, whose files are shown while the driver is being asked."""
+    if file is not None:
+        if live:
+            raise UserError("--live asks this machine and can't be combined with --from.")
+        from vlmdoctor.evidence.environment.saved import load
+
+        environment = load(file)
+        printer.static(environment, rules)
+        return environment
+    from vlmdoctor.evidence.environment import snapshot
+    from vlmdoctor.evidence.environment.nvml import Question, merged
+
+    question = Question()
+    environment = snapshot()
+    printer.static(environment, rules)
+    environment = merged(environment, question.answer(timeout))
+    if live:
+        from vlmdoctor.evidence.environment.live import with_live
+
+        environment = with_live(environment)
+    return environment
+
+
+def _judged(
+    rules: list[Rule],
+    given: Iterable[object],
+    fail_on: str,
+    paths: list[Path] | None,
+    environment: Environment,
+) -> Report:
+    from vlmdoctor.engine import Gatherer, judge
+    from vlmdoctor.evidence.source import Source
+
+    given = list(given)
+    source = next((evidence for evidence in given if isinstance(evidence, Source)), None)
+    facts = facts_of(environment)
     if source is not None:
-        files = "1 file" if source.files == 1 else f"{source.files} files"
-        unread = f", {len(source.unread)} of them unreadable" if source.unread else ""
-        lines.append(f"{files} searched for settings that hide GPUs{unread}")
-    return lines
+        facts |= {"files": source.files, "unread": source.unread}
+    where = "this machine" if environment.origin == "this machine" else environment.origin
+    report = judge(
+        rules,
+        Gatherer(None, given),
+        command="check-env",
+        target=" ".join(str(path) for path in paths or ()) or where,
+        fail_on=fail_on,
+        facts=facts,
+    )
+    plain = {"no source evidence was given": "no files were given to search"}
+    skipped = tuple((name, plain.get(reason, reason)) for name, reason in report.skipped)
+    return dataclasses.replace(report, skipped=skipped)
+
+
+def facts_of(environment: Environment) -> dict[str, Any]:
+    """The snapshot as the report's facts."""
+    from vlmdoctor.evidence.environment.saved import plain_facts
+
+    return {
+        "python": environment.python,
+        "platform": environment.platform,
+        "cpus": environment.cpus,
+        "variables": dict(environment.variables),
+        "packages": dict(environment.packages),
+        "torch_cuda": environment.torch_cuda,
+        "gpus": list(environment.names),
+        "driver": environment.driver.version if environment.driver else None,
+        "other_accelerator": environment.other_accelerator,
+        "snapshot": plain_facts(environment),
+    }
+
+
+class _Printer:
+    """Prints each section as soon as it is known."""
+
+    def __init__(self, wanted: bool, verbose: bool) -> None:
+        self.wanted = wanted
+        self.verbose = verbose
+        if wanted:
+            from rich.console import Console
+
+            self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def static(self, environment: Environment, rules: list[Rule]) -> None:
+        """What files tell."""
+        if self.wanted:
+            from vlmdoctor.sections import static_sections
+
+            if environment.origin != "this machine":
+                self.console.print(f"Judged from {environment.origin}, not from this machine.")
+            self._print(static_sections(environment), self._findings(environment, rules))
+
+    def devices(self, environment: Environment, rules: list[Rule]) -> None:
+        """What the driver tells."""
+        if self.wanted:
+            from vlmdoctor.sections import device_sections
+
+            self._print(device_sections(environment), self._findings(environment, rules))
+
+    def sources(self, source: Any, findings: Iterable[Finding]) -> None:
+        """What the files given tell."""
+        if self.wanted:
+            from vlmdoctor.sections import source_section
+
+            self._print([source_section(source)], findings)
+
+    def close(self, environment: Environment, report: Report) -> None:
+        """What was not looked at, and what the machine can do."""
+        if not self.wanted:
+            return
+        from vlmdoctor.sections import ability
+
+        reasons: dict[str, int] = {}
+        for _, reason in report.skipped:
+            reasons[reason] = reasons.get(reason, 0) + 1
+        for reason, count in reasons.items():
+            checks = "1 check" if count == 1 else f"{count} checks"
+            self.console.print(f"[-] not checked, because {reason}: {checks}", style="dim")
+        self.console.print()
+        self.console.print(ability(environment, report.findings))
+        self.console.print()
+
+    def _findings(self, environment: Environment, rules: list[Rule]) -> tuple[Finding, ...]:
+        from vlmdoctor.engine import Gatherer, judge
+
+        return judge(rules, Gatherer(None, [environment]), command="", target="").findings
+
+    def _print(self, sections: Iterable[Section], findings: Iterable[Finding]) -> None:
+        from rich.text import Text
+
+        for section in sections:
+            mark, word, style = section.mark(findings)
+            # A mark and, where something is the matter, a word: colour is never the only carrier.
+            told = f" ({word})" if word not in ("ok", "note") else ""
+            self.console.print(Text.assemble((mark, style), f" {section.title}{told}: {section.line}"))
+            if self.verbose:
+                for line in section.details:
+                    self.console.print(Text(f"      {line}", style="dim"))
+
+
+def _differences(before: Path, after: Path) -> None:
+    from vlmdoctor.evidence.environment.difference import differences
+    from vlmdoctor.evidence.environment.saved import load
+
+    first, second = load(before), load(after)
+    found = differences(first, second)
+    for what, one, other in found:
+        typer.echo(f"{what}\n    {before}: {one}\n    {after}: {other}")
+    hidden = sorted({*first.unseen, *second.unseen} - {"live", "nvml"})
+    if hidden:
+        typer.echo(f"not compared, since one of the two does not show it: {', '.join(hidden)}")
+    typer.echo("no difference" if not found else f"{len(found)} difference{'s' if len(found) > 1 else ''}")
+    raise typer.Exit(1 if found else 0)
+
+
+def _paste(environment: Environment, report: Report) -> None:
+    from vlmdoctor import __version__
+    from vlmdoctor.evidence.environment.redaction import redacted
+    from vlmdoctor.sections import device_sections, static_sections
+
+    lines = [f"vlmdoctor {__version__} check-env", ""]
+    for section in (*static_sections(environment), *device_sections(environment)):
+        lines.append(f"{section.mark(report.findings)[0]} {section.title}: {section.line}")
+        lines += [f"      {detail}" for detail in section.details]
+    lines += ["", *(f"{f.severity}: {f.message} [{f.rule} {f.code}]" for f in report.findings)]
+    typer.echo("Copy and paste the text below into your issue.\n")
+    typer.echo("```text\n" + redacted("\n".join(lines)).replace("```", "'''") + "\n```")
+    raise typer.Exit(report.exit_status)

@@ -168,7 +168,7 @@ def _environment() -> dict[str, Any]:
     except Exception as error:
         _complain(f"the environment could not be noted: {error}")
         return {}
-    gpus = {"GPUs": ", ".join(seen.gpus)} if seen.gpus else {}
+    gpus = {"GPUs": ", ".join(seen.names)} if seen.gpus else {}
     return {"python": seen.python, "platform": seen.platform, "cpus": seen.cpus, **gpus, **seen.packages}
 
 

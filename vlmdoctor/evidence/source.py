@@ -1,4 +1,4 @@
-"""Where the project's own files set variables that decide which GPUs are seen."""
+"""Where the project's own files set variables that matter to training, or keep it on the CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ DEPTH = "static"
 
 PYTHON = {".py", ".pyw"}
 NOTEBOOKS = {".ipynb"}
-SHELL = {".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".pbs", ".env"}
-KINDS_IN_WORDS = "Python file, notebook, shell script, Dockerfile or .env file"
+SHELL = {".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".pbs", ".lsf", ".csh", ".fish", ".env"}
+KINDS_IN_WORDS = "Python file, notebook, shell script, Dockerfile, compose or .env file"
 SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "site-packages", "__pycache__", ".tox", ".nox"}
 LARGEST = 20_000_000
+_COMPOSE = re.compile(r"(docker-)?compose([.-][\w.-]*)?\.ya?ml")
+_TRACES = re.compile(
+    rb"VISIBLE|CUDA_|ALLOC_CONF|HF_|OFFLINE|TRANSFORMERS_CACHE|HUGGINGFACE|NUM_THREADS|NCCL|USE_TORCH"
+    rb"|[\"']cpu[\"']|\.cpu\(|use_cpu|no_cuda|cpu *= *True|--cpu|--device|deepspeed"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Setting:
         trains: Whether the file trains: it takes optimizer steps, uses a trainer, or launches training.
         uses_torch: Whether the file uses torch or a library on top of it.
         in_tests: Whether the file belongs to tests.
+        late: What ran before in the file, so that the setting has no effect any more, in words.
     """
 
     file: str
@@ -49,6 +55,41 @@ class Setting:
     trains: bool = False
     uses_torch: bool = False
     in_tests: bool = False
+    late: str | None = None
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """A place that keeps a training on the CPU, whatever GPUs there are.
+
+    Attributes:
+        file, line, cell, code, in_tests: As in `Setting`.
+        what: What it does, in words.
+    """
+
+    file: str
+    line: int
+    what: str
+    code: str
+    cell: int | None = None
+    in_tests: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A start of the deepspeed launcher that chooses GPUs itself, while CUDA_VISIBLE_DEVICES does so too.
+
+    Attributes:
+        file, line, code: As in `Setting`.
+        option: The launcher's option.
+        value: The variable's value.
+    """
+
+    file: str
+    line: int
+    code: str
+    option: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +98,17 @@ class Source:
 
     Attributes:
         files: How many were read.
-        settings: Where they set GPU variables.
+        settings: Where they set variables.
         unread: (file, reason) of those that could not be read.
+        on_cpu: Where they keep a training on the CPU.
+        launches: Where a launcher and CUDA_VISIBLE_DEVICES both choose.
     """
 
     files: int
     settings: tuple[Setting, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
+    on_cpu: tuple[OnCpu, ...] = ()
+    launches: tuple[Launch, ...] = ()
 
 
 def probe(subject: object, gather: Callable[[type], object]) -> Source:
@@ -77,7 +122,7 @@ def scan(paths: Iterable[Path]) -> Source:
     Raises:
         UserError: A path does not exist, is of a kind that can't be read, or holds no file that can.
     """
-    settings: list[Setting] = []
+    found: list[Setting | OnCpu | Launch] = []
     unread: list[tuple[str, str]] = []
     count = 0
     for path in paths:
@@ -85,14 +130,18 @@ def scan(paths: Iterable[Path]) -> Source:
         for file in _files(path):
             count += 1
             try:
-                settings += _settings_in(file)
+                found += _found_in(file)
             except Unavailable as reason:
                 unread.append((str(file), str(reason)))
         if count == before:
-            raise UserError(
-                f"{path} holds no Python file, notebook, shell script, Dockerfile or .env file to read."
-            )
-    return Source(count, tuple(settings), tuple(unread))
+            raise UserError(f"{path} holds no {KINDS_IN_WORDS} to read.")
+    return Source(
+        count,
+        tuple(place for place in found if isinstance(place, Setting)),
+        tuple(unread),
+        tuple(place for place in found if isinstance(place, OnCpu)),
+        tuple(place for place in found if isinstance(place, Launch)),
+    )
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -121,7 +170,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def kind_of(path: Path) -> str | None:
-    """`python`, `notebook`, `shell` or `docker` by the file's name; None for any other."""
+    """`python`, `notebook`, `shell`, `docker` or `compose` by the file's name; None for any other."""
     name = path.name.lower()
     if path.suffix in PYTHON:
         return "python"
@@ -129,14 +178,15 @@ def kind_of(path: Path) -> str | None:
         return "notebook"
     if name.startswith("dockerfile") or name.endswith((".dockerfile", "containerfile")):
         return "docker"
+    if _COMPOSE.fullmatch(name):
+        return "compose"
     if path.suffix in SHELL or name == ".env" or name.startswith(".env."):
         return "shell"
     return None
 
 
-def _settings_in(file: Path) -> list[Setting]:
-    from vlmdoctor.evidence import source_python, source_shell
-    from vlmdoctor.evidence.environment import VARIABLES
+def _found_in(file: Path) -> list[Setting | OnCpu | Launch]:
+    from vlmdoctor.evidence import source_containers, source_python, source_shell
 
     try:
         if file.stat().st_size > LARGEST:
@@ -144,17 +194,21 @@ def _settings_in(file: Path) -> list[Setting]:
         data = file.read_bytes()
     except OSError as error:
         raise Unavailable(error.strerror or "can't be read") from None
-    # Most files have nothing to do with it; looking for the names first saves parsing them.
-    if not any(name.encode() in data for name in VARIABLES):
+    # Most files have nothing to do with it; looking for traces of the names first saves parsing them.
+    if not _TRACES.search(data):
         return []
     text = data.decode("utf-8", errors="replace")
     reader = {
-        "python": source_python.settings_in_python,
-        "notebook": source_python.settings_in_notebook,
-        "shell": source_shell.settings_in_shell,
-        "docker": source_shell.settings_in_dockerfile,
+        "python": source_python.in_python,
+        "notebook": source_python.in_notebook,
+        "shell": source_shell.in_shell,
+        "docker": source_containers.in_dockerfile,
+        "compose": source_containers.in_compose,
     }[kind_of(file) or "python"]
-    return list(reader(str(file), text))
+    try:
+        return list(reader(str(file), text))
+    except RecursionError:
+        raise Unavailable("nested too deeply") from None
 
 
 _TESTS = re.compile(r"(^|/)(tests?|testing)(/|$)|(^|/)(test_[^/]*|[^/]*_test|conftest)\.\w+$")

@@ -1,16 +1,19 @@
-"""Settings of GPU variables in Python files and notebooks, read from the syntax tree; nothing is run."""
+"""Settings in Python files and notebooks, read from the syntax tree; nothing is run."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import re
 from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.environment import VARIABLES
-from vlmdoctor.evidence.source import Setting, is_test
+from vlmdoctor.evidence.source import OnCpu, Setting, is_test
+from vlmdoctor.evidence.source_cpu import on_cpu
+from vlmdoctor.evidence.source_flow import Event, Statement, before, events, statements
+from vlmdoctor.evidence.source_watched import is_watched, read_by_cuda, readers
 
 _TRAINS = re.compile(
     r"\.backward\(|\boptimizer\.step\(|\boptim\w*\.(Adam|SGD|RMS)|\b\w*Trainer\(|\btrainer\.(train|fit)\("
@@ -19,41 +22,59 @@ _TRAINS = re.compile(
 _TORCH = re.compile(
     r"^\s*(import|from)\s+(torch|transformers|lightning|pytorch_lightning|accelerate|timm|peft)\b", re.M
 )
+# What is set for other processes that the file starts is read by these, whatever this one has read before.
+_STARTS_PROCESSES = re.compile(
+    r"\bsubprocess\b|\bmultiprocessing\b|\bmp\.spawn\b|\bos\.(system|exec\w+|spawn\w+)\(|\bPopen\b"
+)
 _MAGIC = re.compile(r"^\s*%(?:set_)?env\s+(\w+)\s*(?:=\s*|\s)(.*?)\s*$")
 # Cell magics after which the cell is still Python of this kernel.
 _TRANSPARENT = ("%%time", "%%timeit", "%%capture", "%%prun")
 
 
-def settings_in_python(file: str, text: str) -> Iterator[Setting]:
-    """The settings in a Python file; raises `Unavailable` where it is not valid Python."""
-    found = list(_in_tree(file, text, _parsed(text)))
-    yield from _finished(found, text)
+def in_python(file: str, text: str) -> Iterator[Setting | OnCpu]:
+    """What a Python file sets and keeps on the CPU; raises `Unavailable` where it is not valid Python."""
+    found = statements(_parsed(text))
+    yield from _finished(list(_settings(file, text, found, events(found))), text)
+    yield from _kept_on_cpu(file, text, found)
 
 
-def settings_in_notebook(file: str, text: str) -> Iterator[Setting]:
-    """The settings in the code cells of a notebook: Python and the %env magic."""
+def in_notebook(file: str, text: str) -> Iterator[Setting | OnCpu]:
+    """The same for the code cells of a notebook: Python and the %env magic, as if run from top to bottom."""
     found: list[Setting] = []
-    cells = _code_cells(text)
-    for number, code in cells:
-        lines = code.splitlines()
-        if lines and lines[0].startswith("%%"):
-            if not lines[0].startswith(_TRANSPARENT):
-                continue
-            lines[0] = ""
+    kept: list[OnCpu] = []
+    happened: list[Event] = []
+    cells = [(number, _lines_of(code)) for number, code in _code_cells(text)]
+    whole = "\n".join("\n".join(lines) for _, lines in cells)
+    # Lines are counted through all cells, so that what an earlier cell did comes before.
+    offset = 0
+    for number, lines in cells:
         for i, line in enumerate(lines):
             magic = _MAGIC.match(line)
-            if magic and magic[1] in VARIABLES:
+            if magic and is_watched(magic[1]):
                 value = None if "$" in magic[2] or "{" in magic[2] else magic[2]
-                found.append(Setting(file, i + 1, magic[1], value, line.strip(), cell=number))
+                late = _late(magic[1], happened, offset + i + 1, None)
+                found.append(Setting(file, i + 1, magic[1], value, line.strip(), cell=number, late=late))
             if line.lstrip().startswith(("%", "!", "?")):
                 lines[i] = line[: len(line) - len(line.lstrip())] + "pass"
         python = "\n".join(lines)
-        try:
-            tree = _parsed(python)
-        except Unavailable:
-            continue
-        found += [dataclasses.replace(setting, cell=number) for setting in _in_tree(file, python, tree)]
-    yield from _finished(found, "\n".join(code for _, code in cells))
+        with contextlib.suppress(Unavailable):
+            inside = statements(_parsed(python))
+            happened += [dataclasses.replace(e, line=e.line + offset) for e in events(inside)]
+            for setting in _settings(file, python, inside, happened, offset):
+                found.append(dataclasses.replace(setting, cell=number))
+            for place in _kept_on_cpu(file, python, inside, whole, offset):
+                kept.append(dataclasses.replace(place, cell=number))
+        offset += len(lines)
+    yield from _finished(found, whole)
+    yield from kept
+
+
+def _lines_of(code: str) -> list[str]:
+    """The lines of a cell that are Python of this kernel: none where a magic makes it something else."""
+    lines = code.splitlines()
+    if lines and lines[0].startswith("%%"):
+        return ["", *lines[1:]] if lines[0].startswith(_TRANSPARENT) else []
+    return lines
 
 
 def _parsed(text: str) -> ast.Module:
@@ -81,46 +102,50 @@ def _code_cells(text: str) -> list[tuple[int, str]]:
 def _finished(found: list[Setting], text: str) -> Iterator[Setting]:
     """Adds what only the whole file tells: whether it trains, and whether a setting is undone later."""
     trains, uses_torch = bool(_TRAINS.search(text)), bool(_TORCH.search(text))
+    for_others = bool(_STARTS_PROCESSES.search(text))
     found = sorted(found, key=lambda setting: (setting.cell or 0, setting.line))
     for i, setting in enumerate(found):
         undone = any(later.name == setting.name and later.condition is None for later in found[i + 1 :])
         yield dataclasses.replace(
             setting,
             undone=undone,
+            late=None if for_others else setting.late,
             trains=trains,
             uses_torch=uses_torch,
             in_tests=is_test(setting.file),
         )
 
 
-def _in_tree(file: str, text: str, tree: ast.Module) -> Iterator[Setting]:
+def _settings(
+    file: str, text: str, found: list[Statement], happened: list[Event], offset: int = 0
+) -> Iterator[Setting]:
     lines = text.splitlines()
-    called = {ast.unparse(node.func).split(".")[-1] for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node, conditions in _with_conditions(tree, (), called):
+    for statement in found:
+        node = statement.node
         for name, value in _set_by(node):
-            if name in VARIABLES:
+            if is_watched(name):
                 code = lines[node.lineno - 1].strip() if node.lineno <= len(lines) else ""
-                condition = " and ".join(conditions) or None
-                yield Setting(file, node.lineno, name, value, code, condition=condition)
+                condition = " and ".join(statement.conditions) or None
+                late = _late(name, happened, node.lineno + offset, statement.function)
+                yield Setting(file, node.lineno, name, value, code, condition=condition, late=late)
 
 
-def _with_conditions(
-    node: ast.AST, conditions: tuple[str, ...], called: set[str]
-) -> Iterator[tuple[ast.stmt, tuple[str, ...]]]:
-    """Every statement with the conditions that it stands under."""
-    for child in ast.iter_child_nodes(node):
-        inner = conditions
-        if isinstance(node, ast.If) and child is not node.test:
-            test = ast.unparse(node.test)
-            if "__name__" not in test:
-                inner = (*conditions, f"not ({test})" if child in node.orelse else test)
-        elif isinstance(node, ast.ExceptHandler):
-            inner = (*conditions, "an exception")
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in called:
-            inner = (*conditions, f"{node.name}() being called")
-        if isinstance(child, ast.stmt):
-            yield child, inner
-        yield from _with_conditions(child, inner, called)
+def _late(name: str, happened: list[Event], line: int, function: str | None) -> str | None:
+    """What came before a line and has read the variable already, in words; None where nothing has."""
+    libraries = readers(name)
+    for event in before(happened, line, function):
+        if event.library in libraries or (event.library is None and read_by_cuda(name)):
+            return event.what
+    return None
+
+
+def _kept_on_cpu(
+    file: str, text: str, found: list[Statement], whole: str | None = None, offset: int = 0
+) -> Iterator[OnCpu]:
+    lines = text.splitlines()
+    for line, what in on_cpu(text, found, whole, offset):
+        code = lines[line - 1].strip() if line <= len(lines) else ""
+        yield OnCpu(file, line, what, code, in_tests=is_test(file))
 
 
 def _set_by(statement: ast.stmt) -> Iterator[tuple[str, str | None]]:

@@ -30,7 +30,7 @@ def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
     where the file uses torch but does not train by itself. Silent about values that are no constants, about
     lines under a condition that chooses the CPU, in functions that the file does not call, and about what a
     later line sets again; in tests, and in files without torch, a mere note. Whether torch was initialised
-    before the line runs, so that it comes too late to hide anything, is not examined.
+    before, so that the line hides nothing any more, is `setting-too-late`.
 
     ## What to do
     Remove the line. To choose GPUs, set the variable outside of the script, before it starts:
@@ -43,6 +43,7 @@ def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
             or setting.value is None
             or not sees_nothing(setting.value)
             or setting.undone
+            or setting.late
         ):
             continue
         if setting.condition is not None and _DELIBERATE.search(setting.condition):

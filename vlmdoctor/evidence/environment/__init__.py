@@ -1,0 +1,167 @@
+"""The machine as seen without importing torch and without touching CUDA in this process: one snapshot."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.environment.facts import (
+    Driver,
+    Extension,
+    Folder,
+    Gpu,
+    Host,
+    Library,
+    Live,
+    Nvml,
+    PciGpu,
+    Process,
+    Torch,
+)
+from vlmdoctor.evidence.environment.variables import VARIABLES, kept_variables
+
+DEPTH = "static"
+
+__all__ = [
+    "DEPTH",
+    "VARIABLES",
+    "Driver",
+    "Environment",
+    "Extension",
+    "Folder",
+    "Gpu",
+    "Host",
+    "Library",
+    "Live",
+    "Nvml",
+    "PciGpu",
+    "Process",
+    "Torch",
+    "probe",
+    "snapshot",
+]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A snapshot of the machine. What is None was not seen, and `unseen` may tell why.
+
+    Attributes:
+        origin: Where it comes from, in words: `this machine`, `a report of torch's collect_env` and so on.
+        python: Version of Python.
+        platform: Operating system and processor, such as `Linux x86_64`.
+        kernel: Release of the operating system's kernel.
+        container: `docker`, `kubernetes`, `apptainer`, `wsl` or `colab`; None on a plain machine.
+        variables: Environment variables that matter to training; secrets are never kept.
+        packages: Installed package -> version, torch's with its build (`2.13.0+cpu`).
+        requires: Package -> what it says it needs of the other packages looked at.
+        torch: The installed torch; None without one.
+        gpus: NVIDIA GPUs.
+        pci: Display controllers on the PCI bus; None where it can't be read.
+        driver: The NVIDIA driver; None without one.
+        nvml: What became of asking the driver.
+        live: What became of starting CUDA (`--live`).
+        libraries: Shared libraries that shadow those of torch.
+        extensions: Compiled extensions of torch.
+        openmp: Files of OpenMP runtimes other than torch's own.
+        accelerate_cpu: The accelerate configuration that forces the CPU, if there is one.
+        host: What the machine allows; None where a report does not tell it.
+        other_accelerator: An accelerator of another maker, in words; None without one.
+        unseen: Field -> why it is not known.
+    """
+
+    origin: str = "this machine"
+    python: str = ""
+    platform: str = ""
+    kernel: str | None = None
+    container: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    torch: Torch | None = None
+    gpus: tuple[Gpu, ...] = ()
+    pci: tuple[PciGpu, ...] | None = None
+    driver: Driver | None = None
+    nvml: Nvml | None = None
+    live: Live | None = None
+    libraries: tuple[Library, ...] = ()
+    extensions: tuple[Extension, ...] = ()
+    openmp: tuple[str, ...] = ()
+    accelerate_cpu: str | None = None
+    host: Host | None = None
+    other_accelerator: str | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models of the GPUs."""
+        return tuple(gpu.name for gpu in self.gpus)
+
+    @property
+    def cpus(self) -> int:
+        """Processors that this process may run on."""
+        return self.host.cpus if self.host is not None else 1
+
+    @property
+    def torch_cuda(self) -> str | None:
+        """The CUDA version that torch was built for."""
+        return self.torch.cuda if self.torch is not None else None
+
+    def need(self, *fields: str) -> None:
+        """Raises `Unavailable`, so that a rule is skipped with the reason, where a field was not seen."""
+        for name in fields:
+            if name in self.unseen:
+                raise Unavailable(self.unseen[name])
+
+
+def probe(subject: object, gather: Callable[[type], object]) -> Environment:
+    """This machine's snapshot."""
+    return snapshot()
+
+
+def snapshot(
+    root: Path = Path("/"),
+    environ: Mapping[str, str] | None = None,
+    site: Sequence[str] | None = None,
+    work: Path | None = None,
+) -> Environment:
+    """Reads what files tell: the machine under `root`, variables `environ`, packages in the folders `site`.
+
+    The driver itself is asked by `vlmdoctor.evidence.environment.nvml`, and CUDA by `.live`; both may take
+    long, and this does not.
+    """
+    from vlmdoctor.evidence.environment import devices, host, libraries, packages, torch_wheel
+
+    environ = os.environ if environ is None else environ
+    site = [entry or "." for entry in sys.path] if site is None else site
+    found = packages.installed(site)
+    torch = torch_wheel.read(site, found)
+    versions = found.versions
+    if torch is not None and torch.version:
+        versions = {**versions, "torch": torch.version}
+    container = devices.container(root, environ)
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        kernel=platform.release() or None,
+        container=container,
+        variables=kept_variables(environ),
+        packages=versions,
+        requires=found.requires,
+        torch=torch,
+        gpus=devices.gpus(root, container not in (None, "wsl")),
+        pci=devices.pci(root),
+        driver=devices.driver(root, environ),
+        libraries=libraries.shadowing(root, environ, site),
+        extensions=libraries.extensions(site, found, torch),
+        openmp=libraries.openmp(site),
+        accelerate_cpu=packages.accelerate_on_cpu(root, environ),
+        host=host.read(root, environ, work or Path.cwd()),
+        other_accelerator=devices.other_accelerator(root),
+        unseen={"nvml": "the driver was not asked", "live": "CUDA was not started (--live does that)"},
+    )

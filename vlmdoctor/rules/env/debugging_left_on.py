@@ -1,0 +1,67 @@
+"""Variables from debugging that slow every run down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import laptop, workstation
+
+SLOWS = {
+    "CUDA_LAUNCH_BLOCKING": "the processor waits for every kernel",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "each tensor is asked of the driver",
+    "TORCH_CUDA_SANITIZER": "each kernel is checked for races",
+    "TORCH_DISTRIBUTED_DEBUG": "every collective is checked",
+}
+OFF = ("", "0", "off", "false", "info")
+
+
+@rule("debugging-left-on", "ENV404")
+def debugging_left_on(environment: Environment) -> Iterator[Finding]:
+    """A variable that helps to debug is set, and makes every run slower.
+
+    ## Why it matters
+    CUDA_LAUNCH_BLOCKING=1 makes the processor wait for each kernel: a run can take several times as long
+    (https://github.com/ByteDance-Seed/VeOmni/issues/115,
+    https://github.com/jishengpeng/WavTokenizer/issues/17). TORCH_DISTRIBUTED_DEBUG=DETAIL checks every
+    collective; PYTORCH_NO_CUDA_MEMORY_CACHING asks the driver for each tensor.
+
+    ## How sure it is
+    The variables are set for every program that this shell starts. A warning, since it may be wanted right
+    now. Silent without a GPU.
+
+    ## What to do
+    Unset the variable in this shell when the debugging is over.
+    """
+    environment.need("variables")
+    if not environment.gpus:
+        return
+    for name, effect in SLOWS.items():
+        value = environment.variables.get(name, "")
+        if value.lower() in OFF:
+            continue
+        yield Finding(
+            message=f"{name}={value} is left on: {effect}",
+            severity=Severity.WARNING,
+            at=(name,),
+            measured={"value": value},
+            cause="it is set in the environment that runs are started from",
+            fix=Fix("take it away", (f"unset {name}",)),
+        )
+
+
+@debugging_left_on.bad
+def blocking() -> Environment:
+    return workstation(variables={"CUDA_LAUNCH_BLOCKING": "1"})
+
+
+@debugging_left_on.good
+def switched_off() -> Environment:
+    return workstation(variables={"CUDA_LAUNCH_BLOCKING": "0"})
+
+
+@debugging_left_on.good
+def no_gpu() -> Environment:
+    return laptop(variables={"CUDA_LAUNCH_BLOCKING": "1"})

@@ -1,0 +1,61 @@
+"""A driver that is too old for the CUDA version of the wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Driver, Environment
+from vlmdoctor.evidence.environment.reading import numbers
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env.torch_without_gpu_support import reinstall
+
+LEAST = {13: 580, 12: 525, 11: 450, 10: 410}
+
+
+@rule("driver-too-old", "ENV202", explains=("cuda-does-not-start", "wheel-lacks-gpu-arch"))
+def driver_too_old(environment: Environment) -> Iterator[Finding]:
+    """The NVIDIA driver is older than the CUDA version that torch was built for can run on.
+
+    ## Why it matters
+    torch says "The NVIDIA driver on your system is too old" once, as a warning, and goes on without a GPU
+    (https://github.com/pytorch/pytorch/issues/43058, https://github.com/pytorch/pytorch/issues/37320). It
+    comes with every new torch on a machine whose driver somebody else keeps.
+
+    ## How sure it is
+    By NVIDIA's minor-version compatibility any CUDA 12 runs on a driver from 525 on, CUDA 13 from 580, CUDA
+    11 from 450; versions are compared number by number. Silent where the compatibility package (cuda-compat)
+    is what is loaded.
+
+    ## What to do
+    Install a newer driver, or a torch built for an older CUDA.
+    """
+    environment.need("torch")
+    driver = environment.driver
+    cuda = numbers(environment.torch_cuda or "")
+    version = numbers((driver.version or "") if driver else "")
+    # Windows numbers its drivers alike; Jetson and WSL have versions of their own but keep the same scale.
+    if driver is None or not cuda or not version or cuda[0] not in LEAST:
+        return
+    if version[0] >= LEAST[cuda[0]] or "compat" in (driver.libcuda or ""):
+        return
+    yield Finding(
+        message=f"driver {driver.version} is too old for torch built for CUDA {environment.torch_cuda}",
+        severity=Severity.ERROR,
+        at=("NVIDIA driver", "torch"),
+        measured={"driver": driver.version, "cuda": environment.torch_cuda},
+        threshold={"driver": f">= {LEAST[cuda[0]]}"},
+        cause=f"CUDA {cuda[0]} needs a driver from {LEAST[cuda[0]]} on",
+        fix=Fix("install a newer driver, or the torch that this driver can run", (reinstall(environment),)),
+    )
+
+
+@driver_too_old.bad
+def cuda_13_on_550() -> Environment:
+    return workstation(driver=Driver("550.54.15", "550.54.15", nodes=("nvidia-uvm", "nvidia0")))
+
+
+@driver_too_old.good
+def just_new_enough() -> Environment:
+    return workstation(driver=Driver("580.65.06", "580.65.06", nodes=("nvidia-uvm", "nvidia0")))

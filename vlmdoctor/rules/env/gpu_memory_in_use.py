@@ -1,0 +1,77 @@
+"""GPU memory that somebody else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment, Gpu, Process
+from vlmdoctor.evidence.visible_devices import VARIABLE, read
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import GIB, card, workstation
+
+
+@rule("gpu-memory-in-use", "ENV213")
+def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
+    """Much of a GPU's memory is already in use before training starts.
+
+    ## Why it matters
+    The run dies of "CUDA out of memory" while loading, because a run of yesterday, a notebook or somebody
+    else still holds the memory (https://github.com/qizhou000/VisEdit/issues/5,
+    https://github.com/pytorch/pytorch/issues/5736).
+
+    ## How sure it is
+    Measured by NVML now. A warning from a tenth of the memory on, or from 2 GiB, if it is a GPU that this
+    environment may use. Memory in use without a program to see means a program in another container, or one
+    that died and left it.
+
+    ## What to do
+    End the programs that hold the memory, or choose another GPU.
+    """
+    value = environment.variables.get(VARIABLE)
+    usable = range(len(environment.gpus))
+    if value is not None:
+        reading = read(value, len(environment.gpus), [gpu.uuid or "" for gpu in environment.gpus])
+        usable = usable if reading.visible is None else reading.visible
+    taken = [(i, gpu) for i in usable if _is_taken(gpu := environment.gpus[i])]
+    if not taken:
+        return
+    programs = [
+        f"{process.name or 'program'} ({process.pid})" for _, gpu in taken for process in gpu.processes or ()
+    ]
+    index, worst = max(taken, key=lambda found: found[1].used or 0)
+    room = f"{(worst.used or 0) / GIB:.1f} of {(worst.memory or 0) / GIB:.0f} GiB"
+    others = f" ({len(taken)} GPUs are so used)" if len(taken) > 1 else ""
+    yield Finding(
+        message=f"GPU {index}: {room} are already in use{others}",
+        severity=Severity.WARNING,
+        at=tuple(f"GPU {i}: {gpu.name}" for i, gpu in taken),
+        measured={
+            "used_gib": [round((gpu.used or 0) / GIB, 1) for _, gpu in taken],
+            "programs": programs or "none to be seen",
+        },
+        cause="other programs hold it"
+        if programs
+        else "a program in another container holds it, or one that died has left it",
+        fix=Fix("end them, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
+    )
+
+
+def _is_taken(gpu: Gpu) -> bool:
+    return bool(gpu.memory and gpu.used and gpu.used >= max(gpu.memory / 10, 2 * GIB))
+
+
+@gpu_memory_in_use.bad
+def a_notebook_holds_it() -> Environment:
+    holder = Process(4711, "python", 30 * GIB)
+    return workstation(gpus=(card(used=31 * GIB, processes=(holder,)), card(1)))
+
+
+@gpu_memory_in_use.good
+def another_gpu_was_chosen() -> Environment:
+    return workstation(gpus=(card(used=31 * GIB), card(1)), variables={VARIABLE: "1"})
+
+
+@gpu_memory_in_use.good
+def the_desktop() -> Environment:
+    return workstation(gpus=(card(used=GIB), card(1)))

@@ -1,0 +1,68 @@
+"""Variables of a launcher, and no launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import laptop
+
+_LAUNCHERS = (
+    *("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PET_NNODES"),
+    *("LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"),
+)
+
+
+@rule("launcher-variables-left", "ENV403")
+def launcher_variables_left(environment: Environment) -> Iterator[Finding]:
+    """WORLD_SIZE says that there are other processes, and nothing has started any.
+
+    ## Why it matters
+    The first thing that asks torch.distributed waits for the others, for half an hour, without a word
+    (https://github.com/pytorch/examples/issues/458). RANK and WORLD_SIZE are left over in a shell, or set by
+    a cluster for other reasons.
+
+    ## How sure it is
+    WORLD_SIZE above 1, and no trace of torchrun, SLURM, MPI or Kubernetes' training operator in this
+    environment. Where the other processes are started by hand, this is right: a warning.
+
+    ## What to do
+    Unset them in this shell, or start the training by torchrun.
+    """
+    environment.need("variables")
+    variables = environment.variables
+    size = variables.get("WORLD_SIZE", "")
+    if not size.isdecimal() or int(size[:9]) < 2 or any(name in variables for name in _LAUNCHERS):
+        return
+    if environment.container == "kubernetes" and "MASTER_ADDR" in variables:
+        return
+    names = [
+        name
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name in variables
+    ]
+    yield Finding(
+        message=f"WORLD_SIZE is {size}, and no launcher is at work: training would wait",
+        severity=Severity.WARNING,
+        at=tuple(names),
+        measured={name: variables[name] for name in names if name != "MASTER_ADDR"},
+        cause="the variables are left over from an earlier start, or set by hand",
+        fix=Fix("take them away, or start by torchrun", (f"unset {' '.join(names)}",)),
+    )
+
+
+@launcher_variables_left.bad
+def left_in_the_shell() -> Environment:
+    return laptop(variables={"RANK": "0", "WORLD_SIZE": "4"})
+
+
+@launcher_variables_left.good
+def under_torchrun() -> Environment:
+    return laptop(variables={"RANK": "0", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"})
+
+
+@launcher_variables_left.good
+def one_process() -> Environment:
+    return laptop(variables={"RANK": "0", "WORLD_SIZE": "1"})

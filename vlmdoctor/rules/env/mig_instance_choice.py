@@ -1,0 +1,74 @@
+"""GPUs split into MIG instances, of which a process can use one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.evidence.visible_devices import VARIABLE
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import card, workstation
+
+
+@rule("mig-instance-choice", "ENV106", explains=("cuda-does-not-start",))
+def mig_instance_choice(environment: Environment) -> Iterator[Finding]:
+    """A GPU is in MIG mode without an instance, or several instances are chosen where only one can be used.
+
+    ## Why it matters
+    In MIG mode a GPU itself can't run anything: without an instance CUDA sees no device. And CUDA gives a
+    process one MIG instance, however many CUDA_VISIBLE_DEVICES lists
+    (https://github.com/pytorch/pytorch/issues/92315).
+
+    ## How sure it is
+    The mode and the instances are NVML's. In a container, instances that were not passed in are not listed,
+    which comes to the same. Several instances in the variable are a warning: a launcher may hand them out.
+
+    ## What to do
+    Make an instance, or switch MIG off; list one instance per process.
+    """
+    environment.need("nvml")
+    split = [gpu for gpu in environment.gpus if gpu.mig]
+    if environment.nvml is None or environment.nvml.state != "answered":
+        return
+    if split and len(split) == len(environment.gpus) and not any(gpu.mig_devices for gpu in split):
+        yield Finding(
+            message="MIG is on and there is no MIG instance: CUDA sees no device",
+            severity=Severity.ERROR,
+            at=tuple(gpu.name for gpu in split),
+            measured={"mig": True, "instances": 0},
+            cause="a GPU in MIG mode runs nothing outside of an instance",
+            fix=Fix(
+                "make an instance of the whole GPU, or switch MIG off",
+                ("sudo nvidia-smi mig -cgi 0 -C", "sudo nvidia-smi -mig 0"),
+            ),
+        )
+    chosen = [
+        entry for entry in environment.variables.get(VARIABLE, "").split(",") if entry.startswith("MIG-")
+    ]
+    if len(chosen) > 1:
+        yield Finding(
+            message=f"{VARIABLE} lists {len(chosen)} MIG instances, and a process can use one",
+            severity=Severity.WARNING,
+            at=(VARIABLE,),
+            measured={"instances": len(chosen)},
+            cause="CUDA gives a process the first instance only",
+            fix=Fix("start one process per instance", (f"{VARIABLE}={chosen[0]} python train.py",)),
+        )
+
+
+@mig_instance_choice.bad
+def split_into_nothing() -> Environment:
+    return workstation(gpus=(card(mig=True),))
+
+
+@mig_instance_choice.bad
+def two_instances() -> Environment:
+    split = card(mig=True, mig_devices=("MIG-1c5b", "MIG-2d6c"))
+    return workstation(gpus=(split,), variables={VARIABLE: "MIG-1c5b,MIG-2d6c"})
+
+
+@mig_instance_choice.good
+def one_instance() -> Environment:
+    split = card(mig=True, mig_devices=("MIG-1c5b", "MIG-2d6c"))
+    return workstation(gpus=(split,), variables={VARIABLE: "MIG-1c5b"})

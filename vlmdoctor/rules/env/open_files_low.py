@@ -1,0 +1,61 @@
+"""A low limit of open files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import HOST, laptop, workstation
+
+
+@rule("open-files-low", "ENV502")
+def open_files_low(environment: Environment) -> Iterator[Finding]:
+    """The limit of open files is lower than many DataLoader workers need.
+
+    ## Why it matters
+    Each tensor that a worker passes on holds a file open: "received 0 items of ancdata", "Too many open
+    files" (https://github.com/pytorch/pytorch/issues/973).
+
+    ## How sure it is
+    The soft limit of this process. Below 1024 a warning; the usual 1024 is a remark, on a machine with a GPU
+    only.
+
+    ## What to do
+    Raise the soft limit in the shell that starts the run.
+    """
+    environment.need("host")
+    soft = environment.host.open_files if environment.host else None
+    if soft is None or soft >= 4096 or (soft >= 1024 and not environment.gpus):
+        return
+    hard = environment.host.open_files_hard if environment.host else None
+    yield Finding(
+        message=f"at most {soft} files can be open: too few for many DataLoader workers",
+        severity=Severity.WARNING if soft < 1024 else Severity.INFO,
+        at=("ulimit -n",),
+        measured={"soft": soft, "hard": hard if hard is not None else "no limit"},
+        threshold={"soft": ">= 4096"},
+        cause="it is the system's default" if soft == 1024 else "somebody lowered it",
+        fix=Fix("raise it", (f"ulimit -n {min(hard or 65536, 65536)}",)),
+    )
+
+
+def _with_files(soft: int) -> Environment:
+    return workstation(host=dataclasses.replace(HOST, open_files=soft))
+
+
+@open_files_low.bad
+def lowered() -> Environment:
+    return _with_files(256)
+
+
+@open_files_low.good
+def raised() -> Environment:
+    return _with_files(65536)
+
+
+@open_files_low.good
+def laptop_with_the_default() -> Environment:
+    return laptop(host=dataclasses.replace(HOST, open_files=1024))

@@ -1,0 +1,52 @@
+"""Two OpenMP runtimes in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import laptop
+
+VARIABLE = "KMP_DUPLICATE_LIB_OK"
+
+
+@rule("openmp-twice", "ENV307")
+def openmp_twice(environment: Environment) -> Iterator[Finding]:
+    """A variable silences the warning about two OpenMP runtimes in one process.
+
+    ## Why it matters
+    Another package brings a second OpenMP runtime beside torch's: the process stops with "OMP: Error #15",
+    or, with KMP_DUPLICATE_LIB_OK set to silence it, may hang or compute wrong numbers
+    (https://github.com/dmlc/xgboost/issues/1715).
+
+    ## How sure it is
+    The variable is read; which packages bring a second runtime is listed where they were found. Many programs
+    run well with both: a warning, as Intel's own message has it.
+
+    ## What to do
+    Take the variable away and see whether the error comes; then remove the second runtime.
+    """
+    environment.need("variables")
+    value = environment.variables.get(VARIABLE, "")
+    if value.lower() not in ("true", "1", "yes"):
+        return
+    yield Finding(
+        message=f"{VARIABLE} is set: two OpenMP runtimes may be at work in one process",
+        severity=Severity.WARNING,
+        at=(VARIABLE, *environment.openmp),
+        measured={"value": value, "runtimes": list(environment.openmp) or "not found by name"},
+        cause="somebody silenced OMP: Error #15 with it",
+        fix=Fix("take it away; if the error comes back, remove the second runtime", (f"unset {VARIABLE}",)),
+    )
+
+
+@openmp_twice.bad
+def silenced() -> Environment:
+    return laptop(variables={VARIABLE: "TRUE"}, openmp=("intel_openmp.libs/libiomp5.so",))
+
+
+@openmp_twice.good
+def a_second_runtime_that_does_no_harm() -> Environment:
+    return laptop(openmp=("sklearn/.dylibs/libomp.dylib",))

@@ -1,0 +1,80 @@
+"""Traces of two installs of torch over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment, Torch
+from vlmdoctor.evidence.environment.reading import numbers
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import workstation
+
+
+@rule("two-torch-installs", "ENV304")
+def two_torch_installs(environment: Environment) -> Iterator[Finding]:
+    """Two versions of torch, or libraries for two CUDA generations, are installed over each other.
+
+    ## Why it matters
+    An install that pulled in another torch leaves both halves: libraries for CUDA 12 beside those for 13, or
+    two sets of metadata for one torch. What is imported is a mixture
+    (https://github.com/NVIDIA/TensorRT-LLM/issues/9318, https://github.com/pytorch/pytorch/issues/28321).
+
+    ## How sure it is
+    Two records of torch in one folder are an error: files of both are there. nvidia packages for another CUDA
+    than torch's, complete enough to have its cuDNN or cuBLAS, are a remark: they take space and are loaded
+    only by accident.
+
+    ## What to do
+    Uninstall both versions, then install the one that is wanted.
+    """
+    environment.need("torch", "packages")
+    torch = environment.torch
+    if torch is None:
+        return
+    if len(torch.recorded) > 1:
+        yield Finding(
+            message=f"{len(torch.recorded)} versions of torch are recorded in one folder",
+            severity=Severity.ERROR,
+            at=("torch",),
+            measured={"recorded": list(torch.recorded), "imported": torch.version},
+            cause="one install went over another that was not removed",
+            fix=Fix(
+                "remove both and install one",
+                ("pip uninstall -y torch; pip uninstall -y torch", "pip install torch"),
+            ),
+        )
+    families = {
+        name.rpartition("-cu")[2]
+        for name in environment.packages
+        if name.startswith(("nvidia-cudnn-cu", "nvidia-cublas-cu")) and name.rpartition("-cu")[2].isdecimal()
+    }
+    major = (numbers(torch.cuda or "") or (None,))[0]
+    others = sorted(families - {str(major)})
+    if major is not None and others and str(major) in families:
+        yield Finding(
+            message=f"libraries for CUDA {', '.join(others)} are installed beside those for CUDA {major}",
+            severity=Severity.INFO,
+            at=tuple(f"nvidia-*-cu{other}" for other in others),
+            measured={"torch_cuda": torch.cuda},
+            cause="another package, or an earlier torch, brought them",
+            fix=Fix("remove them if nothing else needs them", (f"pip list | grep -e '-cu{others[0]}'",)),
+        )
+
+
+@two_torch_installs.bad
+def one_over_another() -> Environment:
+    torch = Torch(
+        "2.13.0+cu130", "13.0", archs=("sm_86",), folder="/venv/torch", recorded=("2.12.1", "2.13.0+cu130")
+    )
+    return workstation(torch=torch)
+
+
+@two_torch_installs.bad
+def two_generations() -> Environment:
+    return workstation(packages={"nvidia-cudnn-cu12": "9.10.2.21", "nvidia-cudnn-cu13": "9.19.0.56"})
+
+
+@two_torch_installs.good
+def one_generation() -> Environment:
+    return workstation(packages={"nvidia-cudnn-cu13": "9.19.0.56", "nvidia-cublas": "13.1.0.3"})

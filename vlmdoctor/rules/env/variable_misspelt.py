@@ -1,0 +1,57 @@
+"""Environment variables that look like known ones and are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.evidence.known_variables import meant_by
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import laptop
+
+
+@rule("variable-misspelt", "ENV401")
+def variable_misspelt(environment: Environment) -> Iterator[Finding]:
+    """A variable's name is almost, but not quite, one that torch, CUDA, NCCL or a library reads.
+
+    ## Why it matters
+    A misspelt variable does nothing, and nobody says so: `NCCL_P2P5ISABLE`, `NCCL_IB-DISABLE`
+    (https://github.com/cocktailpeanut/fluxgym/issues/283), `CUDA_VISIBLE_DEVICE`.
+
+    ## How sure it is
+    Compared with a list of the names that are read: one or two letters off, in a name that is not itself
+    known. Names that differ by a number only are left alone. A variable of somebody's own that is so close to
+    a known one is reported too: a warning.
+
+    ## What to do
+    Correct the name where it is set: shell profile, job script, container definition.
+    """
+    environment.need("variables")
+    for name, value in environment.variables.items():
+        meant = meant_by(name)
+        if meant is None or meant in environment.variables:
+            continue
+        yield Finding(
+            message=f"{name} is read by nothing: {meant} was probably meant",
+            severity=Severity.WARNING,
+            at=(name,),
+            measured={"set_to": value},
+            cause="the name is misspelt, so that the setting has no effect",
+            fix=Fix("set the right one", (f"unset {name}; export {meant}={value}",)),
+        )
+
+
+@variable_misspelt.bad
+def one_letter_short() -> Environment:
+    return laptop(variables={"CUDA_VISIBLE_DEVICE": "0"})
+
+
+@variable_misspelt.bad
+def a_slip_of_the_finger() -> Environment:
+    return laptop(variables={"NCCL_P2P5ISABLE": "1"})
+
+
+@variable_misspelt.good
+def known_and_foreign_names() -> Environment:
+    return laptop(variables={"CUDA_HOME": "/usr/local/cuda", "CUDA_PATH_V12_8": "x", "NCCL_MY_OWN": "1"})

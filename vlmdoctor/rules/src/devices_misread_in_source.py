@@ -1,0 +1,80 @@
+"""A file that chooses GPUs in a way that is not understood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.source import Setting, Source
+from vlmdoctor.evidence.visible_devices import VARIABLE, read
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("devices-misread-in-source", "SRC103")
+def devices_misread_in_source(source: Source) -> Iterator[Finding]:
+    """A file sets CUDA_VISIBLE_DEVICES, or NVIDIA_VISIBLE_DEVICES, to something else than it seems to say.
+
+    ## Why it matters
+    `0-3` is read as 0, and the job runs on one GPU; a compose file in list syntax keeps the quotes of `-
+    CUDA_VISIBLE_DEVICES="0,1"`, and nothing is left (https://github.com/InternLM/MindSearch/issues/182,
+    https://github.com/YanWenKun/ComfyUI-Docker/issues/60). `NVIDIA_VISIBLE_DEVICES=void` in an image keeps
+    all GPUs out (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104).
+
+    ## How sure it is
+    The value is read as torch reads it, for a machine with any number of GPUs. A warning, for the machine is
+    not known; silent in tests, under conditions that choose, and about what a later line sets again. Values
+    that hide all GPUs are `gpu-hidden-in-source`, where nothing better is known.
+
+    ## What to do
+    List the numbers of the GPUs, separated by commas and nothing else.
+    """
+    for setting in source.settings:
+        if setting.value is None or setting.undone or setting.late or _deliberate(setting):
+            continue
+        if setting.name == "NVIDIA_VISIBLE_DEVICES" and setting.value in ("void", "none"):
+            yield _finding(setting, "the container gets no GPU", "all")
+        if setting.name != VARIABLE:
+            continue
+        reading = read(setting.value)
+        if reading.crashes:
+            yield _finding(setting, "torch raises ValueError on it", None)
+        elif reading.meant and reading.visible and read(reading.meant).visible != reading.visible:
+            yield _finding(
+                setting, f"torch reads only GPU {', '.join(map(str, reading.visible))}", reading.meant
+            )
+
+
+def _deliberate(setting: Setting) -> bool:
+    """Whether it stands in a test, or in a function that the file does not call."""
+    return setting.in_tests or "being called" in (setting.condition or "")
+
+
+def _finding(setting: Setting, effect: str, meant: str | None) -> Finding:
+    return Finding(
+        message=f'{setting.name} is set to "{setting.value}": {effect}',
+        severity=Severity.WARNING,
+        at=(setting.name, f"cell {setting.cell}") if setting.cell else (setting.name,),
+        file=setting.file,
+        line=setting.line,
+        measured={"value": setting.value},
+        cause=f"the file itself sets it: {setting.code}",
+        fix=Fix("you probably meant", (f"{setting.name}={meant}",)) if meant else Fix("take the line away"),
+    )
+
+
+@devices_misread_in_source.bad
+def a_range() -> Source:
+    line = "export CUDA_VISIBLE_DEVICES=0-3"
+    return Source(1, (Setting("train.sh", 3, VARIABLE, "0-3", line, trains=True, uses_torch=True),))
+
+
+@devices_misread_in_source.bad
+def void_in_an_image() -> Source:
+    name = "NVIDIA_VISIBLE_DEVICES"
+    return Source(1, (Setting("Dockerfile", 3, name, "void", f"ENV {name}=void", uses_torch=True),))
+
+
+@devices_misread_in_source.good
+def a_list() -> Source:
+    line = "export CUDA_VISIBLE_DEVICES=0,1,2,3"
+    return Source(1, (Setting("train.sh", 3, VARIABLE, "0,1,2,3", line, trains=True, uses_torch=True),))

@@ -1,0 +1,91 @@
+"""A file that sets a variable which fails, does nothing, or slows the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.allocator import NAMES, complaints
+from vlmdoctor.evidence.known_variables import meant_by
+from vlmdoctor.evidence.source import Setting, Source
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.debugging_left_on import OFF, SLOWS
+
+
+@rule("setting-without-effect-in-source", "SRC106")
+def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
+    """A file sets a misspelt variable, an allocator option that is refused, or leaves debugging switched on.
+
+    ## Why it matters
+    The same faults as in the environment, found where they are made: `NCCL_P2P5ISABLE` in a script
+    (https://github.com/cocktailpeanut/fluxgym/issues/283), a refused allocator option
+    (https://github.com/jkulhanek/wild-gaussians/issues/16), CUDA_LAUNCH_BLOCKING=1 left in a training script
+    (https://github.com/ByteDance-Seed/VeOmni/issues/115,
+    https://github.com/jishengpeng/WavTokenizer/issues/17).
+
+    ## How sure it is
+    Judged as the rules variable-misspelt, allocator-setting and debugging-left-on judge the environment.
+    Warnings; debugging is reported only in a file that trains, and a remark in a notebook. Silent in tests,
+    under a condition, and about what a later line sets again.
+
+    ## What to do
+    Correct the name or the value; take debugging out of what is run for real.
+    """
+    for setting in source.settings:
+        if setting.in_tests or setting.undone or setting.condition is not None:
+            continue
+        name, value = setting.name, setting.value
+        meant = meant_by(name)
+        if meant is not None:
+            yield _finding(
+                setting, f"{name} is read by nothing: {meant} was probably meant", f"{meant}={value or '…'}"
+            )
+        if value is None:
+            continue
+        if name in NAMES:
+            for complaint, certain in complaints(value):
+                if certain:
+                    yield _finding(setting, f"{name}: {complaint}", f"{name}=expandable_segments:True")
+        if name in SLOWS and value.lower() not in OFF and setting.trains:
+            severity = Severity.INFO if setting.cell else Severity.WARNING
+            yield _finding(setting, f"{name}={value} is left on: {SLOWS[name]}", None, severity)
+
+
+def _finding(
+    setting: Setting, message: str, right: str | None, severity: Severity = Severity.WARNING
+) -> Finding:
+    return Finding(
+        message=message,
+        severity=severity,
+        at=(setting.name, f"cell {setting.cell}") if setting.cell else (setting.name,),
+        file=setting.file,
+        line=setting.line,
+        measured={"value": setting.value if setting.value is not None else "not a constant"},
+        cause=f"the file itself sets it: {setting.code}",
+        fix=Fix("correct it", (right,)) if right else Fix("take the line away"),
+    )
+
+
+def _setting(name: str, value: str, condition: str | None = None) -> Source:
+    made = Setting("train.sh", 3, name, value, f"export {name}={value}", condition=condition, trains=True)
+    return Source(1, (made,))
+
+
+@setting_without_effect_in_source.bad
+def misspelt() -> Source:
+    return _setting("CUDA_VISIBLE_DEVICE", "0")
+
+
+@setting_without_effect_in_source.bad
+def refused() -> Source:
+    return _setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segment:True")
+
+
+@setting_without_effect_in_source.good
+def under_a_flag() -> Source:
+    return _setting("CUDA_LAUNCH_BLOCKING", "1", condition="args.debug")
+
+
+@setting_without_effect_in_source.good
+def right() -> Source:
+    return _setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
