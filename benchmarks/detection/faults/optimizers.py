@@ -35,7 +35,7 @@ def optimizer_of_a_copy(made: Made) -> None:
 @fault(
     "X-optimizer-of-another-load",
     families="llava minivlm",
-    rules="optimizer-holds-other-tensors trainable-not-in-optimizer",
+    rules="optimizer-holds-other-tensors trainable-not-in-optimizer weights-not-moving",
     at="",
 )
 def optimizer_of_another_head(made: Made) -> None:
@@ -180,7 +180,7 @@ def rate_of_a_thousand(made: Made) -> None:
 @fault(
     "F10-optimizer-not-restored-on-the-model",
     families="llava",
-    rules="optimizer-holds-other-tensors trainable-not-in-optimizer",
+    rules="optimizer-holds-other-tensors trainable-not-in-optimizer weights-not-moving",
     at="",
 )
 def model_built_again(made: Made) -> None:
