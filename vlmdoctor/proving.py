@@ -51,7 +51,10 @@ class Repair(Protocol):
         """Repairs the copy; raises `Unavailable` where it can't."""
 
     def measure(self, bench: Any, finding: Finding) -> Measured:
-        """Measures what the finding is about; runs on a copy before and on another after the repair."""
+        """Measures what the finding is about; runs on a copy before and on another after the repair.
+
+        May be left out: then the rule itself is run once more on the mended copy.
+        """
 
 
 def repair_of(rule: str) -> Repair | None:
@@ -124,13 +127,18 @@ def _tried(
             bench = bench_for(subject, copied=repair.COPIES)
             return bench, repair.mend(bench, finding, gather)
 
+        def measured(bench: Any) -> Measured:
+            if hasattr(repair, "measure"):
+                return repair.measure(bench, finding)
+            return _judged_again(bench.subject(subject), finding, rules, gather.depth)
+
         drawn = torch.get_rng_state()
-        before = repair.measure(bench_for(subject, copied=repair.COPIES), finding)
+        before = measured(bench_for(subject, copied=repair.COPIES))
         if before.healthy:
             raise Unavailable("the copy does not show the fault")
         torch.set_rng_state(drawn)  # dropout alike in both
         bench, tried = mended()
-        after = repair.measure(bench, finding)
+        after = measured(bench)
         proof = Proof(tried.text, before.text, after.text, works=after.healthy)
         learned = tried.learned if after.healthy else {}
         gone: set[str] = set()
@@ -141,6 +149,16 @@ def _tried(
             rivals = {f.rule for f in others if f.severity.rank <= finding.severity.rank}
             gone = _no_longer(mended_subject, [r for r in rules if r.name in rivals], gather.depth)
     return dataclasses.replace(finding, proof=proof, **learned), gone
+
+
+def _judged_again(subject: Subject, finding: Finding, rules: Iterable[Rule], depth: str) -> Measured:
+    judged = judge(
+        [r for r in rules if r.name == finding.rule], Gatherer(subject, depth=depth), command="", target=""
+    )
+    if not judged.ran:
+        raise Unavailable("the rule can't be run on the mended copy")
+    said = "; ".join(f.message for f in judged.findings)
+    return Measured(said or f"{finding.rule} finds nothing any more", not judged.findings)
 
 
 def _no_longer(subject: Subject, rules: list[Rule], depth: str) -> set[str]:

@@ -128,6 +128,12 @@ def _devices(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
                 (),
                 True,
             )
+        there = [gpu for gpu in environment.pci or () if gpu.vendor == "nvidia" and gpu.driver != "vfio-pci"]
+        if there:
+            where = (
+                "in the host, none of them in this container" if environment.container else "on the PCI bus"
+            )
+            return f"{_count(len(there), 'NVIDIA GPU')} {where}: training runs on the CPU", (), True
         return "no GPU here: training runs on the CPU", (), True
     models: dict[str, int] = {}
     for gpu in environment.gpus:

@@ -10,14 +10,17 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
+
+if TYPE_CHECKING:
+    from vlmdoctor.targets.weightless import Weightless
 
 FORMS = "give minivlm[:preset], a folder with config.json, package.module:factory or path/to/file.py:factory"
 
@@ -41,8 +44,10 @@ class Target:
     missing_batch: str | None = None
 
 
-def resolve(text: str, *, trust_remote_code: bool = False) -> Target:
+def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightless | None = None) -> Target:
     """Builds what `text` names; what the user's code prints goes to standard error.
+
+    Given `weightless`, nothing of the size of weights is allocated: for a dry run.
 
     Raises:
         UserError: It can't be built; the exception of the user's code, if any, is its `__cause__`.
@@ -57,16 +62,17 @@ def resolve(text: str, *, trust_remote_code: bool = False) -> Target:
         if path.is_dir() or path.suffix == ".json":
             from vlmdoctor.targets.checkpoint import checkpoint
 
-            return checkpoint(text, path, trust_remote_code)
+            return checkpoint(text, path, trust_remote_code, weightless)
         if path.suffix == ".py":
             raise _no_factory_named(path)
         place, colon, factory = text.rpartition(":")
         if not colon or not place or not factory:
             raise UserError(f"there is no target '{text}': {FORMS}.")
-        if place.endswith(".py"):
-            return _from_file(text, Path(place).expanduser(), factory)
-        with _first_on_path(Path.cwd()):
-            return _from_module(text, _import(text, place), factory)
+        with weightless.building() if weightless is not None else nullcontext():
+            if place.endswith(".py"):
+                return _from_file(text, Path(place).expanduser(), factory)
+            with _first_on_path(Path.cwd()):
+                return _from_module(text, _import(text, place), factory)
 
 
 def subject_of(made: Any, source: str) -> Subject:

@@ -61,8 +61,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {"text_config": {**_mrope(2, 2, 4)["text_config"], "num_hidden_layers": 3, "mlp_layer_types": None}},
     "fuyu": {"patch_size": 8, "image_size": 16},
     "gemma3": {"mm_tokens_per_image": 4},
-    "got_ocr2": {"vision_config": {"initializer_range": 0.02}},  # by default 1e-10: the image is lost
-    "pp_chart2table": {"vision_config": {"initializer_range": 0.02}},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision", **_SIGHT, "pooling_kernel_size": 2, "position_embedding_size": 32}},
     "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
     "gemma3n": {"text_config": {"intermediate_size": 96, "activation_sparsity_pattern": None, "layer_types": None}},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.detection.batches import text_batch, vlm_batch
+from benchmarks.detection.batches import placeholder, text_batch, vlm_batch
 from benchmarks.detection.case import Made
 from benchmarks.detection.families import FROZEN
 from benchmarks.detection.shrink import tiny_config, tiny_model
@@ -94,6 +94,8 @@ def make(family: str, **changes: Any) -> Made:
         if family in FROZEN and FROZEN[family] in name:
             parameter.requires_grad_(False)
     batch = vlm_batch(model) if vision else text_batch(config)
+    if getattr(config, "image_seq_length", None):
+        config.image_seq_length = int((batch["input_ids"][0] == placeholder(config)).sum())
     return Made(model, batch, PARTS.get(family, {}))
 
 

@@ -15,6 +15,8 @@ from benchmarks.detection.families import OVERRIDES
 
 HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_DIM, LAYERS, WIDE, VOCABULARY = 64, 4, 2, 16, 2, 96, 256
 EXPERTS, CHOSEN, LENGTH, IMAGE, PATCH = 4, 2, 512, 32, 8
+# Where a sum has 64 parts and not 4096, weights of 0.02 leave nearly nothing of what they multiply.
+SPREAD = 0.08
 FIRST_TOKEN = 160  # ids from here on are special; text draws below them
 
 # The first pattern that fits the whole name gives the number; floats, flags and texts stay as they are.
@@ -90,7 +92,11 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
     }
     count = max([LAYERS, *map(len, kinds.values())])
     for name, value in known.items():
-        if isinstance(value, PreTrainedConfig):
+        if name in ("initializer_range", "init_std") and isinstance(value, float) and value < SPREAD:
+            values[name] = SPREAD
+        elif name == "pad_token_id" and value is None:
+            values[name] = 0
+        elif isinstance(value, PreTrainedConfig):
             values[name] = {"model_type": value.model_type, **_shrunk(value, tokens)}
         elif name in kinds:
             values[name] = [kinds[name][min(i, len(kinds[name]) - 1)] for i in range(count)]

@@ -33,7 +33,8 @@ TEMPLATES = {
     "qwen2_vl": CHATML,
     "llava": (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
-        "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}{% endfor %}"
+        "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
+        "{% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     ),
     "gemma3": (

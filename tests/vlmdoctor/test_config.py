@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,6 +136,29 @@ class TestTables:
         assert [f.rule for f in found(model)] == ["vocab-size-disagrees"]
 
 
+class Wrapper(nn.Module):
+    """A module of the user's around a model of transformers."""
+
+    def __init__(self, inner: nn.Module, width: int = 1) -> None:
+        super().__init__()
+        self.inner, self.own = inner, nn.Linear(width, width)
+
+
+class TestWrapped:
+    def test_seen_through(self) -> None:
+        model = tied_llama()
+        assert found(Wrapper(model)) == []
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        assert [f.rule for f in found(Wrapper(model))] == ["tie-broken"]
+
+    def test_a_part_is_not_the_model(self) -> None:
+        """A language model's vocabulary says nothing about a module that is mostly something else."""
+        model = families.build("llama")[0]
+        model.lm_head = nn.Linear(32, 140, bias=False)
+        report = vlmdoctor.check(Wrapper(model, width=512), select=["CFG304"])
+        assert report.skipped == (("vocab-size-disagrees", "the model has no configuration of transformers"),)
+
+
 def processor(**changes: Any) -> Any:
     """What LLaVA's processor tells about itself."""
     size = {"height": 8, "width": 8}
@@ -212,6 +236,19 @@ class TestAdapters:
             families.build("llava")[0], peft.LoraConfig(target_modules=["q_proj", "v_proj"])
         )
         assert found(adapted, trainable=["lora_A", "lora_B"]) == []
+
+    @pytest.mark.parametrize("trainable", [False, True])
+    def test_loaded_for_inference(self, trainable: bool, tmp_path: Path) -> None:
+        model, batch = families.build("llama")
+        settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        peft.get_peft_model(model, settings).save_pretrained(tmp_path)
+        base, _ = families.build("llama")
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=trainable)
+        optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-3)
+        report = vlmdoctor.check(adapted, batch, optimizer=optimizer, checkpoint=tmp_path)
+        assert report.crashed == ()
+        wanted = [] if trainable else ["adapters-frozen"]
+        assert [finding.rule for finding in report.findings] == wanted
 
     def test_layers_by_number(self) -> None:
         settings = peft.LoraConfig(target_modules=["q_proj"], layers_to_transform=[0])

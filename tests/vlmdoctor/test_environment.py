@@ -186,6 +186,18 @@ def test_a_gpu_whose_driver_is_not_loaded(machine: Path) -> None:
     assert list(findings(look_at(machine, NVIDIA_VISIBLE_DEVICES="void"))) == ["gpu-kept-from-container"]
 
 
+def test_a_container_on_a_gpu_host_that_was_given_no_gpu(machine: Path) -> None:
+    for node in (machine / "dev").iterdir():
+        node.unlink()
+    (machine / ".dockerenv").touch()
+    seen = look_at(machine)
+    assert seen.gpus == ()
+    assert {name: str(f.severity) for name, f in findings(seen).items()} == {"driver-not-loaded": "warning"}
+    shutil.rmtree(machine / "site")
+    add_torch(machine / "site", "2.13.0+cpu", None)
+    assert findings(look_at(machine)) == {}
+
+
 def test_pairs_are_held_against_their_own_requirements(machine: Path) -> None:
     add_package(
         machine / "site", "torchvision", "0.27.1", "numpy", "torch==2.12.1", 'scipy; extra == "scipy"'

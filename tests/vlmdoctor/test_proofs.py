@@ -220,7 +220,9 @@ def with_repair(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]
     module = ModuleType("vlmdoctor.repairs.trainable_not_in_optimizer")
     module.DEPTH, module.COPIES, module.OF_PARAMETERS = "backward", True, True  # type: ignore[attr-defined]
     module.mend = functions.get("mend", lambda bench, finding, gather: Tried("a try"))  # type: ignore[attr-defined]
-    module.measure = functions.get("measure", lambda bench, finding: Measured("bad", False))  # type: ignore[attr-defined]
+    measure = functions.get("measure", lambda bench, finding: Measured("bad", False))
+    if measure is not None:
+        module.measure = measure  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
 
@@ -260,6 +262,18 @@ def test_a_repair_that_does_not_help_is_shown_as_such(monkeypatch: pytest.Monkey
     from vlmdoctor.reporters.full import finding_rows
 
     assert dict(finding_rows(finding))["tried"] == "with a try: bad (before: bad); that did not help"
+
+
+def test_without_a_measurement_the_rule_itself_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(bench: Any, finding: Finding, gather: Any) -> Tried:
+        bench.add_to_optimizer(finding.parameters)
+        return Tried("them added")
+
+    with_repair(monkeypatch, mend=mend, measure=None)
+    finding, _ = found_half_held()
+    assert finding.proof is not None and finding.proof.works
+    assert finding.proof.before == finding.message
+    assert finding.proof.after == "trainable-not-in-optimizer finds nothing any more"
 
 
 def test_a_copy_that_does_not_show_the_fault_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +365,7 @@ def test_every_repair_is_that_of_a_rule() -> None:
         repair = repair_of(name)
         assert repair is not None and repair.DEPTH in ("forward", "backward", "steps")
         assert {repair.COPIES, repair.OF_PARAMETERS} <= {True, False}
-        assert callable(repair.mend) and callable(repair.measure)
+        assert callable(repair.mend) and callable(getattr(repair, "measure", print))
     assert repair_of("no-such-rule") is None
 
 

@@ -134,3 +134,22 @@ def test_steps_that_do_not_repeat_prove_nothing() -> None:
     model = network(Noise())
     report = examined(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_of)
     assert report.skipped == (("resume-not-exact", "the same step gives different weights each time"),)
+
+
+class Exchanging(nn.Module):
+    """Puts another module in the place of one when it first runs, as BigBird does for short texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Identity()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.inner, nn.Sequential):
+            self.inner = nn.ModuleDict({"0": self.inner[0], "other": nn.Identity()})
+        return self.inner["0"](x)
+
+
+def test_modules_that_are_exchanged_in_forward() -> None:
+    model = network(Exchanging())
+    report = examined(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_of)
+    assert report.findings == () and report.ran == ("resume-not-exact",)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
 from vlmdoctor.errors import UserError
 
@@ -33,7 +34,10 @@ def command(
     output: OutputOptions,
     depth: Annotated[
         str | None,
-        typer.Option(help="How deep to go: static, forward, backward, steps. Default: as deep as possible."),
+        typer.Option(
+            help="How deep to go: static, shapes (a step without weights), forward, backward, steps. "
+            "Default: as deep as possible."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Move model and batch there first, such as cpu or cuda.")
@@ -45,14 +49,50 @@ def command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Dry run: does it fit this GPU (h100, a100-40, 4090, t4, …)?", metavar="NAME"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Dry run: samples in the batch.")] = None,
+    images: Annotated[int | None, typer.Option(min=0, help="Dry run: images in each sample.")] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(min=1, help="Dry run: tokens in each sample, with those of images.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Dry run: bf16, fp16 or fp32 weights. Default: the model's own.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Dry run: adamw (default), adamw-8bit, lion, sgd-momentum, sgd.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Dry run: recompute activations in backward.")
+    ] = False,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Dry run: LoRA of this rank on all linear layers.", metavar="RANK"),
+    ] = None,
 ) -> None:
     """Examine a model before a long run: is it wired so that it can learn?"""
-    if depth == "shapes":
-        raise UserError("--depth shapes is not there yet; choose static, forward, backward or steps.")
+    options = DryRunOptions(
+        gpu, batch_size, images, seq_len, precision, optimizer, gradient_checkpointing, lora
+    )
     started = time.perf_counter()
     # What the user's code prints would spoil the report.
     with _progress_line(sys.stderr.isatty() and not output.quiet) as progress, redirect_stdout(sys.stderr):
-        report = _examine(target, output, depth, device, budget, trust_remote_code, progress)
+        if wanted(target, depth, options):
+            from vlmdoctor.examine import model_rules
+
+            report = dry_run(
+                target,
+                options,
+                rules=output.rules(model_rules()),
+                trust_remote_code=trust_remote_code,
+                fail_on=output.fail_on,
+                progress=progress,
+                budget=budget,
+            )
+        else:
+            report = _examine(target, output, depth, device, budget, trust_remote_code, progress)
     deliver(dataclasses.replace(report, seconds=time.perf_counter() - started), output)
 
 

@@ -62,7 +62,7 @@ def command(
     ] = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long to wait for the driver's answer.")
-    ] = 10.0,
+    ] = 30.0,
 ) -> None:
     """Check the machine and, with PATH, who hid its GPUs; torch is not imported."""
     if diff is not None:

@@ -36,16 +36,20 @@ def _main(
     """
 
 
-def build_app() -> typer.Typer:
-    """The Typer app with every file of `vlmdoctor/cli/` as a command (`check_env.py` is `check-env`)."""
+def build_app(wanted: str | None = None) -> typer.Typer:
+    """The Typer app with every file of `vlmdoctor/cli/` as a command (`check_env.py` is `check-env`).
+
+    Where `wanted` is one of them, it is the only one, since importing the others takes time.
+    """
     app = typer.Typer(
         name="vlmdoctor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     app.callback()(_main)
-    for info in pkgutil.iter_modules(vlmdoctor.cli.__path__):
-        if info.name not in NOT_COMMANDS:
-            module = importlib.import_module(f"vlmdoctor.cli.{info.name}")
-            app.command(info.name.replace("_", "-"))(module.command)
+    files = [info.name for info in pkgutil.iter_modules(vlmdoctor.cli.__path__)]
+    commands = {name.replace("_", "-"): name for name in files if name not in NOT_COMMANDS}
+    for command in [wanted] if wanted in commands else commands:
+        module = importlib.import_module(f"vlmdoctor.cli.{commands[command]}")
+        app.command(command)(module.command)
     return app
 
 
@@ -53,7 +57,7 @@ def run() -> None:
     """Runs the command line and exits: 0 clean, 1 findings, 2 anything that allows no judgement."""
     arguments = sys.argv[1:]
     try:
-        build_app()(args=arguments)
+        build_app(arguments[0] if arguments else None)(args=arguments)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,7 +37,9 @@ def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise Unavailable(f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}") from error
+        raise Unavailable(
+            f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _abstract(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -14,7 +14,9 @@ _NUMBER = re.compile(r"(?<![\w.])(\d{2,})(?![\w.])")
 _FEATURES = re.compile(r"\w*(feature|embeds)\w*")
 # Sizes below this stand in too many places of a configuration to name one.
 _TELLING = 16
-_WIDTHS = re.compile(r"hidden|embed|dim|size|width|head|n_embd|d_model|section|channels|intermediate|vocab|token")
+_WIDTHS = re.compile(
+    r"hidden|embed|dim|size|width|head|n_embd|d_model|section|channels|intermediate|vocab|token"
+)
 
 
 def clashes_of(failure: Failure, config: Any) -> tuple[Clash, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
 
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
 from vlmdoctor.dryrun.attention import Kernel
@@ -84,7 +85,7 @@ def dry_step(
             del logits
             if loss is not None and loss.requires_grad:
                 step.loss, ledger.phase, step.phase, ledger.module = True, "backward", "backward", ""
-                loss.backward()
+                _backward(loss)
         except ValueUnknown:
             raise
         except Exception as error:
@@ -98,6 +99,13 @@ def dry_step(
         else:
             step.flops_backward += count
     return step
+
+
+def _backward(loss: torch.Tensor) -> None:
+    # Tensor.backward would take the attention kernel's mode off while it runs, and blocks that are
+    # computed again in backward need it.
+    seed = torch.empty_like(loss, device="meta") if loss.is_meta else torch.ones_like(loss)
+    _engine_run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _watch(model: nn.Module, ledger: Ledger, visits: dict[str, Visit]) -> None:

@@ -19,7 +19,7 @@ MODEL_SHIFTS = (0, 1, 2)
 LABEL_SHIFTS = (0, 1, -1, 2)
 NEARLY_ALL = 0.9
 FEWEST = 4  # labels
-TOLERANCE, APART = 1e-5, 20.0  # relative to the loss; candidates must differ by so many times that
+TOLERANCE, APART = 2e-6, 5.0  # relative to the loss; candidates must differ by so many times that
 
 
 @dataclass(frozen=True)

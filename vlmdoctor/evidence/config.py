@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "static"
+MOST_OF_THE_MODEL = 0.8  # of its numbers: else the configuration is that of a part
 MOST_TOKENS, MOST_TEXT = 64, 400
 # Placeholders are replaced before they are looked up, so that they need no row of their own.
 _PLACEHOLDER = re.compile(r"image|img|video|audio|vision|visual|patch", re.IGNORECASE)
@@ -98,15 +99,16 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
     """Reads names, shapes and identities; runs nothing."""
     from vlmdoctor.evidence.checkpoint_names import innermost_model
 
-    model = innermost_model(subject.model)
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    outer = _configured(subject.model)
+    if outer is None:
         raise Unavailable("the model has no configuration of transformers")
+    model = innermost_model(outer)
+    config = model.config
     embedding, embedding_rows = _table(model, "get_input_embeddings")
     head, head_rows = _table(model, "get_output_embeddings")
     tokenizer = subject.tokenizer or getattr(subject.processor, "tokenizer", None)
     vocabulary = _vocabulary(tokenizer)
-    dropped, save_error = _save(subject.model, model)
+    dropped, save_error = _save(outer, model)
     tokens = max(vocabulary.values(), default=-1) + 1 if vocabulary is not None else None
     image_token_id = _first_int(config, "image_token_id", "image_token_index")
     return Configuration(
@@ -115,7 +117,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
         head=head,
         head_rows=head_rows,
         vocab_size=_vocab_size(config),
-        ties=_ties(subject.model, model),
+        ties=_ties(outer, model),
         dropped=dropped,
         save_error=save_error,
         tokens=tokens,
@@ -126,6 +128,18 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
         placeholder_ids=_placeholder_ids(subject.processor, tokenizer),
         sizes=_sizes(subject.processor, model, config),
     )
+
+
+def _configured(model: Any) -> Any | None:
+    """The model of transformers that this is, or that a module of the user's is built around."""
+    from vlmdoctor.evidence.checkpoint_names import innermost_model
+
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        if hasattr(getattr(innermost_model(module), "config", None), "to_dict"):
+            size = sum(parameter.numel() for parameter in module.parameters())
+            return module if size >= MOST_OF_THE_MODEL * total else None
+    return None
 
 
 def _table(model: Any, getter: str) -> tuple[str | None, int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlmdoctor.evidence.data_template import Template
@@ -91,7 +91,7 @@ def base_roles(
     """
     images = set(image_ids)
     roles = ["image" if token in images else "other" for token in ids]
-    outside = _ends(ids, padding_id, attended if mask_tells else None, images)
+    outside = _ends(ids, roles, padding_id, attended if mask_tells else None)
     for i in outside:
         roles[i] = "padding"
     if padding_id is not None and padding_id == eos_id and not mask_tells:
@@ -105,19 +105,12 @@ def base_roles(
 
 
 def _ends(
-    ids: Sequence[int], padding_id: int | None, attended: Sequence[bool] | None, images: Set[int]
+    ids: Sequence[int], roles: Sequence[str], padding_id: int | None, attended: Sequence[bool] | None
 ) -> list[int]:
-    """The padding before and after the text.
-
-    What the mask hides at an end is padding where it is the padding token, or one and the same token all
-    over: collators pad with what they like, and configurations name it wrongly (SmolVLM's two).
-    """
+    """The padding before and after the text."""
     if attended is not None:
-        empty = [not seen for seen in attended]
-        if padding_id is not None and any(empty):
-            hidden = {token for token, e in zip(ids, empty, strict=True) if e}
-            filler = hidden - images if len(hidden) == 1 else {padding_id}
-            empty = [e and token in filler for e, token in zip(empty, ids, strict=True)]
+        # Whatever its id, but for images: nobody pads with them, so that a mask over them is a mistake.
+        empty = [not seen and role != "image" for seen, role in zip(attended, roles, strict=True)]
     else:
         empty = [token == padding_id for token in ids]
     if all(empty):

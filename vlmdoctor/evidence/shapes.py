@@ -128,6 +128,7 @@ def shapes_of(
 ) -> Shapes:
     """One step of `model` on `batch` without weights; `dtype` is that of the weights (default: their own)."""
     import time
+    import warnings
 
     import torch
 
@@ -143,7 +144,10 @@ def shapes_of(
     started = time.perf_counter()
     twin = laid_out(model, dtype)
     try:
-        step = dry_step(twin, batch, loss_fn, device=device)
+        # The model's own remarks belong to its real runs.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step = dry_step(twin, batch, loss_fn, device=device)
     except ValueUnknown as error:
         raise Unavailable(f"the dry run can't carry {error}") from error
     except NotImplementedError as error:

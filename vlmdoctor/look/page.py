@@ -33,12 +33,13 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         package.joinpath(name).read_text(encoding="utf-8") for name in ("run_report.css", "look/page.css")
     )
     rows = [look.row for look in looks]
-    learned, tokens = sum(look.supervised for look in looks), sum(row.length for row in rows)
+    learned, tokens = sum(look.supervised for look in looks), sum(len(row.ids) for row in rows)
+    padding = sum(row.count("padding") for row in rows)
     images = sum(len(look.images) for look in looks)
     title = f"What {target} is given"
     tiles = (
         ("samples", f"{len(looks)}", ""),
-        ("tokens", f"{tokens:,}", "without padding"),
+        ("tokens", f"{tokens:,}", f"{padding:,} of them padding" if padding else "no padding"),
         ("learned", f"{learned / tokens:.0%}" if tokens else "–", f"{learned:,} tokens"),
         ("images", f"{images}", counted(sum(row.count("image") for row in rows), "placeholder")),
     )

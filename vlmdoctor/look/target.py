@@ -38,13 +38,32 @@ def _folder(path: Path, trust_remote_code: bool) -> Subject:
         raise UserError(f"{path} has no tokenizer files, so there is nothing to look at.")
     owner = _processor(path, trust_remote_code)
     tokenizer = getattr(owner, "tokenizer", owner)
-    batch = _conversation(owner, tokenizer, path)
-    return Subject(
+    subject = Subject(
         SimpleNamespace(config=_config(path, trust_remote_code)),
-        batch=batch,
+        batch=_conversation(owner, tokenizer, path),
         tokenizer=tokenizer,
         processor=None if owner is tokenizer else owner,
     )
+    _label_answers(subject)
+    return subject
+
+
+def _label_answers(subject: Subject) -> None:
+    """Supervises answers where the template marks them; by roles, since expanded images move its own mask."""
+    import torch
+
+    from vlmdoctor.evidence.data_read import read
+
+    data = read(subject)
+    if data.template_marks_answers and all(row.roles_known for row in data.rows):
+        labels = [
+            [
+                i if role in ("assistant", "stop") else IGNORED
+                for i, role in zip(row.ids, row.roles, strict=True)
+            ]
+            for row in data.rows
+        ]
+        subject.batch["labels"] = torch.tensor(labels)
 
 
 def _config(path: Path, trust_remote_code: bool) -> Any:
@@ -71,7 +90,7 @@ def _processor(path: Path, trust_remote_code: bool) -> Any:
 
 
 def _conversation(owner: Any, tokenizer: Any, path: Path) -> dict[str, Any]:
-    """A question about an image with its answer, encoded; supervised where the template marks answers."""
+    """A question about an image with its answer, encoded."""
     if not getattr(owner, "chat_template", None) and not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"the tokenizer in {path} has no chat template, so that no conversation can be made of it; "
@@ -79,36 +98,23 @@ def _conversation(owner: Any, tokenizer: Any, path: Path) -> dict[str, Any]:
         )
     tried: list[Exception] = []
     for with_image in (True, False):
-        for marked in (True, False):
-            try:
-                return _encoded(owner, with_image and owner is not tokenizer, marked)
-            except Exception as error:  # processors and templates raise what they like
-                tried.append(error)
+        try:
+            return _encoded(owner, with_image and owner is not tokenizer, plain=owner is tokenizer)
+        except Exception as error:  # processors and templates raise what they like
+            tried.append(error)
     reason = (str(tried[-1]).strip().splitlines() or [type(tried[-1]).__name__])[0].rstrip(".")
     raise UserError(f"the chat template in {path} can't render a conversation: {reason}.") from tried[-1]
 
 
-def _encoded(owner: Any, with_image: bool, marked: bool) -> dict[str, Any]:
-    import torch
-
+def _encoded(owner: Any, with_image: bool, plain: bool) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": QUESTION}]
     if with_image:
         parts.insert(0, {"type": "image", "image": _image()})
-    plain = owner.__class__.__name__.endswith(("Tokenizer", "TokenizerFast", "Backend"))
     messages = [
         {"role": "user", "content": QUESTION if plain else parts},
         {"role": "assistant", "content": ANSWER if plain else [{"type": "text", "text": ANSWER}]},
     ]
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    if marked:
-        options["return_assistant_tokens_mask"] = True
-    batch = dict(owner.apply_chat_template(messages, **options))
-    mask = batch.pop("assistant_masks", None)
-    if mask is not None:
-        mask = torch.as_tensor(mask).reshape(batch["input_ids"].shape).bool()
-        if bool(mask.any()):
-            batch["labels"] = torch.where(mask, batch["input_ids"], IGNORED)
-    return batch
+    return dict(owner.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt"))
 
 
 def _image() -> Any:

@@ -68,7 +68,7 @@ def _print_sample(console: Console, look: Look, color: bool) -> None:
     if row.labels is None:
         parts.append("no labels")
     else:
-        parts.append(f"{look.supervised} learned ({look.supervised / max(1, row.length):.0%})")
+        parts.append(f"{look.supervised} learned ({look.supervised / max(1, len(row.ids)):.0%})")
     console.print(Rule(Text(f"{row.name}: {', '.join(parts)}", style="bold"), align="left", style="dim"))
     if look.images:
         shown = look.images[:MOST_IMAGES]

@@ -14,6 +14,7 @@ from rich.text import Text
 from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.dry_run import print_dry_run
 
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
@@ -36,6 +37,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     for finding in report.findings:
         _print_finding(console, finding)
         console.print()
+    if not quiet and "dry_run" in report.facts:
+        print_dry_run(console, report.facts["dry_run"])
     if verbose:
         _print_contract(console, report)
         _print_unrun(console, report)

@@ -9,6 +9,7 @@ from typing import Any
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
+from vlmdoctor.targets.weightless import Weightless
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -17,14 +18,21 @@ BATCH_SIZE, LENGTH = 2, 16
 MEMORY_SHARE = 0.5
 
 
-def checkpoint(text: str, path: Path, trust_remote_code: bool) -> Target:
-    """The model of the folder (or config.json) at `path`; without safetensors it is initialised at random."""
+def checkpoint(
+    text: str, path: Path, trust_remote_code: bool, weightless: Weightless | None = None
+) -> Target:
+    """The model of the folder (or config.json) at `path`; without safetensors it is initialised at random.
+
+    Given `weightless`, it is laid out without weights, with a batch made from its configuration.
+    """
     config_file = path / "config.json" if path.is_dir() else path
     _read(config_file)
     folder = config_file.parent
     config = _config(config_file, trust_remote_code)
     model_class = _model_class(config, folder, trust_remote_code)
     facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
+    if weightless is not None:
+        return weightless.target(text, model_class, config, facts)
     if any((folder / name).is_file() for name in SAFE_WEIGHTS):
         facts["weights"] = "safetensors"
         model = _loaded(model_class, folder, trust_remote_code)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import CLIPImageProcessor
 
 from benchmarks.detection.batches import placeholder
 from benchmarks.detection.case import Made
-from benchmarks.detection.faults.plant import fault
+from benchmarks.detection.faults.plant import alter, fault
 from benchmarks.detection.healthy import pad_a_row
 
 COUNT = "image-token* placeholder* IMG* DATA*"
@@ -57,15 +58,13 @@ def no_placeholder(made: Made) -> None:
 
 
 @fault(
-    "B05-every-row-the-same-image",
+    "B05-images-of-other-rows",
     families="llava gemma3 internvl nanovlm minivlm",
-    rules="IMG* DATA* same*",
-    at="pixel_values images",
+    rules="wrong-image IMG* MASK*",
 )
-def same_image(made: Made) -> None:
-    """The collator gives every row the last row's image."""
-    name = "images" if "images" in made.batch else "pixel_values"
-    made.batch[name] = made.batch[name][-1:].expand_as(made.batch[name]).contiguous()
+def images_of_other_rows(made: Made) -> None:
+    """Each row gets the features of the other row's image."""
+    alter(made["projector"], lambda out: out.flip(0) if out.shape[0] > 1 else out.flip(1))
 
 
 @fault(
@@ -76,8 +75,9 @@ def same_image(made: Made) -> None:
 )
 def rescaled_twice(made: Made) -> None:
     """Pixels from 0 to 1 are divided by 255 again and then normalised: all but one shade."""
-    pixels = made.batch["pixel_values"].sigmoid() / 255
-    made.batch["pixel_values"] = (pixels - 0.48) / 0.27
+    made.more["processor"] = CLIPImageProcessor()
+    pixels = (made.batch["pixel_values"].sigmoid() * 255).round() / 255 / 255
+    made.batch["pixel_values"] = (pixels - 0.45) / 0.27
 
 
 @fault(
@@ -88,6 +88,7 @@ def rescaled_twice(made: Made) -> None:
 )
 def not_rescaled(made: Made) -> None:
     """Pixels from 0 to 255 reach the model."""
+    made.more["processor"] = CLIPImageProcessor()
     made.batch["pixel_values"] = (made.batch["pixel_values"].sigmoid() * 255).round()
 
 
@@ -155,7 +156,10 @@ def labels_of_minus_one(made: Made) -> None:
 
 
 @fault(
-    "D10-stop-token-masked", families="llava qwen2_5_vl minivlm llama", rules="DATA* stop* eos*", at="labels"
+    "D10-stop-token-masked",
+    families="llava qwen2_5_vl minivlm llama",
+    rules="stop-token-not-supervised DATA*",
+    at="labels",
 )
 def stop_token_masked(made: Made) -> None:
     """The token that ends the answer is masked (padding has the same id)."""

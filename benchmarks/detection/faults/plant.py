@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,7 @@ def graft(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Lets `module` run `forward(original, *args, **kwargs)`; a copy of the module keeps it."""
     kind = type(module)
 
+    @functools.wraps(kind.forward)
     def grafted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(lambda *a, **k: kind.forward(self, *a, **k), *args, **kwargs)
 

@@ -188,12 +188,15 @@ def projector_width(made: Made) -> None:
 def _trained(made: Made) -> dict[str, Tensor]:
     """The weights as training would have left them."""
     generator = torch.Generator().manual_seed(5)
-    return {
-        name: value + 0.05 * torch.randn(value.shape, generator=generator)
-        if value.is_floating_point()
-        else value
-        for name, value in made.model.state_dict().items()
-    }
+    noise: dict[int, Tensor] = {}  # tied weights stay equal
+
+    def moved(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        drawn = noise.setdefault(value.data_ptr(), 0.05 * torch.randn(value.shape, generator=generator))
+        return value + drawn
+
+    return {name: moved(value) for name, value in made.model.state_dict().items()}
 
 
 def _frequencies(made: Made) -> list[Tensor]:

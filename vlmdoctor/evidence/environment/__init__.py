@@ -154,7 +154,7 @@ def snapshot(
         packages=versions,
         requires=found.requires,
         torch=torch,
-        gpus=devices.gpus(root),
+        gpus=devices.gpus(root, container not in (None, "wsl")),
         pci=devices.pci(root),
         driver=devices.driver(root, environ),
         libraries=libraries.shadowing(root, environ, site),

@@ -21,8 +21,11 @@ _LIBRARY_FOLDERS = (
 )
 
 
-def gpus(root: Path) -> tuple[Gpu, ...]:
-    """NVIDIA GPUs that programs here can reach: with their models where the driver's files tell them."""
+def gpus(root: Path, contained: bool = False) -> tuple[Gpu, ...]:
+    """NVIDIA GPUs that programs here can reach: with their models where the driver's files tell them.
+
+    Inside a container, `contained`, these files tell of the host's GPUs, whatever was passed in.
+    """
     found = []
     for information in reading.matching(root / "proc/driver/nvidia/gpus", "*/information"):
         values = dict(re.findall(r"^([\w ]+?):[ \t]*(.*?)\s*$", reading.text(information), re.MULTILINE))
@@ -34,8 +37,9 @@ def gpus(root: Path) -> tuple[Gpu, ...]:
                 bus=values.get("Bus Location") or information.parent.name,
             )
         )
-    # In a container the driver's /proc entries tell of the host's GPUs, the device files of what was given.
     nodes = [name for name in _nodes(root) or () if re.fullmatch(r"nvidia\d+", name)]
+    if contained and not nodes and reading.exists(root / "dev"):
+        found = []
     if found and nodes and len(nodes) < len(found):
         found = [g for i, g in enumerate(found) if f"nvidia{_minor(root, g, i)}" in nodes] or found
     if found:

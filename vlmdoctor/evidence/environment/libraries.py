@@ -12,8 +12,17 @@ from vlmdoctor.evidence.environment.elf import defined, undefined
 from vlmdoctor.evidence.environment.facts import Extension, Library, Torch
 from vlmdoctor.evidence.environment.packages import Installed
 
-_STEMS = ("libnvJitLink", "libcudnn", "libnccl", "libcublas", "libcublasLt", "libcusparse", "libcudart")
-_FILE = re.compile(rf"({'|'.join(_STEMS)}|libcudnn_engines_\w+)\.so\.(\d[\d.]*)")
+# Library -> the wheel that brings it. For CUDA 13 the wheels share one folder, so that it does not tell.
+_WHEELS = {
+    "libnvJitLink": "nvjitlink",
+    "libcudnn": "cudnn",
+    "libnccl": "nccl",
+    "libcublas": "cublas",
+    "libcublasLt": "cublas",
+    "libcusparse": "cusparse",
+    "libcudart": "cuda_runtime",
+}
+_FILE = re.compile(rf"({'|'.join(_WHEELS)}|libcudnn_engines_\w+)\.so\.(\d[\d.]*)")
 _SYSTEM = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/local/cuda/lib64")
 
 
@@ -44,7 +53,8 @@ def _in_wheels(site: Sequence[str]) -> dict[str, str]:
         }
         for path in reading.matching(Path(entry) / "nvidia", "*/lib/*.so.*"):
             if match := _FILE.fullmatch(path.name):
-                package = versions.get(path.parent.parent.name, "")
+                wheel = _WHEELS.get(match[1], "cudnn")
+                package = versions.get(wheel, "")
                 found.setdefault(f"{match[1]}.so.{match[2].split('.')[0]}", package)
     return found
 

@@ -10,7 +10,7 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Live
 from vlmdoctor.evidence.environment.nvml import finish, start
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 def with_live(

@@ -14,7 +14,8 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.environment import Environment, devices
 from vlmdoctor.evidence.environment.facts import Gpu, Nvml
 
-TIMEOUT = 10.0
+# Without persistence mode the first question wakes every GPU up, which takes seconds for each.
+TIMEOUT = 30.0
 
 
 class Question:

@@ -36,7 +36,7 @@ def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
         raise Unavailable("the configuration names no largest number of positions")
     if not data.rows:
         raise Unavailable("no input_ids were given")
-    if any(key == "position_ids" for key, _ in data.shapes):
+    if data.encoder_decoder or any(key == "position_ids" for key, _ in data.shapes):
         return
     rows = [row for row in data.rows if row.length > limit]
     if not rows:

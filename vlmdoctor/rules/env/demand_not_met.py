@@ -39,7 +39,7 @@ def demand_not_met(environment: Environment, demands: Demands) -> Iterator[Findi
             message=f"required: {demand.text}; {f'there is {has}' if met is False else f'not known: {has}'}",
             severity=Severity.ERROR,
             at=("--require",),
-            measured={demand.kind: has},
+            measured={"there_is" if met is False else "not_known": has},
             threshold={"required": demand.text},
             cause="the machine does not have it" if met is False else "it could not be measured",
             fix=Fix("run on another machine, or require less"),

@@ -25,8 +25,8 @@ def disk_full(environment: Environment) -> Iterator[Finding]:
     ## How sure it is
     Each folder is followed through links and variables to the disk that it is on: the working folder, the
     hub's and the data sets' caches, temporary files. Below 1 GiB, or without inodes, an error; below 10 GiB a
-    warning. A cache that can't be written is a warning, the working folder a remark. Quotas can't be seen
-    without writing.
+    warning; for temporary files and small caches a tenth of that. A cache that can't be written is a warning,
+    the working folder a remark. Quotas can't be seen without writing.
 
     ## What to do
     Make room, or point the variable at another disk.
@@ -65,8 +65,10 @@ def _judged(folder: Folder) -> tuple[str | None, Severity]:
         return f"{where} can't be written to", severity
     if folder.inodes == 0 or (folder.inodes is not None and 0 < folder.inodes < 1000):
         return f"{where} has no room for another file: its inodes are used up", Severity.ERROR
-    if folder.free is not None and folder.free < 10 * GIB and folder.total != 0:
-        severity = Severity.ERROR if folder.free < GIB else Severity.WARNING
+    # Temporary files and small caches need little: /tmp is often small on purpose.
+    enough, least = (10 * GIB, GIB) if folder.use in ("work", "hub cache") else (GIB, GIB // 10)
+    if folder.free is not None and folder.free < enough and folder.total != 0:
+        severity = Severity.ERROR if folder.free < least else Severity.WARNING
         return f"{where} has {folder.free / GIB:.1f} GiB left", severity
     return None, Severity.INFO
 

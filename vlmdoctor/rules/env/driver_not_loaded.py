@@ -30,11 +30,16 @@ def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
     environment.need("pci")
     nvidia = [gpu for gpu in environment.pci or () if gpu.vendor == "nvidia" and gpu.driver != "vfio-pci"]
     refused = environment.nvml is not None and environment.nvml.code == 9
-    if not refused and (not nvidia or environment.gpus):
-        return
-    if environment.driver is not None and environment.driver.version is not None and not refused:
+    if not nvidia or (environment.gpus and not refused):
         return
     inside = environment.container is not None
+    if (
+        environment.driver is not None
+        and environment.driver.version is not None
+        and not inside
+        and not refused
+    ):
+        return
     if inside and not environment.torch_cuda:
         return
     holder = next((gpu.driver for gpu in nvidia if gpu.driver), None)

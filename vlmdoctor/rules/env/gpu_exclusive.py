@@ -27,20 +27,21 @@ def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
     ## What to do
     Set the default mode: `sudo nvidia-smi -c DEFAULT` on the host.
     """
-    for index, gpu in enumerate(environment.gpus):
-        if gpu.compute_mode not in ("exclusive", "prohibited"):
+    for mode, severity in (("prohibited", Severity.ERROR), ("exclusive", Severity.INFO)):
+        found = [(i, gpu) for i, gpu in enumerate(environment.gpus) if gpu.compute_mode == mode]
+        if not found:
             continue
-        prohibited = gpu.compute_mode == "prohibited"
-        severity = Severity.WARNING if gpu.processes else Severity.INFO
+        names = ", ".join(str(i) for i, _ in found)
+        busy = mode == "exclusive" and any(gpu.processes for _, gpu in found)
         yield Finding(
-            message=f"GPU {index} lets no process use CUDA"
-            if prohibited
-            else f"GPU {index} lets one process use it at a time",
-            severity=Severity.ERROR if prohibited else severity,
-            at=(f"GPU {index}: {gpu.name}",),
-            measured={"compute_mode": gpu.compute_mode, "processes": len(gpu.processes or ())},
+            message=f"GPU {names}: no process may use CUDA"
+            if mode == "prohibited"
+            else f"GPU {names}: one process at a time may use CUDA",
+            severity=Severity.WARNING if busy else severity,
+            at=tuple(f"GPU {i}: {gpu.name}" for i, gpu in found),
+            measured={"compute_mode": mode, "processes": sum(len(gpu.processes or ()) for _, gpu in found)},
             cause="its compute mode was set so",
-            fix=Fix("set the default mode", (f"sudo nvidia-smi -i {index} -c DEFAULT",)),
+            fix=Fix("set the default mode", ("sudo nvidia-smi -c DEFAULT",)),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.environment import Environment, Process
+from vlmdoctor.evidence.environment import Environment, Gpu, Process
 from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -33,21 +33,32 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
     if value is not None:
         reading = read(value, len(environment.gpus), [gpu.uuid or "" for gpu in environment.gpus])
         usable = usable if reading.visible is None else reading.visible
-    for index in usable:
-        gpu = environment.gpus[index]
-        if not gpu.memory or not gpu.used or gpu.used < max(gpu.memory / 10, 2 * GIB):
-            continue
-        programs = [f"{process.name or 'program'} ({process.pid})" for process in gpu.processes or ()]
-        yield Finding(
-            message=f"GPU {index}: {gpu.used / GIB:.1f} of {gpu.memory / GIB:.0f} GiB are already in use",
-            severity=Severity.WARNING,
-            at=(f"GPU {index}: {gpu.name}",),
-            measured={"used_gib": round(gpu.used / GIB, 1), "programs": programs or "none to be seen"},
-            cause="other programs hold it"
-            if programs
-            else "a program in another container holds it, or one that died has left it",
-            fix=Fix("end them, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
-        )
+    taken = [(i, gpu) for i in usable if _is_taken(gpu := environment.gpus[i])]
+    if not taken:
+        return
+    programs = [
+        f"{process.name or 'program'} ({process.pid})" for _, gpu in taken for process in gpu.processes or ()
+    ]
+    index, worst = max(taken, key=lambda found: found[1].used or 0)
+    room = f"{(worst.used or 0) / GIB:.1f} of {(worst.memory or 0) / GIB:.0f} GiB"
+    others = f" ({len(taken)} GPUs are so used)" if len(taken) > 1 else ""
+    yield Finding(
+        message=f"GPU {index}: {room} are already in use{others}",
+        severity=Severity.WARNING,
+        at=tuple(f"GPU {i}: {gpu.name}" for i, gpu in taken),
+        measured={
+            "used_gib": [round((gpu.used or 0) / GIB, 1) for _, gpu in taken],
+            "programs": programs or "none to be seen",
+        },
+        cause="other programs hold it"
+        if programs
+        else "a program in another container holds it, or one that died has left it",
+        fix=Fix("end them, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
+    )
+
+
+def _is_taken(gpu: Gpu) -> bool:
+    return bool(gpu.memory and gpu.used and gpu.used >= max(gpu.memory / 10, 2 * GIB))
 
 
 @gpu_memory_in_use.bad

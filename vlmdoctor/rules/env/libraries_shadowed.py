@@ -10,6 +10,9 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 
+# Their parts, and what is built on them, ask for a release at least as new as that of the wheels.
+_STRICT = ("libnvJitLink", "libcudnn")
+
 
 @rule("libraries-shadowed", "ENV301", explains=("extension-built-for-other-torch",))
 def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
@@ -24,9 +27,9 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
 
     ## How sure it is
     The folders of LD_LIBRARY_PATH are looked through for libraries with the same name as the wheels'. An
-    error where the version in the file's name is older than the wheel's, a warning where it can't be told or
-    is newer. cuDNN engines in the system's folders are a remark: they are loaded only when the wheel's are
-    not found.
+    error where nvJitLink or cuDNN is older than the wheel's, a warning for other releases; silent where a
+    version can't be told. cuDNN engines in the system's folders are a remark: they are loaded only when the
+    wheel's are not found.
 
     ## What to do
     Unset LD_LIBRARY_PATH, or take that folder out of it.
@@ -57,15 +60,15 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
 
 
 def _differs(library: Library) -> bool:
-    """Whether it is another release; 9.10.2 and 9.10.2.21 are the same."""
+    """Whether it is surely another release; 9.10.2 and 9.10.2.21 are the same."""
     ours, wheel = numbers(library.version or ""), numbers(library.wheel or "")
-    return len(ours) < 2 or not wheel or ours != wheel[: len(ours)]
+    return len(ours) >= 2 and bool(wheel) and ours != wheel[: len(ours)]
 
 
 def _older(library: Library) -> bool:
+    """Whether it is an older release of a library that does not put up with that."""
     ours, wheel = numbers(library.version or ""), numbers(library.wheel or "")
-    # cuBLAS and the like number their files as their packages, from the second number on.
-    return len(ours) >= 2 and bool(wheel) and ours < wheel[: len(ours)]
+    return library.name.startswith(_STRICT) and ours < wheel[: len(ours)]
 
 
 @libraries_shadowed.bad

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Nvml
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env.machines import laptop, workstation
 
 
 @rule("nvml-does-not-answer", "ENV216", explains=("cuda-does-not-start",))
@@ -20,7 +20,7 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
     and goes on.
 
     ## How sure it is
-    Measured: no answer within ten seconds, a crash, or the driver's own refusal. That there is no driver at
+    Measured: no answer within half a minute, a crash, or the driver's own refusal. That there is no driver at
     all is not reported here.
 
     ## What to do
@@ -28,6 +28,9 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
     """
     nvml = environment.nvml
     if nvml is None or nvml.state not in ("hung", "crashed", "refused"):
+        return
+    # 9 and 12: there is no driver to refuse anything, as in an image that brings the library alone.
+    if nvml.state == "refused" and nvml.code in (9, 12):
         return
     yield Finding(
         message={
@@ -53,3 +56,8 @@ def hangs() -> Environment:
 @nvml_does_not_answer.good
 def answers() -> Environment:
     return workstation()
+
+
+@nvml_does_not_answer.good
+def the_library_without_a_driver() -> Environment:
+    return laptop(container="docker", nvml=Nvml("refused", 9, "Driver Not Loaded"))

@@ -57,7 +57,7 @@ def _finding(environment: Environment, gpus: tuple[str, ...], built: str) -> Fin
         message=f"torch {torch.version} is {built}: it can't use the NVIDIA GPU",
         severity=Severity.ERROR,
         at=("torch",),
-        measured={"torch": torch.version, "cuda": torch.cuda, "gpus": list(gpus)},
+        measured={"torch": torch.version, "cuda": torch.cuda or "none", "gpus": list(gpus)},
         cause="the installed wheel holds no CUDA code",
         fix=Fix("install the build for CUDA over it", (reinstall(environment),)),
     )

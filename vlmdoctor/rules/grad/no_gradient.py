@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward, Gradient
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_steps
+from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_shapes, reach_in_steps
 from vlmdoctor.rules.places import counted, listed, places, share_of
 from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
 
@@ -25,7 +26,9 @@ LINKS = (
 
 
 @rule("no-gradient", "GRAD201", explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"))
-def no_gradient(parameters: Parameters, steps: Steps | None, backward: Backward | None) -> Iterator[Finding]:
+def no_gradient(
+    parameters: Parameters, steps: Steps | None, backward: Backward | None, shapes: Shapes | None
+) -> Iterator[Finding]:
     """Finds parameters that should learn and never get a gradient.
 
     ## Why it matters
@@ -56,6 +59,8 @@ def no_gradient(parameters: Parameters, steps: Steps | None, backward: Backward 
         reach = reach_in_steps(parameters, steps)
     elif backward is not None and backward.failure is None:
         reach = reach_in_backward(parameters, backward)
+    elif shapes is not None and shapes.failure is None and shapes.loss:
+        reach = reach_in_shapes(parameters, shapes)
     else:
         raise Unavailable("neither a training step nor a backward pass could be watched")
     if not reach.missing:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.evidence.steps import Steps, Track
 
 MISSING_SAMPLES = 3  # steps: fewer could all be unlucky batches
@@ -106,6 +107,18 @@ def reach_in_backward(parameters: Parameters, backward: Backward) -> Reach:
         for g in backward.gradients
     }
     with_images = None if backward.images is None else int(backward.images > 0)
+    return _reach(parameters, tracks, 1, 2, with_images, 1)
+
+
+def reach_in_shapes(parameters: Parameters, shapes: Shapes) -> Reach:
+    """What a step without weights says: whether there is a path, and nothing about its numbers."""
+    missing = set(shapes.without_gradient)
+    tracks = {
+        p.name: Track(p.name, samples=1, with_gradient=int(p.name not in missing), zero_gradient=0)
+        for p in parameters.parameters
+        if p.requires_grad
+    }
+    with_images = None if shapes.images is None else int(shapes.images > 0)
     return _reach(parameters, tracks, 1, 2, with_images, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.data import IGNORED, Data, count
+from vlmdoctor.evidence.data import IGNORED, Data, Row, count
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
@@ -16,7 +16,7 @@ LINKS = (
 )
 
 
-@rule("image-tokens-supervised", "LOSS303")
+@rule("image-tokens-supervised", "LOSS303", explains=("padding-supervised", "prompt-supervised"))
 def image_tokens_supervised(data: Data) -> Iterator[Finding]:
     """Image placeholders are among the labels, so that the model is taught to write them.
 
@@ -61,7 +61,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
         },
         threshold={"at_placeholders": 0},
         cause=(
-            "the labels of image placeholders are not masked"
+            _unmasked(rows)
             if placeholders
             else "the image placeholder's id was written into the labels of other tokens, such as padding"
         ),
@@ -73,6 +73,12 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
         ),
         links=LINKS,
     )
+
+
+def _unmasked(rows: tuple[Row, ...]) -> str:
+    if all(label == token for row in rows for label, token in zip(row.labels or (), row.ids, strict=True)):
+        return "the labels are the ids themselves: nothing is masked at all"
+    return "the labels of image placeholders are not masked"
 
 
 @image_tokens_supervised.bad

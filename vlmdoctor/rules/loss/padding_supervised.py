@@ -41,7 +41,7 @@ def padding_supervised(data: Data) -> Iterator[Finding]:
     yield Finding(
         f"padding is {share:.0%} of what the loss sees",
         Severity.ERROR if share > MOST else Severity.WARNING,
-        at=("labels", *(row.name for row in rows if _wrong(row, data))),
+        at=("labels", *[row.name for row in rows if _wrong(row, data)][:4]),
         measured={"labels": supervised, "at_padding": wrong, "rows": len(rows)},
         threshold={"at_padding": 0},
         cause="the labels of padding are not masked",

@@ -32,9 +32,9 @@ def mask_hides_tokens(data: Data) -> Iterator[Finding]:
     10782](https://github.com/hiyouga/LlamaFactory/issues/10782)).
 
     ## How sure it is
-    Mask and ids were compared place by place; padding is what has the padding token's id at an end of the
-    row. That every placeholder of all images is hidden is an error. Anything else that is hidden is a
-    warning, since some recipes hide words on purpose.
+    Mask and ids were compared place by place; text that is masked at an end of a row is taken for padding,
+    an image is not. That every placeholder of all images is hidden is an error. Anything else that is
+    hidden is a warning, since some recipes hide words on purpose.
 
     ## What to do
     Take the mask from the same call that made the ids, or make it from the final ids.
@@ -42,8 +42,6 @@ def mask_hides_tokens(data: Data) -> Iterator[Finding]:
     rows = [row for row in data.rows if row.attended is not None]
     if not rows:
         raise Unavailable("the batch has no attention mask with one value for each token")
-    if data.words.padding_id is None:
-        raise Unavailable("the padding token is not known")
     hidden = Counter(
         role
         for row in rows
@@ -64,7 +62,7 @@ def mask_hides_tokens(data: Data) -> Iterator[Finding]:
         cause="the mask is 0 at tokens that are no padding: it was not made from these ids",
         fix=Fix(
             "make the mask from the final ids",
-            (f"attention_mask = (input_ids != {data.words.padding_id}).long()",),
+            ("attention_mask = (input_ids != tokenizer.pad_token_id).long()",),
         ),
         links=("https://github.com/hiyouga/LlamaFactory/issues/10782",),
     )

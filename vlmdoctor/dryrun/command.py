@@ -1,0 +1,161 @@
+"""The options of the dry run, and what `check` does for `--depth shapes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.dryrun.cost import RESERVED
+from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.evidence.fit import Fit
+
+if TYPE_CHECKING:
+    from vlmdoctor.report import Report
+    from vlmdoctor.rulebook import Rule
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """As given on the command line; None where it was not."""
+
+    gpu: str | None = None
+    batch_size: int | None = None
+    images: int | None = None
+    seq_len: int | None = None
+    precision: str | None = None
+    optimizer: str | None = None
+    gradient_checkpointing: bool = False
+    lora: int | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were used, as they are typed."""
+        return [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value]
+
+
+def wanted(target: str, depth: str | None, options: DryRunOptions) -> bool:
+    """Whether a dry run is to be made: asked for, or the target is a configuration without weights."""
+    if depth is not None:
+        if depth != "shapes" and options.given:
+            raise UserError(f"{options.given[0]} belongs to --depth shapes; this was --depth {depth}.")
+        return depth == "shapes"
+    return bool(options.given) or _without_weights(target)
+
+
+def _without_weights(target: str) -> bool:
+    from vlmdoctor.targets.checkpoint import PICKLES, SAFE_WEIGHTS
+
+    path = Path(target).expanduser()
+    if path.suffix != ".json" and not (path / "config.json").is_file():
+        return False
+    folder = path if path.is_dir() else path.parent
+    return not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
+
+
+def dry_run(
+    target: str,
+    options: DryRunOptions,
+    *,
+    rules: Iterable[Rule],
+    trust_remote_code: bool,
+    fail_on: str,
+    progress: Callable[[str], None],
+    budget: float | None = None,
+) -> Report:
+    """Lays the target out without weights, runs a step, and judges it."""
+    from vlmdoctor.dryrun.plan import Plan, outlook, prepared, shapes_under
+    from vlmdoctor.examine import examine
+    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.weightless import MADE, Weightless
+
+    plan = Plan(
+        precision=options.precision,
+        optimizer=options.optimizer or "adamw",
+        checkpointing=options.gradient_checkpointing,
+        lora=options.lora,
+        gpu=options.gpu.lower() if options.gpu else None,
+    )
+    plan.check()
+    weightless = Weightless(
+        batch_size=options.batch_size or 1,
+        images=1 if options.images is None else options.images,
+        length=options.seq_len,
+    )
+    progress("laying out the model")
+    resolved = resolve(target, trust_remote_code=trust_remote_code, weightless=weightless)
+    subject = resolved.subject
+    made = resolved.facts.get("batch") == MADE
+    sized = [name for name in options.given if name in ("--batch-size", "--images", "--seq-len")]
+    if sized and not made and subject.batch is not None:
+        raise UserError(f"{sized[0]} has no effect on {target}, which brings its own batch.")
+    given: list[Any] = []
+    facts: dict[str, Any] = dict(resolved.facts)
+    missing = resolved.missing_batch
+    if subject.batch is not None:
+        progress("running a step without weights")
+        try:
+            shapes = shapes_under(subject, plan)
+        except Unavailable as reason:
+            missing, subject.batch = str(reason), None
+            facts["dry_run"] = {"not_possible": missing}
+        else:
+            given.append(shapes)
+            facts["dry_run"] = _told(shapes)
+            if shapes.failure is None:
+                progress("reckoning what it costs")
+                again = (
+                    (lambda n: _resized(weightless, n).batch(subject.model, subject.model.config))
+                    if made
+                    else None
+                )
+                facts["dry_run"]["cost"] = cost = outlook(subject, plan, shapes, again)
+                if plan.gpu is not None:
+                    given.append(_fit(plan.gpu, cost))
+    subject.model = prepared(subject.model, plan)
+    return examine(
+        subject,
+        target=target,
+        rules=rules,
+        depth="shapes",
+        budget=budget,
+        fail_on=fail_on,
+        progress=progress,
+        given=given,
+        facts=facts,
+        missing_batch=missing,
+    )
+
+
+def _resized(weightless: Any, batch_size: int) -> Any:
+    from dataclasses import replace
+
+    return replace(weightless, batch_size=batch_size)
+
+
+def _fit(gpu: str, cost: dict[str, Any]) -> Fit:
+    parts = cost["bytes"]
+    return Fit(
+        gpu,
+        memory=cost["gpu"]["memory"] - RESERVED,
+        needed=parts["peak"],
+        needed_in=parts["peak_in"],
+        parts={name: parts[name] for name in ("parameters", "gradients", "optimizer", "activations")},
+        would_fit=cost["gpu"].get("would_fit"),
+    )
+
+
+def _told(shapes: Any) -> dict[str, Any]:
+    return {
+        "batch_size": shapes.batch_size,
+        "tokens": shapes.tokens,
+        "image_tokens": shapes.image_tokens,
+        "images": shapes.images,
+        "context": shapes.context,
+        "without_gradient": list(shapes.without_gradient),
+        "flops": {"forward": shapes.flops_forward, "backward": shapes.flops_backward},
+        "peak_at": list(shapes.peak_at),
+        "seconds": shapes.seconds,
+        "modules": [asdict(module) for module in shapes.modules],
+    }

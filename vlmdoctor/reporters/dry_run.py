@@ -1,0 +1,132 @@
+"""The dry run's table of modules and its costs, for a terminal and for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+DEPTH = 3  # dotted parts, numbers aside: deeper modules are in the JSON
+HEADINGS = ("module", "parameters", "in", "out", "kept", "FLOPs", "learns")
+
+
+def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
+    """The table of modules and what the step costs."""
+    if "not_possible" in told:
+        console.print(Text(f"no dry run: {told['not_possible']}"))
+        console.print()
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in HEADINGS:
+        left = heading == "module"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in module_rows(told["modules"]):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print()
+    lines = Table.grid(padding=(0, 2))
+    for name, value in cost_rows(told):
+        lines.add_row(Text(name, style="dim"), Text(value))
+    console.print(lines)
+    console.print()
+
+
+def dry_run_html(facts: Mapping[str, Any]) -> str:
+    """The same as a fragment of HTML; empty where there was no dry run."""
+    told = facts.get("dry_run")
+    if told is None:
+        return ""
+    if "not_possible" in told:
+        return f"<p>no dry run: {escape(told['not_possible'])}</p>"
+    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in module_rows(told["modules"])
+    )
+    costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(told))
+    return f"<table><tr>{head}</tr>{body}</table><dl>{costs}</dl>"
+
+
+def module_rows(modules: Any) -> Iterator[tuple[str, ...]]:
+    """The cells of the modules that are worth a line: with parameters, and not too deep."""
+    for module in modules:
+        depth = sum(part != "*" for part in module["name"].split("."))
+        if depth > DEPTH or not module["parameters"] or module["kind"] == "ModuleList":
+            continue
+        count = f"  × {module['count']}" if module["count"] > 1 else ""
+        trainable, gradient = module["trainable"], module["gradient"]
+        learns = "frozen" if not trainable else {True: "yes", False: "not all", None: ""}[gradient]
+        yield (
+            module["name"] + count,
+            _count(module["parameters"]),
+            _shape(module["shape_in"]),
+            _shape(module["shape_out"]),
+            _bytes(module["kept"]) if module["shape_out"] else "",
+            _count(module["flops"]) if module["flops"] else "",
+            learns,
+        )
+
+
+def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Labelled lines: the batch, the bytes, the GPU."""
+    tokens = told["tokens"]
+    if tokens is not None:
+        images = f", {told['image_tokens']} of them of images" if told["image_tokens"] else ""
+        room = f"; the context holds {told['context']}" if told["context"] else ""
+        yield "batch", f"{told['batch_size']} × {tokens} tokens{images}{room}"
+    if told["context"] and told["image_tokens"] and told["images"] and told["batch_size"]:
+        each = told["image_tokens"] / max(1, told["images"] // told["batch_size"])
+        yield "images", f"{each:.0f} tokens each: at most {int(told['context'] // each)} in a context"
+    cost = told.get("cost")
+    if cost is None:
+        return
+    parts = cost["bytes"]
+    yield (
+        "memory",
+        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: "
+        f"weights {_bytes(parts['parameters'])}, gradients {_bytes(parts['gradients'])}, {cost['optimizer']} {_bytes(parts['optimizer'])}, activations "
+        f"{_bytes(parts['activations'])} ({cost['precision']})",
+    )
+    yield "work", f"{_count(parts['flops'])} floating-point operations a step"
+    gpu = cost.get("gpu")
+    if gpu is None:
+        fitting = cost.get("fits_on", [])
+        yield "fits", f"on one {', '.join(fitting)}" if fitting else "on no single GPU that is known here"
+        return
+    fits = "fits" if gpu["fits"] else "does not fit"
+    yield gpu["name"], f"{fits} in {_bytes(gpu['memory'])}, of which 1.1 GB are left to CUDA"
+    if not gpu["fits"]:
+        yield (
+            "instead",
+            f"{gpu['would_fit']} would fit" if gpu["would_fit"] else "no setting tried here would fit",
+        )
+    if gpu.get("largest_batch"):
+        yield "largest", f"a batch of {gpu['largest_batch']} fits"
+    if gpu["fits"] and gpu["tokens_a_second"]:
+        yield (
+            "speed",
+            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {cost['utilisation']:.0%} of the peak "
+            f"rate",
+        )
+
+
+def _shape(shape: Any) -> str:
+    return "×".join(str(size) for size in shape) if shape else ""
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _count(count: int) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)

@@ -1,0 +1,90 @@
+"""shape-clash: parts of the full-size model that don't fit together, found without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.failure import Failure, TensorFact
+from vlmdoctor.evidence.shapes import Clash, Shapes
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.cfg.forward_raises import finding_of
+
+
+@rule("shape-clash", "CFG401")
+def shape_clash(shapes: Shapes) -> Iterator[Finding]:
+    """The full-size model raises in a training step, whatever weights it will get.
+
+    ## Why it matters
+    A configuration can be built and still not run: the vision tower's output is as wide as one field says,
+    the text as another. The message that comes out names neither (`Image features and image tokens do
+    not match, tokens: 512, features: 512`), and it comes after the download and on the GPU. A dry run
+    gives it in seconds, with the values that disagree.
+
+    ## How sure it is
+    Forward and backward ran on the real shapes of this model, with the batch that was given, or else one
+    made from the configuration. The exception is what the model's own code raised. Which values of the
+    configuration are to blame is told by their numbers, which may stand in several places: all are listed.
+    A batch that was made from the configuration may differ from what your processor makes.
+
+    ## What to do
+    Change one of the values named, so that both agree, and run it again.
+    """
+    failure = shapes.failure
+    if failure is None:
+        return
+    finding = finding_of(failure, f"the {shapes.phase} pass, run without weights,")
+    clashes = shapes.clashes
+    if not clashes:
+        yield finding
+        return
+    yield Finding(
+        message=_message(clashes) or finding.message,
+        severity=Severity.ERROR,
+        at=finding.at,
+        file=finding.file,
+        line=finding.line,
+        measured={clash.what or " = ".join(clash.said_by): clash.number for clash in clashes},
+        cause=f"{failure.type}: {failure.message.partition(chr(10))[0]}",
+        fix=Fix("change one of these so that they agree: " + ", ".join(_said(clash) for clash in clashes)),
+    )
+
+
+def _message(clashes: tuple[Clash, ...]) -> str | None:
+    named = [clash for clash in clashes if clash.what]
+    if len(named) != 2:
+        return None
+    first, second = named
+    return f"{first.what} is {first.number} wide{_by(first)}, {second.what} {second.number}{_by(second)}"
+
+
+def _by(clash: Clash) -> str:
+    return f" ({clash.said_by[0]})" if clash.said_by else ""
+
+
+def _said(clash: Clash) -> str:
+    where = " or ".join(clash.said_by) or clash.what
+    return f"{where} = {clash.number}"
+
+
+@shape_clash.bad
+def vision_narrower_than_text() -> Shapes:
+    """transformers' own default Qwen2VLConfig."""
+    return Shapes(
+        failure=Failure(
+            "ValueError",
+            "Image features and image tokens do not match, tokens: 16, features: 16",
+            module="model",
+            module_class="Qwen2VLModel",
+            values=(TensorFact("image_features", (16, 3584), "bfloat16", "meta"),),
+        ),
+        clashes=(
+            Clash("image_features", 3584, ("vision_config.hidden_size",)),
+            Clash("inputs_embeds", 8192, ("text_config.hidden_size",)),
+        ),
+    )
+
+
+@shape_clash.good
+def fits() -> Shapes:
+    return Shapes()

@@ -1,0 +1,48 @@
+"""images-exceed-context: one image takes more tokens than the model has positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.shapes import Shapes
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("images-exceed-context", "IMG401")
+def images_exceed_context(shapes: Shapes) -> Iterator[Finding]:
+    """The images of one sample take more tokens than the configuration has positions.
+
+    ## Why it matters
+    What lies behind the last position is cut off or, with rotary embeddings, was never seen in training: the
+    text behind the images, answer included, is lost or unreliable.
+
+    ## How sure it is
+    How many tokens the images take is counted in the batch; a batch made from the configuration has
+    images of the size that it suggests. The limit is `max_position_embeddings`. A warning, since
+    positions may be meant to be scaled beyond it.
+
+    ## What to do
+    Smaller images (`max_pixels`, fewer tiles), fewer of them, or a longer context.
+    """
+    tokens, context = shapes.image_tokens, shapes.context
+    if tokens is None or context is None or tokens < context:
+        return
+    yield Finding(
+        message=f"the images of one sample take {tokens} tokens, the context holds {context}",
+        severity=Severity.WARNING,
+        measured={"image_tokens": tokens},
+        threshold={"max_position_embeddings": context},
+        cause="no position is left for the text behind them",
+        fix=Fix("make the images smaller, take fewer tiles or images, or raise max_position_embeddings"),
+    )
+
+
+@images_exceed_context.bad
+def one_large_image() -> Shapes:
+    return Shapes(image_tokens=2880, context=2048, tokens=2900, batch_size=1)
+
+
+@images_exceed_context.good
+def an_ordinary_image() -> Shapes:
+    return Shapes(image_tokens=576, context=4096, tokens=640, batch_size=1)

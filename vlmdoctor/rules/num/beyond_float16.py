@@ -1,0 +1,60 @@
+"""beyond-float16: activations that float16 can't hold, in a run that is to be in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.numerics import Numerics
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LARGEST = 65504.0
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/33312",
+    "https://github.com/modelscope/ms-swift/issues/1099",
+    "https://github.com/modelscope/ms-swift/issues/5580",
+)
+
+
+@rule("beyond-float16", "NUM102")
+def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
+    """An activation is larger than float16's largest number, and the run is to be in float16.
+
+    ## Why it matters
+    Models that were trained in bfloat16 keep some activations beyond 65504. In float16 these become infinite,
+    the loss NaN, and a gradient scaler skips every step, which some logs show as a loss of 0 ([ms-swift
+    1099](https://github.com/modelscope/ms-swift/issues/1099),
+    [5580](https://github.com/modelscope/ms-swift/issues/5580), [transformers
+    33312](https://github.com/huggingface/transformers/issues/33312)).
+
+    ## How sure it is
+    The largest activation of one forward pass is measured in the dtype that the model has now. That the run is
+    in float16 is taken from the training arguments. The named module may keep float32 there under autocast (as
+    norms and losses do), hence a warning.
+
+    ## What to do
+    Use bfloat16: `TrainingArguments(bf16=True, fp16=False)`. Where the GPU has none, keep the named module in
+    float32.
+    """
+    if not numerics.half or numerics.largest <= LARGEST or numerics.output_finite is False:
+        return
+    yield Finding(
+        message=f"an activation of {numerics.largest:.3g} does not fit into float16, which ends at {LARGEST:.0f}",
+        severity=Severity.WARNING,
+        at=(numerics.largest_at,) if numerics.largest_at else (),
+        measured={"largest_activation": numerics.largest},
+        threshold={"largest_activation": LARGEST},
+        cause="the run is to be in float16, which has a smaller range than bfloat16 and float32",
+        fix=Fix("train in bfloat16", ("TrainingArguments(bf16=True, fp16=False)",)),
+        links=LINKS,
+    )
+
+
+@beyond_float16.bad
+def trained_in_bfloat16() -> Numerics:
+    return Numerics(True, 12, largest=2.3e5, largest_at="model.layers.2.mlp.down_proj", half=True)
+
+
+@beyond_float16.good
+def in_bfloat16() -> Numerics:
+    return Numerics(True, 12, largest=2.3e5, largest_at="model.layers.2.mlp.down_proj")

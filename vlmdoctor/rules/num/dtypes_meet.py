@@ -1,0 +1,105 @@
+"""dtypes-meet: a forward pass that raises since two float types or devices meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.failure import Failure, TensorFact
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+_DTYPE = re.compile(
+    r"same dtype|expected scalar type|Input type .* and (weight|bias) type|to have the same (d?type|scalar type)"
+    r"|expected m1 and m2|must have the same scalar type"
+)
+_DEVICE = re.compile(r"same device|on the same GPU|Input type \(torch\.(cuda\.)?\w+Tensor\) and weight type")
+_FLOATS = ("float", "bfloat")
+LINKS = (
+    "https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63",
+    "https://github.com/llava-rlhf/LLaVA-RLHF/issues/12",
+    "https://github.com/OpenBMB/MiniCPM-V/issues/246",
+)
+
+
+@rule("dtypes-meet", "NUM103", explains=("forward-raises",))
+def dtypes_meet(forward: Forward) -> Iterator[Finding]:
+    """Tensors of two dtypes, or on two devices, meet in one operation, which raises.
+
+    ## Why it matters
+    Nothing can be trained. It happens at the joints of a vision-language model: a tower in float16 and a
+    projector in bfloat16 ([MoE-LLaVA 63](https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63), [LLaVA-RLHF
+    12](https://github.com/llava-rlhf/LLaVA-RLHF/issues/12)), pixels that the processor left in float32, a batch
+    that stayed on the CPU ([MiniCPM-V 246](https://github.com/OpenBMB/MiniCPM-V/issues/246)).
+
+    ## How sure it is
+    The exception is real, and the dtypes and devices named are those of the tensors that were at hand where it
+    was raised. Without autocast, that is: a run that wraps its forward pass into autocast does not raise, and
+    should be checked with a `loss_fn` that does the same.
+
+    ## What to do
+    Cast at the joint, to what the next module holds:
+
+        features = self.projector(features.to(self.projector.weight.dtype))
+    """
+    failure = forward.failure
+    if failure is None:
+        return
+    met = [fact for fact in (*failure.inputs, *failure.values) if fact.dtype.startswith(_FLOATS)]
+    devices = sorted({fact.device for fact in (*failure.inputs, *failure.values)})
+    dtypes = sorted({fact.dtype for fact in met})
+    if _DTYPE.search(failure.message) and len(dtypes) > 1 and len(devices) == 1:
+        what, kinds = "dtypes", dtypes
+        fix = Fix(
+            "cast what goes in to the dtype of the module's weights, or load both parts in one dtype",
+            ("x = x.to(module.weight.dtype)",),
+        )
+    elif _DEVICE.search(failure.message) and len(devices) > 1:
+        what, kinds = "devices", devices
+        fix = Fix(
+            "move the batch to the model's device",
+            ("batch = {k: v.to(model.device) for k, v in batch.items()}",),
+        )
+    else:
+        return
+    yield Finding(
+        message=f"{' and '.join(kinds)} meet in {failure.module or 'the forward pass'}, which raises",
+        severity=Severity.ERROR,
+        at=(f"{failure.module} ({failure.module_class})",) if failure.module else (),
+        file=failure.file,
+        line=failure.line,
+        measured={fact.name: f"{list(fact.shape)} {fact.dtype} {fact.device}" for fact in _shown(failure)},
+        cause=f"the {what} of its input and of its weights differ: {failure.message.partition(chr(10))[0]}",
+        fix=fix,
+        links=LINKS,
+    )
+
+
+def _shown(failure: Failure) -> tuple[TensorFact, ...]:
+    return (*failure.inputs[:4], *failure.values[:4])
+
+
+@dtypes_meet.bad
+def tower_and_projector() -> Forward:
+    facts = (
+        TensorFact("x", (2, 16, 32), "float32", "cpu"),
+        TensorFact("weight", (32, 32), "bfloat16", "cpu"),
+    )
+    message = "mat1 and mat2 must have the same dtype, but got Float and BFloat16"
+    return Forward(failure=Failure("RuntimeError", message, "vision_proj", "Linear", inputs=facts))
+
+
+@dtypes_meet.bad
+def batch_left_on_the_cpu() -> Forward:
+    facts = (
+        TensorFact("input", (2, 16), "int64", "cpu"),
+        TensorFact("weight", (97, 32), "float32", "cuda:0"),
+    )
+    message = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+    return Forward(failure=Failure("RuntimeError", message, "embed_tokens", "Embedding", inputs=facts))
+
+
+@dtypes_meet.good
+def alike() -> Forward:
+    return Forward(loss=6.5, finite=True)

@@ -1,0 +1,116 @@
+"""non-finite-forward: NaN or infinity in the very first forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.numerics import Culprit, Numerics
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+FP16_LARGEST = 65504.0
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/33312",
+    "https://github.com/modelscope/ms-swift/issues/1099",
+)
+
+
+@rule(
+    "non-finite-forward",
+    "NUM101",
+    explains=("non-finite", "initial-loss", "loss-not-falling", "weights-not-moving", "no-gradient"),
+)
+def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
+    """The loss or the logits hold NaN or infinity before the first step was taken.
+
+    ## Why it matters
+    One backward pass from NaN makes every weight NaN. The usual reasons are activations beyond float16's
+    largest number, 65504 ([transformers 33312](https://github.com/huggingface/transformers/issues/33312),
+    [ms-swift 1099](https://github.com/modelscope/ms-swift/issues/1099)), weights that were never filled, pixels
+    that were divided by zero, and rows of attention that are masked from end to end.
+
+    ## How sure it is
+    It is measured. The named module got finite inputs and gave something else; if its own weights or the batch
+    were broken already, that is said instead. A batch in which no label is supervised gives NaN by design (a
+    mean over nothing) and is not reported here. Infinite logits alone, as some models give to tokens that they
+    never choose, count only if the loss or a module's output shows that they are not meant.
+
+    ## What to do
+    Look at the named place: is it an overflow, use bfloat16 or float32 there; is it the weights, see how they
+    were loaded.
+    """
+    culprit = numerics.culprit
+    if numerics.output_finite is not False:
+        return
+    nothing_supervised = numerics.supervised_tokens == 0
+    if nothing_supervised and culprit is None:
+        return
+    broken = numerics.nonfinite_inputs or numerics.nonfinite_weights
+    if culprit is None and not broken:
+        return
+    cause, fix = _why(numerics, culprit)
+    at = numerics.nonfinite_inputs or numerics.nonfinite_weights or ((culprit.name,) if culprit else ())
+    where = (
+        "in the batch" if numerics.nonfinite_inputs else "in the weights" if broken else f"from {at[0]} on"
+    )
+    yield Finding(
+        message=f"the forward pass gives NaN or infinity {where}",
+        severity=Severity.ERROR,
+        at=tuple(at),
+        measured={
+            "largest_finite_activation": numerics.largest,
+            "largest_at": numerics.largest_at,
+            "largest_input": culprit.largest_input if culprit else None,
+            "dtype": culprit.dtype if culprit else None,
+        },
+        cause=cause,
+        fix=fix,
+        links=LINKS,
+    )
+
+
+def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
+    if numerics.nonfinite_inputs:
+        name = numerics.nonfinite_inputs[0]
+        return f"{name} holds NaN or infinity before the model has seen it", Fix(
+            "find the sample, and look for a division by zero in its preprocessing",
+            (f'assert batch["{name}"].isfinite().all()',),
+        )
+    if numerics.nonfinite_weights:
+        return f"{numerics.nonfinite_weights[0]} holds NaN or infinity", Fix(
+            "look at how it was loaded: tensors from to_empty or empty_like hold whatever the memory held",
+            ("print([n for n, p in model.named_parameters() if not p.isfinite().all()])",),
+        )
+    assert culprit is not None
+    text = f"the inputs and weights of {culprit.name} ({culprit.module_class}) are finite, its output isn't"
+    if culprit.dtype == "float16":
+        return f"{text}; float16 ends at {FP16_LARGEST:.0f}, which points to an overflow", Fix(
+            "use bfloat16, which has float32's range, or keep this module in float32",
+            ("model = model.to(torch.bfloat16)",),
+        )
+    return text, Fix(
+        "look there for a division by zero, the logarithm or root of zero, or a row of attention that is "
+        "masked from end to end",
+        ("torch.autograd.set_detect_anomaly(True)",),
+    )
+
+
+@non_finite_forward.bad
+def overflow_in_float16() -> Numerics:
+    culprit = Culprit("model.vision_proj", "Linear", "float16", 6.1e4, True)
+    return Numerics(False, 12, culprit=culprit, largest=6.1e4, largest_at="model.vision_encoder", half=True)
+
+
+@non_finite_forward.bad
+def broken_pixels() -> Numerics:
+    return Numerics(False, 12, nonfinite_inputs=("pixel_values",))
+
+
+@non_finite_forward.good
+def finite() -> Numerics:
+    return Numerics(True, 12, largest=31.0, largest_at="lm.layers.1")
+
+
+@non_finite_forward.good
+def a_batch_without_labels() -> Numerics:
+    return Numerics(False, 0, largest=31.0, largest_at="lm.layers.1")

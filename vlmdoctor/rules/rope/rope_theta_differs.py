@@ -1,0 +1,70 @@
+"""rope-theta-differs: the rotary table was made from another base than the configuration's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.buffers import Buffers, Table
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/deepspeedai/DeepSpeed/issues/8345",
+    "https://github.com/THUDM/slime/issues/1720",
+    "https://github.com/sgl-project/SpecForge/issues/265",
+)
+
+
+@rule("rope-theta-differs", "ROPE204", explains=("table-garbage",))
+def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
+    """The rotary table was made from another base than the configuration names.
+
+    ## Why it matters
+    Since transformers 5 the base lies in `config.rope_parameters`, so that
+    `getattr(config, "rope_theta", 10000)` finds nothing and takes the default: weights that were trained with
+    1000000 are run with 10000, short texts look well and long ones don't, and nothing raises ([DeepSpeed
+    8345](https://github.com/deepspeedai/DeepSpeed/issues/8345), [slime
+    1720](https://github.com/THUDM/slime/issues/1720), [SpecForge
+    265](https://github.com/sgl-project/SpecForge/issues/265)).
+
+    ## How sure it is
+    The base is read off the table's own numbers, and a table only counts if it is reproduced from that base.
+    It is compared only where the configuration gives exactly one base and no scaling, and a tenth of
+    difference is allowed. Tables in vision towers are left out: they have a base of their own.
+
+    ## What to do
+    Read the base where it is now:
+
+        theta = config.rope_parameters["rope_theta"]
+    """
+    wrong = [table for table in buffers.tables if _differs(table)]
+    if not wrong:
+        return
+    first = wrong[0]
+    yield Finding(
+        message=f"the rotary table is made from theta {first.theta:g}, the configuration says "
+        f"{first.config_theta:g}",
+        severity=Severity.ERROR,
+        at=tuple(table.name for table in wrong[:8]),
+        measured={"theta": first.theta},
+        threshold={"theta": first.config_theta},
+        cause="the base was not read from config.rope_parameters, or was written down by hand (inferred)",
+        fix=Fix("read the base from the configuration", ('theta = config.rope_parameters["rope_theta"]',)),
+        links=LINKS,
+    )
+
+
+def _differs(table: Table) -> bool:
+    if table.theta is None or table.config_theta is None or table.problem is not None:
+        return False
+    return abs(table.theta / table.config_theta - 1.0) > 0.1
+
+
+@rope_theta_differs.bad
+def default_base() -> Buffers:
+    return Buffers((Table("lm.cos", "Rotary", "float32", theta=1e4, config_theta=1e6),))
+
+
+@rope_theta_differs.good
+def same_base() -> Buffers:
+    return Buffers((Table("lm.cos", "Rotary", "float32", theta=1.01e6, config_theta=1e6),))

@@ -1,0 +1,83 @@
+"""rotary-table-rounded: rotary frequencies that were cast to half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.buffers import Buffers, Table
+from vlmdoctor.finding import Finding, Fix, Proof, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/29285",
+    "https://github.com/huggingface/transformers/issues/25681",
+    "https://github.com/EleutherAI/gpt-neox/issues/1003",
+)
+
+
+@rule("rotary-table-rounded", "ROPE202")
+def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
+    """The rotary frequencies were rounded to half precision, and late positions are at wrong angles.
+
+    ## Why it matters
+    An angle is a position times a frequency: an error of 0.2 % in the frequency is a quarter of a turn at
+    position 800. `model.to(torch.bfloat16)` casts the buffer of frequencies along with the weights (loading
+    with `dtype=torch.bfloat16` does not), and casting back does not bring the digits back. Loss and logits
+    differ from the reference more the longer the text ([transformers
+    29285](https://github.com/huggingface/transformers/issues/29285),
+    [25681](https://github.com/huggingface/transformers/issues/25681), [gpt-neox
+    1003](https://github.com/EleutherAI/gpt-neox/issues/1003)).
+
+    ## How sure it is
+    The table is made anew in float32 and the largest difference in a cosine is measured, over the positions
+    of the batch, else over as many as the model allows (at most 4096). It is reported from 0.1 on. A model that
+    was trained with such a table from the start gets along with it, hence a warning.
+
+    ## What to do
+    Load in the dtype that is wanted, or keep the weights in float32 and use autocast; else put the
+    frequencies back after the cast.
+    """
+    rounded = [t for t in buffers.tables if t.rounded and t.error is not None and t.first_wrong is not None]
+    if not rounded:
+        return
+    worst = max(rounded, key=lambda table: table.error or 0.0)
+    yield Finding(
+        message=f"the rotary frequencies were rounded to half precision: a cosine is off by "
+        f"{worst.error:.2g} within {worst.positions} positions",
+        severity=Severity.WARNING,
+        at=tuple(table.name for table in rounded[:8]),
+        measured={"largest_error_of_a_cosine": worst.error, "first_position": worst.first_wrong},
+        threshold={"error_of_a_cosine": 0.1},
+        cause="the buffer was cast with the weights, as model.to(torch.bfloat16) or .half() does",
+        proof=Proof(
+            "frequencies made anew in float32",
+            f"the cosines are off by up to {worst.error:.2g}",
+            "they are those that the configuration asks for",
+        ),
+        fix=Fix(
+            "load in bfloat16 instead of casting, or use autocast over float32 weights",
+            ("model = AutoModel.from_pretrained(name, dtype=torch.bfloat16)",),
+        ),
+        links=LINKS,
+    )
+
+
+def _table(**fields: object) -> Table:
+    return Table(
+        "model.rotary_emb.inv_freq",
+        "LlamaRotaryEmbedding",
+        "bfloat16",
+        rebuilt=True,
+        positions=2000,
+        **fields,
+    )
+
+
+@rotary_table_rounded.bad
+def cast_to_bfloat16() -> Buffers:
+    return Buffers((_table(rounded=True, error=1.87, first_wrong=51),))
+
+
+@rotary_table_rounded.good
+def short_texts_only() -> Buffers:
+    return Buffers((_table(rounded=True, error=0.02),))

@@ -1,0 +1,90 @@
+"""table-garbage: a table beside the weights that is not what its module makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.buffers import Buffers, Table
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/huggingface/transformers/issues/45902",
+    "https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185",
+    "https://github.com/NovaSky-AI/SkyRL/issues/1725",
+)
+WRONG = 0.1
+
+
+@rule("table-garbage", "ROPE203", explains=("rotary-not-relative", "non-finite-forward", "forward-raises"))
+def table_garbage(buffers: Buffers) -> Iterator[Finding]:
+    """A table that no checkpoint holds (rotary frequencies, positions) has not the values that it should.
+
+    ## Why it matters
+    Non-persistent buffers are in no checkpoint. A model that was made on the meta device and given memory by
+    `to_empty` or `empty_like` keeps whatever that memory held: usually finite numbers, so that nothing raises
+    and only the order of the words is lost ([transformers
+    45902](https://github.com/huggingface/transformers/issues/45902), [lmms-engine
+    185](https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185), [SkyRL
+    1725](https://github.com/NovaSky-AI/SkyRL/issues/1725)).
+
+    ## How sure it is
+    Where the module can be made anew from its own configuration, its table is compared with the fresh one,
+    and reported if a cosine differs by more than 0.1 and it isn't rounding. Other tables are reported only if
+    no table can look so: NaN, infinity, all numbers alike, cosines above 10. Frequencies that were
+    overwritten on purpose, with the configuration left as it was, would be reported too.
+
+    ## What to do
+    Make the buffers anew after `to_empty`, or let `from_pretrained` build the model:
+
+        module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)
+    """
+    wrong = [table for table in buffers.tables if _is_wrong(table)]
+    if not wrong:
+        return
+    first = wrong[0]
+    if first.problem:
+        what = f"is {first.problem}"
+    else:
+        what = f"is not what {first.owner} makes from its configuration"
+    yield Finding(
+        message=f"{first.name} {what}" + (f" ({len(wrong)} such tables)" if len(wrong) > 1 else ""),
+        severity=Severity.ERROR,
+        at=tuple(table.name for table in wrong[:8]),
+        measured={"problem": first.problem, "largest_error_of_a_cosine": first.error, "theta": first.theta},
+        threshold={"error_of_a_cosine": WRONG},
+        cause=(
+            "it is in no checkpoint, and holds what was in memory when the model left the meta device, or it "
+            "was overwritten (inferred)"
+        ),
+        fix=Fix(
+            "make it anew after the model got its memory",
+            ("module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)",),
+        ),
+        links=LINKS,
+    )
+
+
+def _is_wrong(table: Table) -> bool:
+    if table.problem is not None:
+        return True
+    return table.rebuilt and not table.rounded and (table.error or 0.0) > WRONG
+
+
+@table_garbage.bad
+def after_to_empty() -> Buffers:
+    table = Table("model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, error=1.9)
+    return Buffers((table,))
+
+
+@table_garbage.bad
+def zeros() -> Buffers:
+    return Buffers((Table("cos", "Attention", "float32", problem="all alike"),))
+
+
+@table_garbage.good
+def as_made() -> Buffers:
+    table = Table(
+        "model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, rounded=True, error=0.0
+    )
+    return Buffers((table,))

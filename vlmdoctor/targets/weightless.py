@@ -1,0 +1,88 @@
+"""Targets laid out without weights, for the dry run, with a batch of the size that was asked for."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from vlmdoctor.errors import UserError
+from vlmdoctor.subject import Subject
+from vlmdoctor.target import Target
+
+MADE = "made from the configuration"
+# A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
+_MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
+
+
+@dataclass(frozen=True)
+class Weightless:
+    """How the batch of a target without weights is made.
+
+    Attributes:
+        batch_size: Samples.
+        images: Images in each.
+        length: Tokens in each, those of images included; None: the images and a short text.
+    """
+
+    batch_size: int = 1
+    images: int = 1
+    length: int | None = None
+
+    def building(self) -> AbstractContextManager[Any]:
+        """Inside, a user's factory allocates no weights, and its integers are real."""
+        from vlmdoctor.dryrun.abstract import Abstract
+
+        return Abstract()
+
+    def target(self, text: str, model_class: Any, config: Any, facts: dict[str, Any]) -> Target:
+        """The model of a transformers configuration, laid out, with a batch made for it.
+
+        Raises:
+            UserError: The model can't be built from its configuration.
+        """
+        import torch
+
+        self._refuse_nonsense()
+        try:
+            with torch.device("meta"):
+                model = model_class._from_config(config)
+        except ImportError as error:
+            raise UserError(
+                f"{model_class.__name__} needs a package that is not installed: {_line(error)}."
+            ) from error
+        except Exception as error:
+            raise UserError(
+                f"{model_class.__name__} can't be built from its config.json: "
+                f"{type(error).__name__}: {_line(error)}."
+            ) from error
+        facts = {**facts, "weights": "none: a dry run needs none", "batch": MADE}
+        subject = Subject(model)
+        try:
+            subject.batch = self.batch(model, config)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"no batch could be made from its configuration ({type(error).__name__}: {_line(error)})"
+            return Target(subject, text, facts, missing_batch=reason)
+        return Target(subject, text, facts)
+
+    def batch(self, model: Any, config: Any) -> dict[str, Any]:
+        """A training batch for `model`."""
+        from vlmdoctor.targets.synthetic import batch_for
+
+        return batch_for(model, config, images=self.images, batch_size=self.batch_size, length=self.length)
+
+    def _refuse_nonsense(self) -> None:
+        for option, value, most in (
+            ("--batch-size", self.batch_size, _MOST_SAMPLES),
+            ("--images", self.images, _MOST_IMAGES),
+            ("--seq-len", self.length or 1, _LONGEST),
+        ):
+            if value > most:
+                raise UserError(f"{option} {value} is more than the dry run takes ({most}).")
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
