@@ -105,7 +105,9 @@ def rules_in(*areas: str) -> tuple[Rule, ...]:
             module = importlib.import_module(module_info.name)
             for value in vars(module).values():
                 if isinstance(value, Rule) and value.function.__module__ == module.__name__:
-                    found[value.code] = value
+                    taken = found.setdefault(value.code, value)
+                    if taken is not value:
+                        raise ValueError(f"{value.code} is the code of {taken.name} and of {value.name}")
     return tuple(found[code] for code in sorted(found))
 
 
