@@ -1,0 +1,22 @@
+"""Ties head and embedding again."""
+
+from __future__ import annotations
+
+from vlmdoctor.bench import Bench
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.finding import Finding
+from vlmdoctor.proving import Tried
+
+DEPTH = "static"
+COPIES = True
+OF_PARAMETERS = False
+
+
+def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+    """As the model itself does it on loading."""
+    tie = getattr(bench.model, "tie_weights", None)
+    if tie is None:
+        raise Unavailable("the model has no tie_weights()")
+    tie()
+    return Tried("model.tie_weights() called")
