@@ -1,4 +1,4 @@
-"""Scaled dot-product attention by the kernel that a device would choose, and not by the one for meta tensors."""
+"""Scaled dot-product attention by the kernel that a device would choose, not by the one for meta tensors."""
 
 from __future__ import annotations
 

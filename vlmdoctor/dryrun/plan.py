@@ -178,14 +178,18 @@ def _largest_batch(
 def _cheaper(subject: Subject, plan: Plan) -> str | None:
     """The first of a few settings, dearest first, under which the same batch fits; None where none does."""
     gpu = gpu_named(plan.gpu or "")
-    tries = (
-        ("--gradient-checkpointing", {"checkpointing": True}),
+    tries: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("--precision bf16", {"precision": "bf16"}),
+        ("--precision bf16 --gradient-checkpointing", {"precision": "bf16", "checkpointing": True}),
         (
-            "--optimizer adamw-8bit --gradient-checkpointing",
-            {"optimizer": "adamw-8bit", "checkpointing": True},
+            "--precision bf16 --optimizer adamw-8bit --gradient-checkpointing",
+            {"precision": "bf16", "optimizer": "adamw-8bit", "checkpointing": True},
         ),
-        ("--lora 16", {"lora": 16}),
-        ("--lora 16 --gradient-checkpointing", {"lora": 16, "checkpointing": True}),
+        ("--precision bf16 --lora 16", {"precision": "bf16", "lora": 16}),
+        (
+            "--precision bf16 --lora 16 --gradient-checkpointing",
+            {"precision": "bf16", "lora": 16, "checkpointing": True},
+        ),
     )
     for options, changes in tries:
         changed = replace(plan, **changes)

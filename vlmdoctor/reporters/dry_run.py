@@ -85,11 +85,13 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if cost is None:
         return
     parts = cost["bytes"]
+    held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
+    listed = ", ".join(
+        f"{name} {_bytes(parts[part])}" for name, part in (*held, ("activations", "activations"))
+    )
     yield (
         "memory",
-        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: "
-        f"weights {_bytes(parts['parameters'])}, gradients {_bytes(parts['gradients'])}, {cost['optimizer']} {_bytes(parts['optimizer'])}, activations "
-        f"{_bytes(parts['activations'])} ({cost['precision']})",
+        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
     )
     yield "work", f"{_count(parts['flops'])} floating-point operations a step"
     gpu = cost.get("gpu")

@@ -38,7 +38,9 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
 def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
-    return f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}<p>{escape(closing_line(report))}</p></div>"
+    table = dry_run_html(report.facts)
+    closing = f"<p>{escape(closing_line(report))}</p>"
+    return f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>"
 
 
 def section(finding: Finding) -> str:
