@@ -10,6 +10,7 @@ from typing import Any
 from vlmdoctor.dryrun.cost import (
     GPUS,
     OPTIMIZERS,
+    RESERVED,
     UTILISATION,
     Cost,
     cost_of,
@@ -66,7 +67,12 @@ def prepared(model: Any, plan: Plan) -> Any:
 
     if plan.lora is None and not plan.checkpointing:
         return model
-    model = laid_out(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return _adapted(laid_out(model), plan)
+
+
+def _adapted(model: Any, plan: Plan) -> Any:
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
     if plan.checkpointing:
@@ -75,9 +81,7 @@ def prepared(model: Any, plan: Plan) -> Any:
             raise UserError(f"{type(model).__name__} has no gradient checkpointing to enable.")
         _without_cache(model)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"gradient checkpointing can't be enabled: {error}.") from error
         model.train()
@@ -174,14 +178,18 @@ def _largest_batch(
 def _cheaper(subject: Subject, plan: Plan) -> str | None:
     """The first of a few settings, dearest first, under which the same batch fits; None where none does."""
     gpu = gpu_named(plan.gpu or "")
-    tries = (
-        ("--gradient-checkpointing", {"checkpointing": True}),
+    tries: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("--precision bf16", {"precision": "bf16"}),
+        ("--precision bf16 --gradient-checkpointing", {"precision": "bf16", "checkpointing": True}),
         (
-            "--optimizer adamw-8bit --gradient-checkpointing",
-            {"optimizer": "adamw-8bit", "checkpointing": True},
+            "--precision bf16 --optimizer adamw-8bit --gradient-checkpointing",
+            {"precision": "bf16", "optimizer": "adamw-8bit", "checkpointing": True},
         ),
-        ("--lora 16", {"lora": 16}),
-        ("--lora 16 --gradient-checkpointing", {"lora": 16, "checkpointing": True}),
+        ("--precision bf16 --lora 16", {"precision": "bf16", "lora": 16}),
+        (
+            "--precision bf16 --lora 16 --gradient-checkpointing",
+            {"precision": "bf16", "lora": 16, "checkpointing": True},
+        ),
     )
     for options, changes in tries:
         changed = replace(plan, **changes)
