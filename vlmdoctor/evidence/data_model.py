@@ -105,8 +105,10 @@ def features_per_image(config: Any, batch: Mapping[str, Any]) -> Callable[[int],
         merge = _get(_get(config, "vision_config"), "spatial_merge_size")
         if not isinstance(merge, int) or merge < 1:
             return None
-        sizes = [int(t * h * w) // merge**2 for t, h, w in grid.tolist()]
-        return lambda i: sizes[i]
+        patches = [int(t * h * w) for t, h, w in grid.tolist()]
+        if any(many % merge**2 for many in patches):
+            return None  # this model merges in another way
+        return lambda i: patches[i] // merge**2
     fixed = _fixed_features(config, batch.get("pixel_values"))
     return None if fixed is None else lambda i: fixed
 

@@ -78,7 +78,7 @@ def _refused(**changes: object) -> tuple[Data, Forward]:
     from vlmdoctor.evidence.failure import Failure
 
     failure = Failure("RuntimeError", "The size of tensor a (16) must match the size of tensor b (12)")
-    shapes = {"input_ids": (3, 16), "labels": (3, 16), **changes}
+    shapes = {"input_ids": (3, 16), "labels": (3, 16), "pixel_values": (2, 3, 8, 8), **changes}
     return healthy_data(shapes=tuple(shapes.items()), dtypes=(("input_ids", "int64"),)), Forward(
         failure=failure
     )
@@ -91,5 +91,5 @@ def positions_not_padded() -> tuple[Data, Forward]:
 
 @batch_form.good
 def all_alike() -> Data:
-    shapes = (("input_ids", (3, 16)), ("labels", (3, 16)), ("position_ids", (3, 3, 16)))
+    shapes = (("input_ids", (3, 16)), ("position_ids", (3, 3, 16)), ("pixel_values", (2, 3, 8, 8)))
     return healthy_data(shapes=shapes)

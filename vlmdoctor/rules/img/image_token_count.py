@@ -15,6 +15,9 @@ from vlmdoctor.rules.places import counted
 from vlmdoctor.subject import role_of
 
 _MISMATCH = re.compile(r"image (features|tokens) and image (features|tokens) do not match", re.IGNORECASE)
+# Keys of whatever could fill a placeholder.
+_PIXELS = re.compile(r"pixel|image|img|patch|vision|visual|video|audio|feature|embed", re.IGNORECASE)
+AN_IMAGE = 4  # placeholders in a row
 LINKS = (
     "https://github.com/huggingface/trl/issues/5927",
     "https://github.com/huggingface/transformers/issues/37342",
@@ -48,6 +51,9 @@ def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
         raise Unavailable("the image placeholder's id is not known")
     if not data.rows:
         raise Unavailable("no input_ids were given")
+    if (dropped := _without_pixels(data)) is not None:
+        yield dropped
+        return
     passed = forward is not None and forward.failure is None
     failure = forward.failure if forward is not None else None
     raised = failure is not None and _MISMATCH.search(failure.message) is not None
@@ -81,6 +87,24 @@ def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
         cause=_cause(culprit, culprit in cut, placeholders, sum(len(row.features or ()) for row in wrong)),
         fix=_fix(culprit in cut, placeholders),
         links=LINKS,
+    )
+
+
+def _without_pixels(data: Data) -> Finding | None:
+    """Placeholders in a batch that brings nothing to put there: most models embed them as words then."""
+    placeholders = sum(row.count("image") for row in data.rows)
+    longest = max((n for row in data.rows for role, _, n in row.runs if role == "image"), default=0)
+    # One alone may be a random id of a batch made by hand.
+    if longest < AN_IMAGE or not data.shapes or any(_PIXELS.search(key) for key, _ in data.shapes):
+        return None
+    return Finding(
+        f"{counted(placeholders, 'image token')} in the text, and the batch has no images",
+        Severity.ERROR,
+        at=("pixel_values",),
+        measured={"image_tokens": placeholders, "keys": [key for key, _ in data.shapes]},
+        cause="the collator, or a list of columns such as remove_unused_columns leaves, dropped the pixels",
+        fix=Fix("keep the image columns", ("TrainingArguments(..., remove_unused_columns=False)",)),
+        links=("https://github.com/huggingface/transformers/issues/27535",),
     )
 
 
@@ -143,6 +167,11 @@ def truncated() -> Data:
 @image_token_count.bad
 def no_placeholder() -> Data:
     return sample_data(sample_row("muuuuumAAAS", features=(4,)))
+
+
+@image_token_count.bad
+def pixels_dropped() -> Data:
+    return healthy_data(shapes=(("input_ids", (3, 16)), ("labels", (3, 16))))
 
 
 @image_token_count.good
