@@ -48,6 +48,7 @@ def watch_activations(subject: Subject, forward: Forward) -> Numerics:
                         str(tensor.dtype).removeprefix("torch."),
                         max(finite, default=None),
                         weights,
+                        only_loss=all(t.numel() == 1 or bool(t.isfinite().all()) for t in made),
                     )
 
     names = {

@@ -25,6 +25,7 @@ class Culprit:
         dtype: Of its output.
         largest_input: The largest number in its inputs.
         weights_finite: Whether its own weights are finite.
+        only_loss: Whether single numbers alone are not finite, as a loss is.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Culprit:
     dtype: str
     largest_input: float | None
     weights_finite: bool
+    only_loss: bool = False
 
 
 @dataclass(frozen=True)

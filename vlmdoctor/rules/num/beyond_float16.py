@@ -28,9 +28,9 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
     33312](https://github.com/huggingface/transformers/issues/33312)).
 
     ## How sure it is
-    The largest activation of one forward pass is measured in the dtype that the model has now. That the run is
-    in float16 is taken from the training arguments. The named module may keep float32 there under autocast (as
-    norms and losses do), hence a warning.
+    The largest activation of one forward pass is measured in the dtype that the model has now. That the run
+    is in float16 is taken from the training arguments. The named module may keep float32 there under autocast
+    (as norms and losses do), hence a warning.
 
     ## What to do
     Use bfloat16: `TrainingArguments(bf16=True, fp16=False)`. Where the GPU has none, keep the named module in
@@ -39,7 +39,7 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
     if not numerics.half or numerics.largest <= LARGEST or numerics.output_finite is False:
         return
     yield Finding(
-        message=f"an activation of {numerics.largest:.3g} does not fit into float16, which ends at {LARGEST:.0f}",
+        message=f"an activation of {numerics.largest:.3g} exceeds float16's largest number, {LARGEST:.0f}",
         severity=Severity.WARNING,
         at=(numerics.largest_at,) if numerics.largest_at else (),
         measured={"largest_activation": numerics.largest},

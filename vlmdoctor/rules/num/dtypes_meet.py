@@ -11,7 +11,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 _DTYPE = re.compile(
-    r"same dtype|expected scalar type|Input type .* and (weight|bias) type|to have the same (d?type|scalar type)"
+    r"same dtype|expected scalar type|Input type .* and (weight|bias) type|to have the same d?type"
     r"|expected m1 and m2|must have the same scalar type"
 )
 _DEVICE = re.compile(r"same device|on the same GPU|Input type \(torch\.(cuda\.)?\w+Tensor\) and weight type")
@@ -30,13 +30,13 @@ def dtypes_meet(forward: Forward) -> Iterator[Finding]:
     ## Why it matters
     Nothing can be trained. It happens at the joints of a vision-language model: a tower in float16 and a
     projector in bfloat16 ([MoE-LLaVA 63](https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63), [LLaVA-RLHF
-    12](https://github.com/llava-rlhf/LLaVA-RLHF/issues/12)), pixels that the processor left in float32, a batch
-    that stayed on the CPU ([MiniCPM-V 246](https://github.com/OpenBMB/MiniCPM-V/issues/246)).
+    12](https://github.com/llava-rlhf/LLaVA-RLHF/issues/12)), pixels that the processor left in float32, a
+    batch that stayed on the CPU ([MiniCPM-V 246](https://github.com/OpenBMB/MiniCPM-V/issues/246)).
 
     ## How sure it is
-    The exception is real, and the dtypes and devices named are those of the tensors that were at hand where it
-    was raised. Without autocast, that is: a run that wraps its forward pass into autocast does not raise, and
-    should be checked with a `loss_fn` that does the same.
+    The exception is real, and the dtypes and devices named are those of the tensors that were at hand where
+    it was raised. Without autocast, that is: a run that wraps its forward pass into autocast does not raise,
+    and should be checked with a `loss_fn` that does the same.
 
     ## What to do
     Cast at the joint, to what the next module holds:

@@ -26,14 +26,13 @@ def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
     ## Why it matters
     One backward pass from NaN makes every weight NaN. The usual reasons are activations beyond float16's
     largest number, 65504 ([transformers 33312](https://github.com/huggingface/transformers/issues/33312),
-    [ms-swift 1099](https://github.com/modelscope/ms-swift/issues/1099)), weights that were never filled, pixels
-    that were divided by zero, and rows of attention that are masked from end to end.
+    [ms-swift 1099](https://github.com/modelscope/ms-swift/issues/1099)), weights that were never filled,
+    pixels that were divided by zero, and rows of attention that are masked from end to end.
 
     ## How sure it is
-    It is measured. The named module got finite inputs and gave something else; if its own weights or the batch
-    were broken already, that is said instead. A batch in which no label is supervised gives NaN by design (a
-    mean over nothing) and is not reported here. Infinite logits alone, as some models give to tokens that they
-    never choose, count only if the loss or a module's output shows that they are not meant.
+    It is measured. The named module got finite inputs and gave something else; if its own weights or the
+    batch were broken already, that is said instead. A batch in which no label is supervised gives NaN by
+    design (a mean over nothing) and is not reported here.
 
     ## What to do
     Look at the named place: is it an overflow, use bfloat16 or float32 there; is it the weights, see how they
@@ -42,8 +41,7 @@ def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
     culprit = numerics.culprit
     if numerics.output_finite is not False:
         return
-    nothing_supervised = numerics.supervised_tokens == 0
-    if nothing_supervised and culprit is None:
+    if numerics.supervised_tokens == 0 and (culprit is None or culprit.only_loss):
         return
     broken = numerics.nonfinite_inputs or numerics.nonfinite_weights
     if culprit is None and not broken:
@@ -82,7 +80,8 @@ def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
             ("print([n for n, p in model.named_parameters() if not p.isfinite().all()])",),
         )
     assert culprit is not None
-    text = f"the inputs and weights of {culprit.name} ({culprit.module_class}) are finite, its output isn't"
+    what = "the loss that it makes" if culprit.only_loss else "its output"
+    text = f"the inputs and weights of {culprit.name} ({culprit.module_class}) are finite, {what} isn't"
     if culprit.dtype == "float16":
         return f"{text}; float16 ends at {FP16_LARGEST:.0f}, which points to an overflow", Fix(
             "use bfloat16, which has float32's range, or keep this module in float32",
@@ -113,4 +112,5 @@ def finite() -> Numerics:
 
 @non_finite_forward.good
 def a_batch_without_labels() -> Numerics:
-    return Numerics(False, 0, largest=31.0, largest_at="lm.layers.1")
+    culprit = Culprit("LlamaForCausalLM", "LlamaForCausalLM", "float32", 12.0, True, only_loss=True)
+    return Numerics(False, 0, culprit=culprit, largest=31.0, largest_at="lm.layers.1")
