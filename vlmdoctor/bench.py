@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +72,7 @@ class Bench:
 
     def loss(self) -> torch.Tensor:
         """The loss of the batch, with its graph."""
-        with ExitStack() as stack:
-            for context in self.around:
-                stack.enter_context(context())
+        with self.mended_way():
             loss, _ = invoke.run(self.model, copy_of(self.batch), self.loss_fn)
         if loss is None:
             raise Unavailable("the model gives no loss for this batch")
@@ -129,29 +128,19 @@ class Bench:
         return len(added) if self.optimizers else 0
 
     def subject(self, original: Subject) -> Subject:
-        """The copy as something to be examined like the original."""
-        return Subject(
-            **{
-                **vars(original),
-                "model": self.model,
-                "batch": self.batch,
-                "optimizer": self.optimizers or None,
-                "lr_scheduler": self.schedulers or None,
-                "loss_fn": self._loss_fn_around(original),
-            }
-        )
+        """What is on the bench as something to be examined like the original (inside `mended_way`)."""
+        own = {"model": self.model, "batch": self.batch}
+        if self.model is not original.model:
+            own |= {"optimizer": self.optimizers or None, "lr_scheduler": self.schedulers or None}
+        return dataclasses.replace(original, **own)
 
-    def _loss_fn_around(self, original: Subject) -> Callable[[Any, Any], Any] | None:
-        if not self.around:
-            return original.loss_fn
-
-        def loss_fn(model: Any, batch: Any) -> Any:
-            with ExitStack() as stack:
-                for context in self.around:
-                    stack.enter_context(context())
-                return invoke.run(model, batch, original.loss_fn)[0]
-
-        return loss_fn
+    @contextmanager
+    def mended_way(self) -> Iterator[None]:
+        """The contexts of `around`, all of them."""
+        with ExitStack() as stack:
+            for context in self.around:
+                stack.enter_context(context())
+            yield
 
 
 def bench_for(subject: Subject, *, copied: bool = True) -> Bench:

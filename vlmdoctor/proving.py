@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
@@ -97,7 +98,9 @@ def prove(
             finding, gone[number] = _tried(subject, finding, repair, gather, rules, others)
         except NotProven as seen:
             reasons[finding.rule] = str(seen)
-            finding = dataclasses.replace(finding, cause=f"{finding.cause}. Seen: {seen}")
+            finding = dataclasses.replace(
+                finding, cause=". Seen: ".join(filter(None, (finding.cause, str(seen))))
+            )
         except Unavailable as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:
@@ -123,14 +126,21 @@ def _tried(
 
     with unchanged(subject.model):
 
+        def between() -> AbstractContextManager[None]:
+            # The model itself must be as it was before each attempt: it may keep tensors of the last.
+            return nullcontext() if repair.COPIES else unchanged(subject.model)
+
         def mended() -> tuple[Any, Tried]:
             bench = bench_for(subject, copied=repair.COPIES)
-            return bench, repair.mend(bench, finding, gather)
+            with between():
+                return bench, repair.mend(bench, finding, gather)
 
         def measured(bench: Any) -> Measured:
-            if hasattr(repair, "measure"):
-                return repair.measure(bench, finding)
-            return _judged_again(bench.subject(subject), finding, rules, gather.depth)
+            with between():
+                if hasattr(repair, "measure"):
+                    return repair.measure(bench, finding)
+                with bench.mended_way():
+                    return _judged_again(bench.subject(subject), finding, rules, gather.depth)
 
         drawn = torch.get_rng_state()
         before = measured(bench_for(subject, copied=repair.COPIES))
@@ -145,9 +155,11 @@ def _tried(
         if after.healthy and others:
             del bench
             bench, _ = mended()
-            mended_subject = bench.subject(subject)
             rivals = {f.rule for f in others if f.severity.rank <= finding.severity.rank}
-            gone = _no_longer(mended_subject, [r for r in rules if r.name in rivals], gather.depth)
+            with bench.mended_way():
+                gone = _no_longer(
+                    bench.subject(subject), [r for r in rules if r.name in rivals], gather.depth
+                )
     return dataclasses.replace(finding, proof=proof, **learned), gone
 
 

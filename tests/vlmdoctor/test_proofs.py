@@ -327,6 +327,23 @@ def test_what_goes_away_with_a_repair_is_folded_under_it() -> None:
     assert first.symptoms == ("something stands still",)
 
 
+def stuck(steps: Steps) -> Any:
+    """Fires where a trainable tensor never gets a gradient in the trial."""
+    if any(track.samples and not track.with_gradient for track in steps.tracks):
+        yield Finding("something gets no gradient", Severity.ERROR, cause="unknown")
+
+
+def test_a_mended_way_is_judged_like_the_model_itself() -> None:
+    model = Cuttable("detach")
+    subject = Subject(model, batch=batch(), optimizer=torch.optim.AdamW(model.parameters()))
+    stuck.__annotations__["steps"] = Steps
+    rules = [Rule("a-stuck", "AAA001", stuck), find_rule("GRAD201")]
+    gather = Gatherer(subject)
+    report = prove(judge(rules, gather, command="", target=""), subject, gather, rules, lambda: True)
+    assert only(report).rule == "no-gradient"
+    assert only(report).symptoms == ("something gets no gradient",)
+
+
 @pytest.mark.parametrize("way", ["detach", "no_grad", "checkpoint", "data"])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_trying_repairs_leaves_no_trace(way: str) -> None:
