@@ -223,13 +223,14 @@ def test_the_pasted_block_names_nobody(tmp_path: Path) -> None:
         HOSTNAME="node17.cluster.example",
         HF_TOKEN="hf_abcdefghijklmnop",
         HF_HOME="/home/wilhelmina/models",
-        HF_ENDPOINT="https://wilhelmina:secret@10.1.2.3/hub",
-        MASTER_ADDR="node17.cluster.example",
+        HF_ENDPOINT="https://wilhelmina:secret@hub.cluster.example/hub",
+        MASTER_ADDR="node03.cluster.example",
+        NCCL_SOCKET_IFNAME="10.1.2.3",
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("```") == 2
     assert "torch " in result.stdout
-    for private in ("wilhelmina", "node17", "hf_abc", "secret", "10.1.2.3"):
+    for private in ("wilhelmina", "node17", "node03", "cluster", "hf_abc", "secret", "10.1.2.3"):
         assert private not in result.stdout
 
 

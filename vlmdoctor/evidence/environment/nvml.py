@@ -29,7 +29,7 @@ class Question:
     ) -> None:
         environ = os.environ if environ is None else environ
         self._process = None
-        if devices.management_library(root, environ):
+        if sys.platform == "win32" or devices.management_library(root, environ):
             self._process = start(
                 "nvml_child.py", environ, _with_bindings(sys.path if site is None else site)
             )

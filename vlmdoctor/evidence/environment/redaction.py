@@ -15,6 +15,17 @@ _TOKENS = re.compile(
 _HOMES = re.compile(r"(/home|/Users|/u|/users|/export/home|[A-Za-z]:\\Users)([/\\])([^/\\\s:\"',;]+)")
 _ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b(?![.\d])")
 _CREDENTIALS = re.compile(r"(\w+://)[^/\s@]+@")
+_URL = re.compile(r"(\w+://(?:<credentials>@)?)([^/\s:@\"']+)")
+_PUBLIC = (
+    "huggingface.co",
+    "hf-mirror.com",
+    "github.com",
+    "pytorch.org",
+    "pypi.org",
+    "python.org",
+    "nvidia.com",
+)
+_ADDRESSES = re.compile(r"\b(MASTER_ADDR|\w*_PROXY|\w*_HOST)=(\S+)", re.IGNORECASE)
 _UUID = re.compile(
     r"\b((?:GPU|MIG)-[0-9a-f]{4})[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"
 )
@@ -26,6 +37,8 @@ def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
     text = _TOKENS.sub("<token>", text)
     text = _CREDENTIALS.sub(r"\1<credentials>@", text)
     text = _UUID.sub(r"\1…", text)
+    text = _URL.sub(lambda url: url[0] if url[2].endswith(_PUBLIC) else f"{url[1]}<host>", text)
+    text = _ADDRESSES.sub(r"\1=<host>", text)
     home = environ.get("HOME") or environ.get("USERPROFILE") or ""
     if len(home.rstrip("/\\")) > 1:
         text = text.replace(home.rstrip("/\\"), "~")
