@@ -94,9 +94,10 @@ def _refuse_endless(config: Any, model_class: Any) -> None:
         for name, value in values.items():
             if isinstance(value, dict):
                 look(value, f"{prefix}{name}.")
-            elif _COUNTS.search(name) and isinstance(value, int) and value > _MOST_LAYERS:
+            elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
                 raise UserError(
-                    f"{model_class.__name__} is not built: {prefix}{name} is {value}, more than {_MOST_LAYERS}."
+                    f"{model_class.__name__} is not built: {prefix}{name} is {value}, "
+                    f"more than {_MOST_LAYERS}."
                 )
 
     look(config.to_dict(), "")
