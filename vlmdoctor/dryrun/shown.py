@@ -112,7 +112,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{gpu['would_fit']} would fit" if gpu["would_fit"] else "no setting tried here would fit",
         )
     if gpu.get("largest_batch"):
-        yield "largest", f"a batch of {gpu['largest_batch']} fits"
+        more = "; more were not tried" if gpu["largest_batch"] >= gpu["tried_up_to"] else ""
+        yield "largest", f"a batch of {gpu['largest_batch']} fits{more}"
     if gpu["fits"] and gpu["tokens_a_second"]:
         yield (
             "speed",

@@ -13,6 +13,7 @@ from vlmdoctor.targets.synthetic.fields import field, image_token, special_token
 from vlmdoctor.targets.synthetic.pixels import image_inputs
 
 IGNORED = -100
+_MOST_TOKENS = 1 << 24
 
 
 def batch_for(
@@ -50,6 +51,8 @@ def batch_for(
         per_sample = (_features(model, config, pixels) or 0) // batch_size
     if length is not None:
         text = max(length - per_sample, images + 1)
+    if batch_size * (per_sample + text) > _MOST_TOKENS:
+        raise ValueError(f"the text would have {batch_size} × {per_sample + text} tokens")
     ids = _text(config, batch_size, per_sample + max(text, images + 1))
     if per_sample and token is not None:
         # A word between two images: families tell them apart by it.
