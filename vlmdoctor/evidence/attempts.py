@@ -1,4 +1,4 @@
-"""Changes to a batch: a token, an image, the padding; and which logits they may move."""
+"""Changes to the text of a batch: a token, the padding; and which logits they may move."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.bench import Bench, change
@@ -21,11 +20,9 @@ from vlmdoctor.evidence.trials import distances
 Results = Iterator[tuple[str, Change | str]]
 
 PADDING = 3
-AWAKE = 0.1
 _RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "ssm", "deltanet", "hyena")
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
-_CAPACITY = "experts of limited capacity make samples depend on each other by design"
-_GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+CAPACITY = "experts of limited capacity make samples depend on each other by design"
 
 
 def edit_a_token(bench: Bench) -> Results:
@@ -62,40 +59,10 @@ def edit_a_token(bench: Bench) -> Results:
     if len(ids) < 2:
         yield "another-sample", "the batch holds one sample only"
     elif bench.setting("expert_capacity") is not None:
-        yield "another-sample", _CAPACITY
+        yield "another-sample", CAPACITY
     else:
         found = change(what, apart, others, allowed, effect, changed_row=row)
         yield "another-sample", _located(bench, found, changed, others)
-
-
-def exchange_an_image(bench: Bench) -> Results:
-    """The first sample's image becomes noise: its logits move, and no other sample's."""
-    inputs = bench.inputs
-    if not inputs.images:
-        raise Unavailable("the batch holds no images")
-    if bench.before.logits is None:
-        yield "images", _images_by_loss(bench)
-        raise Unavailable("no logits were found in the model's output, one row of them for each token")
-    seen = _image_positions(bench)
-    owned = _first_image(bench, seen)
-    if owned is not None and len(bench.valid) > 1:
-        apart = bench.moved(bench.trials.run(inputs.with_(**owned)))
-        own = float(apart[0][(bench.valid if seen is None else bench.valid | seen)[0]].max())
-        others = bench.valid.clone()
-        others[0] = False
-        allowed = bench.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
-        if bench.setting("expert_capacity") is not None:
-            yield (
-                "image-of-another",
-                "experts of limited capacity make samples depend on each other by design",
-            )
-        else:
-            yield "image-of-another", change("the image of row 0", apart, others, allowed, own)
-    else:
-        yield "image-of-another", "which image belongs to which sample is not known"
-    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
-    apart = bench.moved(bench.trials.run(changed))
-    yield "images", _influence(bench, apart, seen, changed)
 
 
 def edit_a_packed_sample(bench: Bench) -> Results:
@@ -255,112 +222,3 @@ def _another(bench: Bench, row: int, place: int) -> int:
             if candidate not in {current, *special, *bench.placeholders} and candidate >= 0:
                 return candidate
     raise Unavailable("the batch's text is one token only, so that there is none to put in its place")
-
-
-def _noise(images: torch.Tensor) -> torch.Tensor:
-    """Noise as bright and as varied as the images; what is empty (padding, a stand-in) stays empty."""
-    generator = torch.Generator().manual_seed(2)
-    drawn = torch.randn(images.shape, generator=generator).to(images.device, torch.float32)
-    known = images.float()
-    noise = known.mean() + drawn * known.std().clamp(min=1e-3)
-    return torch.where(known == 0, known, noise).to(images.dtype)
-
-
-def _image_positions(bench: Bench) -> torch.Tensor | None:
-    """[B, T]: where a placeholder of an image stands; None where they are not known."""
-    if not bench.placeholders or bench.inputs.reads_labels:
-        return None
-    ids = bench.inputs[bench.inputs.ids].cpu()
-    stands = torch.isin(ids, torch.tensor(sorted(bench.placeholders)))
-    return stands if stands.any() else None
-
-
-def _first_image(bench: Bench, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
-    """The images with the first sample's exchanged; None where it is not known which is whose."""
-    inputs, rows = bench.inputs, len(bench.valid)
-    if positions is not None and not bool(positions.any(dim=1).all()):
-        return None
-    changed = {}
-    for name in inputs.images:
-        images = inputs[name]
-        grid = inputs.fields.get(_GRIDS.get(name, ""))
-        patches = grid.prod(dim=1) if isinstance(grid, torch.Tensor) else None
-        if patches is not None and len(patches) == rows and int(patches.sum()) == len(images):
-            count = int(patches[0])
-        elif len(images) == rows:
-            count = 1
-        else:
-            return None
-        if not bool(images[:count].any()):
-            return None
-        changed[name] = torch.cat([_noise(images[:count]), images[count:]])
-    return changed
-
-
-def _influence(bench: Bench, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any) -> Change:
-    inputs = bench.inputs
-    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
-        raise Unavailable("the images of this batch are empty")
-    where = bench.valid
-    anywhere = float(apart[where if positions is None else where | positions].max())
-    text = where
-    if positions is not None:
-        # The text that stands behind an image, where the loss looks at it.
-        text = where & (positions.cumsum(dim=1) > 0) & ~positions
-        with contextlib.suppress(Unavailable):
-            text = text & bench.predicting()
-    elif bench.setting("image_token_id") is not None:
-        raise Unavailable("the text holds no placeholder for an image")
-    closed = None
-    if float(apart[text].max() if text.any() else anywhere) <= bench.noise:
-        closed = _closed_gate(bench, changed, text if text.any() else where)
-    if closed is not None:
-        raise Unavailable(f"the images' path starts closed: {closed} is zero")
-    return change("all images", apart, text if text.any() else where, bench.noise, anywhere)
-
-
-def _images_by_loss(bench: Bench) -> Change:
-    inputs, loss = bench.inputs, bench.before.loss
-    if loss is None:
-        raise Unavailable("the model gives neither a loss nor logits")
-    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
-    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
-        raise Unavailable("the images of this batch are empty")
-    other = bench.trials.run(changed).loss
-    moved = abs(other - loss) if other is not None else float("inf")
-    if moved <= bench.noise:
-        with _awake(bench.trials.model) as woken:
-            first, second = bench.trials.run().loss, bench.trials.run(changed).loss
-        if woken and first != second:
-            raise Unavailable(f"the images' path starts closed: {woken[0]} is zero")
-    return Change("all images", moved, bench.noise, moved, positions=1)
-
-
-def _closed_gate(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
-    """The parameter that is zero at first and lets nothing through until it has learned; else None."""
-    with _awake(bench.trials.model) as woken:
-        if not woken:
-            return None
-        one, other = bench.trials.run(), bench.trials.run(changed)
-    if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
-        return None
-    apart = distances(bench.text(one.logits), bench.text(other.logits)).cpu()
-    return woken[0] if float(apart[where].max()) > bench.noise else None
-
-
-@contextlib.contextmanager
-def _awake(model: nn.Module) -> Iterator[list[str]]:
-    """The model with every parameter that is wholly zero at a small value."""
-    zero = [
-        (name, p.data)
-        for name, p in model.named_parameters()
-        if p.is_floating_point() and p.numel() and not bool(p.detach().any())
-    ]
-    gates = [name for name, _ in zero if not name.endswith("bias")]
-    for _, tensor in zero:
-        tensor.fill_(AWAKE)
-    try:
-        yield gates or [name for name, _ in zero]
-    finally:
-        for _, tensor in zero:
-            tensor.zero_()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import attempts, attempts_model
+from vlmdoctor.evidence import attempts, attempts_images, attempts_model
 from vlmdoctor.evidence.bench import Bench
 from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.subject import Subject
@@ -15,7 +15,7 @@ SECONDS = 60.0  # no further change is tried after so long: a large model on a C
 
 PLAN: dict[tuple[str, ...], Callable[[Bench], Iterator[tuple[str, Change | str]]]] = {
     ("later-token", "another-sample"): attempts.edit_a_token,
-    ("images", "image-of-another"): attempts.exchange_an_image,
+    ("images", "image-of-another"): attempts_images.exchange_an_image,
     ("packed-neighbour",): attempts.edit_a_packed_sample,
     ("padding",): attempts.pad_more,
     ("positions",): attempts_model.shift_positions,
