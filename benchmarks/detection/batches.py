@@ -1,4 +1,4 @@
-"""A consistent batch for any small model of `transformers`: two rows with an image each, answers supervised."""
+"""A consistent batch for any small model of `transformers`: two rows with an image, answers supervised."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.detection.families import BATCHES, pixels
+from benchmarks.detection.images import BATCHES, ROWS, pixels
 from benchmarks.detection.shrink import FIRST_TOKEN
 
 Batch = dict[str, Any]
 UNNAMED = 200  # a placeholder where the configuration names none
-ROWS, PROMPT, ANSWER, IGNORED = 2, 6, 5, -100
+PROMPT, ANSWER, IGNORED = 6, 5, -100
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")
 _START_TOKENS = ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index")
 _END_TOKENS = ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index")
@@ -54,7 +54,7 @@ def vlm_batch(model: nn.Module) -> Batch:
 
 
 def text_batch(config: Any, image_tokens: int = 0, rows: int = ROWS, seed: int = 0) -> Batch:
-    """Rows of a question, the image in it, and an answer, which alone is supervised; the last token is eos."""
+    """Rows of a question, the image in it, and an answer, which alone is supervised; eos ends it."""
     text = getattr(config, "text_config", None) or config
     eos = _token(text, "eos_token_id", 2)
     bos = _token(text, "bos_token_id", 1)

@@ -1,4 +1,4 @@
-"""What is examined in the benchmark: a model as somebody would hand it in, healthy or with one fault in it."""
+"""What is examined in the benchmark: a model as people hand it in, healthy or with one fault in it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Case:
         fault: The name of the planted fault; None where it is healthy.
         planted: How, in one line.
         rules: The rules that name the right cause: names, codes, or prefixes of codes that end in `*`.
-        at: Texts of which one has to stand in the finding, for it to be located; empty where there is no place.
+        at: Texts of which one has to stand in the finding for it to be located; empty where it has no place.
     """
 
     name: str

@@ -16,7 +16,7 @@ VARIANTS: list[tuple[str, Callable[[Made], None], tuple[str, ...], dict[str, Any
 
 
 def variant(*families: str, **changes: Any) -> Callable[[Callable[[Made], None]], Callable[[Made], None]]:
-    """Registers a way to change a family's model that leaves it healthy; `changes` go into its configuration."""
+    """Registers a change that leaves a family's model healthy; `changes` go into its configuration."""
 
     def register(change: Callable[[Made], None]) -> Callable[[Made], None]:
         VARIANTS.append((change.__name__.replace("_", "-"), change, families, changes))

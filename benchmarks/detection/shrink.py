@@ -29,24 +29,31 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(moe_)?(num_|n_)shared_experts", 1),
     (r"(swa_)?(num|n)_(key_value|kv|query_groups)(_heads)?|num_(global_)?key_value_heads", KEY_VALUE_HEADS),
     (r"num_kv_heads|swa_num_key_value_heads|linear_num_key_heads", KEY_VALUE_HEADS),
-    (r"\w*(num|n)_(sliding_)?(attention_)?heads|(\w+_)?attention_heads|n_head|heads|linear_num_(value_)?heads", HEADS),
+    (r"\w*(num|n)_(sliding_)?(attention_)?heads", HEADS),
+    (r"(\w+_)?attention_heads|n_head|heads|linear_num_(value_)?heads", HEADS),
     (r"resampler_(n_)?heads|mamba_num_heads|index_n_heads|mamba_n_heads", HEADS),
-    (r"(linear_)?(swa_|global_|index_|mamba_|resampler_|linear_key_|linear_value_)?(d_)?head_dim|v_head_dim|d_kv|resampler_dim_head", HEAD_DIM),
+    (r"(linear_)?(swa_|global_|index_|mamba_|resampler_|linear_key_|linear_value_)?(d_)?head_dim", HEAD_DIM),
+    (r"v_head_dim|d_kv|resampler_dim_head", HEAD_DIM),
     (r"kv_channels|mamba_d_head|query_pre_attn_scalar", HEAD_DIM),
     (r"qk_nope_head_dim|qk_rope_head_dim", HEAD_DIM // 2),
     (r"qk_head_dim", HEAD_DIM),
     (r"rotary_dim", HEAD_DIM // 2),
     (r"(kv|q)_lora_rank|laurel_rank|hc_lowrank", HEAD_DIM),
-    (r"\w*(num|n)_(\w+_)?layers|n_layer|depth|resampler_depth|(encoder|decoder)_layers|layers|n_layers", LAYERS),
+    (r"\w*(num|n)_(\w+_)?layers|n_layer|depth|resampler_depth", LAYERS),
+    (r"(encoder|decoder)_layers|layers|n_layers", LAYERS),
     (r"num_global_layers|num_kv_shared_layers|num_nextn_predict_layers|first_k_dense_replace", 0),
     (r"(extended_|unpadded_)?vocab_size(_per_layer_input)?|num_embeddings|codebook_size", VOCABULARY),
-    (r"\w*(intermediate|inner|ffn)_(size|dim|hidden_size)\w*|\w*mlp_dim|d_ff|n_inner|ffn_dim|intermediate_size_mlp", WIDE),
-    (r"share_expert_dim|projection_hidden_dim|moe_hidden_size|merged_hidden_size|downsample_hidden_size", WIDE),
+    (r"\w*(intermediate|inner|ffn)_(size|dim|hidden_size)\w*", WIDE),
+    (r"\w*mlp_dim|d_ff|n_inner|ffn_dim|intermediate_size_mlp", WIDE),
+    (r"share_expert_dim|projection_hidden_dim|moe_hidden_size", WIDE),
+    (r"merged_hidden_size|downsample_hidden_size", WIDE),
     (r"hidden_size_per_layer_input|d_rel", HEAD_DIM),
     (r"\w*(hidden|embed|embedding)_(size|dim)|d_model|n_embd|dim|model_dim|\w*word_embed_proj_dim", HIDDEN),
-    (r"projection_dim|projector_(input|output)_dim|vision_output_dim|output_dim|decoder_hidden_size|adapter_(in|out)_dim", HIDDEN),
+    (r"projection_dim|projector_(input|output)_dim|vision_output_dim", HIDDEN),
+    (r"output_dim|decoder_hidden_size|adapter_(in|out)_dim", HIDDEN),
     (r"image_text_hidden_size|dim_model_base|width|ple_embed_dim", HIDDEN),
-    (r"(max|n|num)_position(_embedding)?s\w*|max_position_embeddings|n_ctx|n_positions|max_target_positions|max_seq_len\w*", LENGTH),
+    (r"(max|n|num)_position(_embedding)?s\w*|max_position_embeddings", LENGTH),
+    (r"n_ctx|n_positions|max_target_positions|max_seq_len\w*", LENGTH),
     (r"(latent|base|output|post_conv_\w+)_channels", 32),
     (r"num_pos_feats", 16),
     (r"image_size|high_res_size", IMAGE),
@@ -58,7 +65,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"chunk_size|mamba_chunk_size", 16),
     (r"max_2d_position_embeddings", 128),
     (r"ngram_vocab_size_base", 64),
-)  # fmt: skip
+)
 _PATTERNS = tuple((re.compile(pattern), size) for pattern, size in _SIZES)
 _TOKEN = re.compile(r"(.+)_token_(?:id|index)|(im_start|im_end|im_newline|image_patch)_id")
 _KINDS = re.compile(r"(\w*layer_types|layers_block_type|indexer_types)")
@@ -107,7 +114,7 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
         elif (
             _WHICH.fullmatch(name) and isinstance(value, list | tuple) and all(type(v) is int for v in value)
         ):
-            values[name] = [index for index in range(min(len(value), LAYERS))]
+            values[name] = list(range(min(len(value), LAYERS)))
         elif isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
             if (size := _sized(name)) is not None:
                 values[name] = [size] * len(value)

@@ -46,8 +46,8 @@ def markdown(scored: Scored) -> str:
         "",
         "Written by `python -m benchmarks.detection --markdown docs/detection.md`; do not edit.",
         "",
-        "Each fault is planted by its mechanism into small randomly initialised models of the families named.",
-        "*Found*: there is an error or a warning. *Cause*: the rule that fired names the fault that was planted.",
+        "Each fault is planted by its mechanism into small models of the families named.",
+        "*Found*: there is an error or a warning. *Cause*: a rule that fired names the planted fault.",
         "*Place*: that finding also names where. A dash: the fault has no single place.",
         "",
         f"Faults: {_counts(scored.faults)}.",
@@ -95,8 +95,8 @@ def _healthy(scored: Scored) -> list[str]:
 def _counts(faults: tuple[Verdict, ...]) -> str:
     placed = [v.located for v in faults if v.located is not None and v.right]
     return (
-        f"{len(faults)} cases, {sum(v.found for v in faults)} found, {sum(v.right for v in faults)} with the right "
-        f"cause, {sum(placed)} of {len(placed)} of those located"
+        f"{len(faults)} cases, {sum(v.found for v in faults)} found, {sum(v.right for v in faults)} with the "
+        f"right cause, {sum(placed)} of {len(placed)} of those located"
     )
 
 

@@ -4,27 +4,69 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+import vlmdoctor
 from benchmarks.detection.case import Case
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.families import OVERRIDES
 from benchmarks.detection.models import make
 from benchmarks.detection.score import score, verdict
 from benchmarks.detection.table import markdown, summary
-
-import vlmdoctor
 from vlmdoctor.report import Report
 
-HEALTHY = """vlm/aria vlm/blip-2 vlm/chameleon vlm/fuyu vlm/gemma3 vlm/git vlm/glm4v vlm/idefics
-vlm/instructblip vlm/kosmos-2 vlm/lfm2_vl vlm/llama4 vlm/llava_next vlm/mistral_large4 vlm/mllama vlm/ovis2
-vlm/pix2struct vlm/qwen3_vl vlm/t5gemma2 vlm/vision-encoder-decoder decoder/bloom decoder/deepseek_v32
-decoder/mamba decoder/opt handwritten/clip handwritten/flamingo handwritten/llava_scratch
-handwritten/nanovlm handwritten/prefix_lm handwritten/qformer vlm/hunyuan_vl variant/bfloat16-autocast/llama variant/right-padding/smolvlm variant/already-trained/llava
-variant/a-row-without-an-image/llava variant/gradient-checkpointing/qwen2_5_vl variant/left-padding/llama
-variant/projector-alone/smolvlm variant/two-learning-rates/llava""".split()
-FAULTS = """E02-features-detached/qwen2_5_vl E03-tower-under-no-grad/llava E03-tower-under-no-grad/nanovlm
-E04-reentrant-behind-frozen-embeddings/llama E09-pattern-matches-nothing/llava
-E14-built-before-unfreezing/internvl A01-table-from-hidden-size/llama D02-every-label-masked/llava
-X-optimizer-of-a-copy/llama X-dead-relu-projector/smolvlm""".split()
+HEALTHY = [
+    "vlm/aria",
+    "vlm/blip-2",
+    "vlm/chameleon",
+    "vlm/fuyu",
+    "vlm/gemma3",
+    "vlm/git",
+    "vlm/glm4v",
+    "vlm/idefics",
+    "vlm/instructblip",
+    "vlm/kosmos-2",
+    "vlm/lfm2_vl",
+    "vlm/llama4",
+    "vlm/llava_next",
+    "vlm/mistral_large4",
+    "vlm/mllama",
+    "vlm/ovis2",
+    "vlm/pix2struct",
+    "vlm/qwen3_vl",
+    "vlm/t5gemma2",
+    "vlm/vision-encoder-decoder",
+    "decoder/bloom",
+    "decoder/deepseek_v32",
+    "decoder/mamba",
+    "decoder/opt",
+    "handwritten/clip",
+    "handwritten/flamingo",
+    "handwritten/llava_scratch",
+    "handwritten/nanovlm",
+    "handwritten/prefix_lm",
+    "handwritten/qformer",
+    "vlm/hunyuan_vl",
+    "variant/bfloat16-autocast/llama",
+    "variant/right-padding/smolvlm",
+    "variant/already-trained/llava",
+    "variant/a-row-without-an-image/llava",
+    "variant/gradient-checkpointing/qwen2_5_vl",
+    "variant/left-padding/llama",
+    "variant/projector-alone/smolvlm",
+    "variant/two-learning-rates/llava",
+]
+FAULTS = [
+    "E02-features-detached/qwen2_5_vl",
+    "E03-tower-under-no-grad/llava",
+    "E03-tower-under-no-grad/nanovlm",
+    "E04-reentrant-behind-frozen-embeddings/llama",
+    "E09-pattern-matches-nothing/llava",
+    "E14-built-before-unfreezing/internvl",
+    "A01-table-from-hidden-size/llama",
+    "D02-every-label-masked/llava",
+    "X-optimizer-of-a-copy/llama",
+    "X-dead-relu-projector/smolvlm",
+]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

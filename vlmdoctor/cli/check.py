@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
+from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.errors import UserError
 
 if TYPE_CHECKING:

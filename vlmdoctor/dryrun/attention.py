@@ -1,4 +1,4 @@
-"""Scaled dot-product attention by the kernel that a device would choose, and not by the one for meta tensors."""
+"""Scaled dot-product attention by the kernel that a device would choose, not by the one for meta tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Kernel(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         usual = query.ndim == 4 and query.is_meta and key.is_meta and query.shape[-1] == value.shape[-1]
-        if not usual or query.shape[-1] != key.shape[-1]:
+        # Dropout inside attention has no kernel of its own on a CPU.
+        composite = self._device == "cpu" and dropout_p > 0
+        if not usual or composite or query.shape[-1] != key.shape[-1]:
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -54,13 +56,14 @@ class Kernel(TorchFunctionMode):
                 query, key, value, dropout_p, is_causal, scale=scale
             )
             return found[0]
-        if enable_gqa and key.shape[1] != query.shape[1]:
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-            value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
         if self._device == "cpu":
             return aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
             )[0]
+        # This kernel wants as many key heads as query heads.
+        if enable_gqa and key.shape[1] != query.shape[1]:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
         return aten._scaled_dot_product_efficient_attention(
             query, key, value, bias, True, dropout_p, is_causal, scale=scale
         )[0]

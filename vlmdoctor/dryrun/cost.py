@@ -72,7 +72,7 @@ class Cost:
 
 
 def cost_of(shapes: Shapes, optimizer: str = "adamw") -> Cost:
-    """The cost of the step that `shapes` tells of, from the second step on (then the optimizer has its state)."""
+    """The cost of the step that `shapes` tells of, once the optimizer has its state."""
     per_byte, per_number = OPTIMIZERS[optimizer]
     state = round(per_byte * shapes.gradient_bytes + per_number * shapes.trainable)
     fixed = shapes.parameter_bytes + shapes.buffer_bytes + state

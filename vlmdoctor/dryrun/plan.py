@@ -10,6 +10,7 @@ from typing import Any
 from vlmdoctor.dryrun.cost import (
     GPUS,
     OPTIMIZERS,
+    RESERVED,
     UTILISATION,
     Cost,
     cost_of,
@@ -21,6 +22,8 @@ from vlmdoctor.errors import Unavailable, UserError
 from vlmdoctor.evidence.shapes import Shapes, shapes_of
 from vlmdoctor.subject import Subject
 
+_MOST_SAMPLES = 128
+_GUESSES = 4
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -66,7 +69,12 @@ def prepared(model: Any, plan: Plan) -> Any:
 
     if plan.lora is None and not plan.checkpointing:
         return model
-    model = laid_out(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return _adapted(laid_out(model), plan)
+
+
+def _adapted(model: Any, plan: Plan) -> Any:
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
     if plan.checkpointing:
@@ -75,9 +83,7 @@ def prepared(model: Any, plan: Plan) -> Any:
             raise UserError(f"{type(model).__name__} has no gradient checkpointing to enable.")
         _without_cache(model)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"gradient checkpointing can't be enabled: {error}.") from error
         model.train()
@@ -147,6 +153,7 @@ def outlook(
         else None,
     }
     if make_batch is not None and shapes.batch_size:
+        told["gpu"]["tried_up_to"] = _MOST_SAMPLES
         told["gpu"]["largest_batch"] = _largest_batch(subject, plan, shapes, cost, make_batch)
     if not fits(cost, gpu):
         told["gpu"]["would_fit"] = _cheaper(subject, plan)
@@ -155,33 +162,49 @@ def outlook(
 
 def _largest_batch(
     subject: Subject, plan: Plan, shapes: Shapes, cost: Cost, make_batch: Callable[[int], Any]
-) -> int:
-    """From the passes at two sizes: what a pass needs grows evenly with the samples."""
+) -> int | None:
+    """The largest batch that a dry step shows to fit, at most `_MOST_SAMPLES`; None where none was shown to.
+
+    What is kept for backward grows evenly with the samples, and the peak only once that outweighs the
+    gradients. So the first guess is from the former, and each next one from the peaks seen.
+    """
     assert plan.gpu is not None and shapes.batch_size is not None
-    more = shapes.batch_size + 1
-    try:
-        other = shapes_under(subject, plan, make_batch(more))
-    except (Unavailable, UserError):
-        return shapes.batch_size if fits(cost, gpu_named(plan.gpu)) else 0
-    each = max(other.peak_bytes - shapes.peak_bytes, 1)
-    room = (gpu_named(plan.gpu).memory << 30) - RESERVED
-    fixed = cost.parameters + cost.optimizer + shapes.peak_bytes - each * shapes.batch_size
-    if room < cost_of(replace(shapes, peak_bytes=0), plan.optimizer).peak or room <= fixed:
-        return 0
-    return max(int((room - fixed) // each), 0)
+    gpu = gpu_named(plan.gpu)
+    room = (gpu.memory << 30) - RESERVED
+    each = max(shapes.saved_bytes // shapes.batch_size, 1)
+    best, best_peak = (shapes.batch_size, cost.peak) if fits(cost, gpu) else (0, 0)
+    guess = (room - cost.parameters - cost.optimizer) // each
+    for _ in range(_GUESSES):
+        guess = max(min(int(guess), _MOST_SAMPLES), 1)
+        if guess == best:
+            break
+        try:
+            peak = cost_of(shapes_under(subject, plan, make_batch(guess)), plan.optimizer).peak
+        except (Unavailable, UserError):
+            break
+        if peak <= room and guess > best:
+            best, best_peak = guess, peak
+        guess += (room - peak) // each if peak <= room else -max((peak - room) // each, 1)
+        if peak <= room and guess <= best:
+            break
+    return best or None if best_peak <= room else None
 
 
 def _cheaper(subject: Subject, plan: Plan) -> str | None:
     """The first of a few settings, dearest first, under which the same batch fits; None where none does."""
     gpu = gpu_named(plan.gpu or "")
-    tries = (
-        ("--gradient-checkpointing", {"checkpointing": True}),
+    tries: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("--precision bf16", {"precision": "bf16"}),
+        ("--precision bf16 --gradient-checkpointing", {"precision": "bf16", "checkpointing": True}),
         (
-            "--optimizer adamw-8bit --gradient-checkpointing",
-            {"optimizer": "adamw-8bit", "checkpointing": True},
+            "--precision bf16 --optimizer adamw-8bit --gradient-checkpointing",
+            {"precision": "bf16", "optimizer": "adamw-8bit", "checkpointing": True},
         ),
-        ("--lora 16", {"lora": 16}),
-        ("--lora 16 --gradient-checkpointing", {"lora": 16, "checkpointing": True}),
+        ("--precision bf16 --lora 16", {"precision": "bf16", "lora": 16}),
+        (
+            "--precision bf16 --lora 16 --gradient-checkpointing",
+            {"precision": "bf16", "lora": 16, "checkpointing": True},
+        ),
     )
     for options, changes in tries:
         changed = replace(plan, **changes)

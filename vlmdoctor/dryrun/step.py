@@ -113,6 +113,8 @@ def _watch(model: nn.Module, ledger: Ledger, visits: dict[str, Visit]) -> None:
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if ledger.phase == "backward":  # computed again, under checkpointing
+                return
             running.append((name, ledger.live))
             ledger.module = name
             visit = visits.setdefault(name, Visit())
@@ -124,6 +126,8 @@ def _watch(model: nn.Module, ledger: Ledger, visits: dict[str, Visit]) -> None:
 
     def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if ledger.phase == "backward":
+                return
             while running:
                 left, before = running.pop()
                 if left == name:

@@ -28,7 +28,7 @@ def _row(name: str, module: nn.Module, step: DryStep) -> ModuleShape:
     visit = step.visits.get(name, Visit())
     own = list(module.named_parameters())
     finished = step.error is None and step.loss
-    learning = [f"{name}.{n}".lstrip(".") for n, p in own if p.requires_grad]
+    learning = [p for _, p in own if p.requires_grad]
     inside = f"{name}." if name else ""
     return ModuleShape(
         name=name or type(module).__name__,
@@ -40,7 +40,7 @@ def _row(name: str, module: nn.Module, step: DryStep) -> ModuleShape:
         shape_out=visit.shape_out,
         kept=visit.kept,
         flops=sum(n for where, n in step.flops.items() if where == name or where.startswith(inside)),
-        gradient=all(canonical_name(n) in step.reached for n in learning) if learning and finished else None,
+        gradient=all(p.grad is not None for p in learning) if learning and finished else None,
     )
 
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmdoctor.contract import shown
+from vlmdoctor.dryrun.shown import print_dry_run
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.dry_run import print_dry_run
 
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}

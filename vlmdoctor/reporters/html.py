@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from vlmdoctor.dryrun.shown import dry_run_html
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.dry_run import dry_run_html
 from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
 STYLE = """
@@ -16,9 +16,6 @@ STYLE = """
 .vlmdoctor section.info{border-color:#1565c0}
 .vlmdoctor h3{font-size:1rem;margin:.3rem 0}.vlmdoctor h3 code{font-weight:normal;opacity:.7}
 .vlmdoctor dl{display:grid;grid-template-columns:4rem 1fr;gap:.1rem .5rem;margin:.3rem 0}
-.vlmdoctor table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.vlmdoctor td,.vlmdoctor th{padding:.1rem .6rem;text-align:right}
-.vlmdoctor td:first-child,.vlmdoctor th:first-child{text-align:left}
 .vlmdoctor dt{opacity:.6}.vlmdoctor dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 
@@ -38,7 +35,9 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
 def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
-    return f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}<p>{escape(closing_line(report))}</p></div>"
+    table = dry_run_html(report.facts)
+    closing = f"<p>{escape(closing_line(report))}</p>"
+    return f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>"
 
 
 def section(finding: Finding) -> str:

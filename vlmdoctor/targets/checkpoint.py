@@ -79,8 +79,9 @@ def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
     """The class that the checkpoint names, else the one for image and text, else the one for text."""
     import transformers
 
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
+    named = config.architectures if isinstance(config.architectures, list) else []
+    for name in named:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
         if found is not None:
             return found
     auto_classes = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from vlmdoctor.target import Target
 
 MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
+_COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval")
+_MOST_LAYERS = 10_000
 _MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
 
 
@@ -44,6 +47,7 @@ class Weightless:
         import torch
 
         self._refuse_nonsense()
+        _refuse_endless(config, model_class)
         try:
             with torch.device("meta"):
                 model = model_class._from_config(config)
@@ -81,6 +85,22 @@ class Weightless:
         ):
             if value > most:
                 raise UserError(f"{option} {value} is more than the dry run takes ({most}).")
+
+
+def _refuse_endless(config: Any, model_class: Any) -> None:
+    """Without weights any width costs nothing, but every layer is built."""
+
+    def look(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                look(value, f"{prefix}{name}.")
+            elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
+                raise UserError(
+                    f"{model_class.__name__} is not built: {prefix}{name} is {value}, "
+                    f"more than {_MOST_LAYERS}."
+                )
+
+    look(config.to_dict(), "")
 
 
 def _line(error: BaseException) -> str:

@@ -44,7 +44,11 @@ def language_not_loaded(made: Made) -> None:
     at="part:projector",
 )
 def projector_not_saved(made: Made) -> None:
-    """The checkpoint lacks the projector."""
+    """The checkpoint lacks the projector, which starts anew."""
+    generator = torch.Generator().manual_seed(6)
+    for parameter in made["projector"].parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.02, generator=generator)
     trained = {name: v for name, v in _trained(made).items() if not name.startswith(made.parts["projector"])}
     made.model.load_state_dict(trained, strict=False)
     made.more["checkpoint"] = trained

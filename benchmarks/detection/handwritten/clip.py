@@ -1,4 +1,4 @@
-"""Contrastive, in the manner of CLIP: two towers, no language modelling, and the loss outside of the model."""
+"""Contrastive, in the manner of CLIP: two towers, no language modelling, the loss outside of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA from scratch: features are spliced in where the placeholder stands, labels grow with them; learned positions."""
+"""LLaVA from scratch: features are spliced into the text, labels grow with them; learned positions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LlavaModel(nn.Module):
     def prepare_inputs_labels_for_multimodal(self, input_ids, labels, images):
         features = self.mm_projector(self.vision_tower(images))
         embeds, targets = [], []
-        for ids, label, feature in zip(input_ids, labels, features):
+        for ids, label, feature in zip(input_ids, labels, features, strict=True):
             at = int((ids == IMAGE_TOKEN_INDEX).nonzero()[0])
             embeds.append(torch.cat([self.wte(ids[:at]), feature, self.wte(ids[at + 1 :])]))
             ignored = torch.full((len(feature),), IGNORE_INDEX, dtype=label.dtype)

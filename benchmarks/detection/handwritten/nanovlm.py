@@ -1,4 +1,4 @@
-"""In the manner of nanoVLM: ViT, pixel shuffle, decoder with RoPE and grouped queries; logits and loss as a tuple."""
+"""In the manner of nanoVLM: ViT, pixel shuffle, decoder with RoPE; logits and loss come as a tuple."""
 
 from __future__ import annotations
 

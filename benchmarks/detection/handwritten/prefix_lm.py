@@ -1,4 +1,4 @@
-"""Image and question attend to each other in both directions, the answer is causal; a frozen CNN before it."""
+"""Image and question attend to each other both ways, the answer is causal; a frozen CNN in front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In the manner of BLIP-2: frozen ViT, learned queries that attend to it, and a frozen decoder behind them."""
+"""In the manner of BLIP-2: frozen ViT, learned queries that attend to it, and a frozen decoder behind."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from vlmdoctor.targets.synthetic.fields import field, image_token, special_token
 from vlmdoctor.targets.synthetic.pixels import image_inputs
 
 IGNORED = -100
+_MOST_TOKENS = 1 << 24
 
 
 def batch_for(
@@ -49,10 +50,16 @@ def batch_for(
     if pixels and token is not None:
         per_sample = (_features(model, config, pixels) or 0) // batch_size
     if length is not None:
-        text = max(length - per_sample, 2)
-    ids = _text(config, batch_size, per_sample + text)
+        text = max(length - per_sample, images + 1)
+    if batch_size * (per_sample + text) > _MOST_TOKENS:
+        raise ValueError(f"the text would have {batch_size} × {per_sample + text} tokens")
+    ids = _text(config, batch_size, per_sample + max(text, images + 1))
     if per_sample and token is not None:
-        ids[:, 1 : 1 + per_sample] = token
+        # A word between two images: families tell them apart by it.
+        each, rest = divmod(per_sample, images)
+        for image in range(images):
+            start = 1 + image * (each + 1)
+            ids[:, start : start + each + (rest if image == images - 1 else 0)] = token
     labels = ids.clone()
     if token is not None:
         labels[ids == token] = IGNORED

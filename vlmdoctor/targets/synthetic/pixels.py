@@ -10,6 +10,9 @@ import torch
 
 from vlmdoctor.targets.synthetic.fields import field, side, vision_config
 
+# Pixels are real: a gigabyte of them is no batch that anybody means.
+_MOST_NUMBERS = 1 << 28
+
 Inputs = dict[str, torch.Tensor]
 
 
@@ -30,6 +33,8 @@ def image_inputs(config: Any, names: set[str], images: int, rows: int, size: int
 
 
 def _pixels(*shape: int) -> torch.Tensor:
+    if not 0 < math.prod(shape) <= _MOST_NUMBERS:
+        raise ValueError(f"the images would have the shape {list(shape)}")
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -11,6 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 DEPTH = 3  # dotted parts, numbers aside: deeper modules are in the JSON
+STYLE = """
+.vlmdoctor table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+.vlmdoctor td,.vlmdoctor th{padding:.1rem .6rem;text-align:right}
+.vlmdoctor td:first-child,.vlmdoctor th:first-child{text-align:left}
+"""
 HEADINGS = ("module", "parameters", "in", "out", "kept", "FLOPs", "learns")
 
 
@@ -48,7 +53,7 @@ def dry_run_html(facts: Mapping[str, Any]) -> str:
         for row in module_rows(told["modules"])
     )
     costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(told))
-    return f"<table><tr>{head}</tr>{body}</table><dl>{costs}</dl>"
+    return f"<style>{STYLE}</style><table><tr>{head}</tr>{body}</table><dl>{costs}</dl>"
 
 
 def module_rows(modules: Any) -> Iterator[tuple[str, ...]]:
@@ -85,11 +90,13 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if cost is None:
         return
     parts = cost["bytes"]
+    held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
+    listed = ", ".join(
+        f"{name} {_bytes(parts[part])}" for name, part in (*held, ("activations", "activations"))
+    )
     yield (
         "memory",
-        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: "
-        f"weights {_bytes(parts['parameters'])}, gradients {_bytes(parts['gradients'])}, {cost['optimizer']} {_bytes(parts['optimizer'])}, activations "
-        f"{_bytes(parts['activations'])} ({cost['precision']})",
+        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
     )
     yield "work", f"{_count(parts['flops'])} floating-point operations a step"
     gpu = cost.get("gpu")
@@ -105,7 +112,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{gpu['would_fit']} would fit" if gpu["would_fit"] else "no setting tried here would fit",
         )
     if gpu.get("largest_batch"):
-        yield "largest", f"a batch of {gpu['largest_batch']} fits"
+        more = "; more were not tried" if gpu["largest_batch"] >= gpu["tried_up_to"] else ""
+        yield "largest", f"a batch of {gpu['largest_batch']} fits{more}"
     if gpu["fits"] and gpu["tokens_a_second"]:
         yield (
             "speed",
