@@ -17,7 +17,7 @@ LINKS = (
 )
 
 
-@rule("accumulation-not-divided", "LOSS301")
+@rule("accumulation-not-divided", "LOSS320")
 def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation) -> Iterator[Finding]:
     """Finds models that take `num_items_in_batch` and don't use it.
 
