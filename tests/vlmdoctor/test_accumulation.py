@@ -86,7 +86,7 @@ def test_an_error_where_the_trainer_will_run(tmp_path: Path) -> None:
         (Wrapper(swallow=True), "4 times too large"),
         (Strict(swallow=True), "Strict raises when the Trainer passes num_items_in_batch"),
     ):
-        report = vlmdoctor.check(model, batch, training_args=arguments, select=["LOSS320"])
+        report = vlmdoctor.check(model, batch, training_args=arguments, select=["accumulation-not-divided"])
         (finding,) = report.findings
         assert finding.severity == "error" and says in finding.message
 
