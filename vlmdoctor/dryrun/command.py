@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ def dry_run(
     if subject.batch is not None:
         progress("running a step without weights")
         try:
-            shapes = shapes_under(subject, plan)
+            shapes = replace(shapes_under(subject, plan), batch_made=made)
         except Unavailable as reason:
             missing, subject.batch = str(reason), None
             facts["dry_run"] = {"not_possible": missing}
@@ -129,8 +129,6 @@ def dry_run(
 
 
 def _resized(weightless: Any, batch_size: int) -> Any:
-    from dataclasses import replace
-
     return replace(weightless, batch_size=batch_size)
 
 

@@ -80,6 +80,7 @@ class Shapes:
         context: The longest sequence that the configuration allows; None where it does not say.
         dtype: Of the weights in the dry run.
         seconds: How long the step took.
+        batch_made: Whether the batch was made from the configuration, and is not the user's own.
     """
 
     failure: Failure | None = None
@@ -105,6 +106,7 @@ class Shapes:
     context: int | None = None
     dtype: str = ""
     seconds: float = 0.0
+    batch_made: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vlmdoctor.evidence.failure import Failure, TensorFact
 from vlmdoctor.evidence.shapes import Clash, Shapes
@@ -25,7 +26,8 @@ def shape_clash(shapes: Shapes) -> Iterator[Finding]:
     Forward and backward ran on the real shapes of this model, with the batch that was given, or else one
     made from the configuration. The exception is what the model's own code raised. Which values of the
     configuration are to blame is told by their numbers, which may stand in several places: all are listed.
-    A batch that was made from the configuration may differ from what your processor makes.
+    A batch that was made from the configuration may differ from what your processor makes: where only it
+    may be to blame, this is a warning.
 
     ## What to do
     Change one of the values named, so that both agree, and run it again.
@@ -35,6 +37,15 @@ def shape_clash(shapes: Shapes) -> Iterator[Finding]:
         return
     finding = finding_of(failure, f"the {shapes.phase} pass, run without weights,")
     clashes = shapes.clashes
+    if shapes.batch_made and not any(clash.what or isinstance(clash.number, list) for clash in clashes):
+        why = "the batch was made from the configuration and may not be what this model takes"
+        yield replace(
+            finding,
+            severity=Severity.WARNING,
+            cause=f"{finding.cause}; {why}" if finding.cause else why,
+            fix=Fix("name a function that returns (model, batch) with a batch of your own processor"),
+        )
+        return
     if not clashes:
         yield finding
         return
