@@ -38,7 +38,8 @@ def test_weights_and_pixels_that_are_not_numbers() -> None:
     model, batch = TinyVLM(), tiny_batch(0)
     batch["pixel_values"][0, 0, 0, 0] = torch.nan
     (finding,) = findings(model, batch)
-    assert (finding.rule, finding.at) == ("non-finite-forward", ("pixel_values",))
+    assert (finding.rule, finding.at[0]) == ("pixels-not-usable", "pixel_values")
+    assert finding.symptoms == ("the forward pass gives NaN or infinity in the batch",)
     model = TinyVLM()
     with torch.no_grad():
         model.vision_proj.bias[0] = torch.inf

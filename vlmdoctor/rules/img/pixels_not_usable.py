@@ -12,7 +12,7 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_picture
 from vlmdoctor.rules.places import counted
 
 
-@rule("pixels-not-usable", "IMG303", explains=("non-finite", "image-ignored"))
+@rule("pixels-not-usable", "IMG303", explains=("non-finite", "non-finite-forward", "image-ignored"))
 def pixels_not_usable(data: Data) -> Iterator[Finding]:
     """Each image is of one colour, so that there is nothing to see, or pixels are NaN or infinite.
 
