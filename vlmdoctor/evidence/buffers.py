@@ -60,4 +60,4 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Buffers:
         raise Unavailable("no model was given")
     if any(buffer.is_meta for buffer in subject.model.buffers()):
         raise Unavailable("the model has no weights (it is on the meta device)")
-    return Buffers(tuple(read_tables(subject.model, subject.batch)))
+    return Buffers(tuple(read_tables(subject.model)))

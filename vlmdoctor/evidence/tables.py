@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from vlmdoctor.evidence.buffers import Table
-from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.evidence.rotary_tables import stored_tables
 from vlmdoctor.evidence.trials import innermost
 from vlmdoctor.subject import canonical_name, role_of
@@ -24,10 +23,10 @@ _TABLE = re.compile(r"(\w*_)?(cos|sin|freqs_cis|freqs_cos|freqs_sin)(_\w+)?")
 _CHANGES_WITH_LENGTH = ("dynamic", "longrope")
 
 
-def read_tables(model: nn.Module, batch: Any) -> Iterator[Table]:
+def read_tables(model: nn.Module) -> Iterator[Table]:
     """Every buffer (or plain tensor) that is known to be a table."""
     model = innermost(model)
-    positions = _positions(model, batch)
+    positions = _positions(model)
     for prefix, module in model.named_modules():
         fresh = _fresh(module) if _ROTARY.search(type(module).__name__) else None
         for attribute, tensor in {**vars(module), **module._buffers}.items():
@@ -155,12 +154,8 @@ def _config_theta(model: nn.Module) -> float | None:
     return float(theta) if isinstance(theta, int | float) and theta > 1 else None
 
 
-def _positions(model: nn.Module, batch: Any) -> int:
-    """How many positions the batch has, else how many the model may have."""
-    if batch is not None:
-        inputs = Inputs(model, batch)
-        if inputs.ids is not None:
-            return int(inputs[inputs.ids].shape[1])
+def _positions(model: nn.Module) -> int:
+    """How many positions the model may have, up to a bound: the batch at hand may be a short one."""
     config = getattr(model, "config", None)
     config = getattr(config, "text_config", None) or config
     longest = getattr(config, "max_position_embeddings", None)

@@ -16,6 +16,7 @@ from vlmdoctor.dryrun.shown import print_dry_run
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
 
+MOST_REASONS = 4  # in the closing line
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -151,9 +152,11 @@ def closing_line(report: Report) -> str:
     found = [_count(counts[s], s.value) for s in reversed(Severity) if counts[s]]
     parts = [f"{', '.join(found) or 'nothing found'} in {_count(len(report.ran), 'rule')} run"]
     if report.skipped:
-        reasons = Counter(reason for _, reason in report.skipped)
-        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        parts.append(f"{len(report.skipped)} not run ({listed})")
+        reasons = Counter(reason for _, reason in report.skipped).most_common()
+        told = [f"{reason}: {count}" for reason, count in reasons[:MOST_REASONS]]
+        rest = sum(count for _, count in reasons[MOST_REASONS:])
+        told += [f"for other reasons, which -v lists: {rest}"] if rest else []
+        parts.append(f"{len(report.skipped)} not run ({', '.join(told)})")
     if report.crashed:
         parts.append(f"{len(report.crashed)} crashed ({', '.join(name for name, _ in report.crashed)})")
     if report.exit_status == 2:

@@ -10,6 +10,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop
 
 VARIABLE = "KMP_DUPLICATE_LIB_OK"
+SET_BY_SKLEARN = "True"  # scikit-learn puts it into the environment of every program that imports it
 
 
 @rule("openmp-twice", "ENV307")
@@ -22,15 +23,16 @@ def openmp_twice(environment: Environment) -> Iterator[Finding]:
     (https://github.com/dmlc/xgboost/issues/1715).
 
     ## How sure it is
-    The variable is read; which packages bring a second runtime is listed where they were found. Many programs
-    run well with both: a warning, as Intel's own message has it.
+    The variable is read, and passed over where it has the very value that scikit-learn sets on import. Which
+    packages bring a second runtime is listed where they were found. Many programs run well with both: a
+    warning, as Intel's own message has it.
 
     ## What to do
     Take the variable away and see whether the error comes; then remove the second runtime.
     """
     environment.need("variables")
     value = environment.variables.get(VARIABLE, "")
-    if value.lower() not in ("true", "1", "yes"):
+    if value == SET_BY_SKLEARN or value.lower() not in ("true", "1", "yes"):
         return
     yield Finding(
         message=f"{VARIABLE} is set: two OpenMP runtimes may be at work in one process",
@@ -45,6 +47,11 @@ def openmp_twice(environment: Environment) -> Iterator[Finding]:
 @openmp_twice.bad
 def silenced() -> Environment:
     return laptop(variables={VARIABLE: "TRUE"}, openmp=("intel_openmp.libs/libiomp5.so",))
+
+
+@openmp_twice.good
+def set_by_importing_sklearn() -> Environment:
+    return laptop(variables={VARIABLE: "True"}, openmp=("scikit_learn.libs/libgomp.so.1",))
 
 
 @openmp_twice.good

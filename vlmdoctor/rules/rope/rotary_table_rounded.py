@@ -29,8 +29,8 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
     1003](https://github.com/EleutherAI/gpt-neox/issues/1003)).
 
     ## How sure it is
-    The table is made anew in float32 and the largest difference in a cosine is measured, over the positions
-    of the batch, else over as many as the model allows (at most 4096). It is reported from 0.1 on. A model
+    The table is made anew in float32 and the largest difference in a cosine is measured, over as many
+    positions as the model allows (at most 4096). It is reported from 0.1 on. A model
     that was trained with such a table from the start gets along with it, hence a warning.
 
     ## What to do
