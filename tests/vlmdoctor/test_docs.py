@@ -1,6 +1,7 @@
 """The documentation says what is so."""
 
 import runpy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,31 +23,25 @@ def test_readme_holds_the_two_set_up_commands():
 
 
 def commands_in_readme():
-    inside = False
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith("```"):
-            inside = line == "```sh"
-        elif inside and line.startswith(("vlmdoctor ", "python -m minivlm ", "python examples/")):
-            yield line.partition("  #")[0].strip()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return sorted(set(re.findall(r"(?:`|^\$ |&& )vlmdoctor ([a-z-]+)", text, re.MULTILINE)))
 
 
-@pytest.mark.parametrize("command", sorted({" ".join(line.split()[:2]) for line in commands_in_readme()}))
+@pytest.mark.parametrize("command", commands_in_readme())
 def test_commands_in_the_readme_exist(command):
-    program, name = command.split()[:2]
-    if name == "-m":
-        name = "minivlm"
-    module = {"vlmdoctor": "vlmdoctor", "python": "minivlm"}[program]
-    if name.startswith("examples/"):
-        assert (ROOT / name).is_file()
-        return
-    arguments = ["--help"] if name == "minivlm" else [name, "--help"]
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmdoctor", command, "--help"], capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
-def test_every_file_that_the_readme_links_to_is_there():
-    import re
+def test_scripts_in_the_readme_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = set(re.findall(r"examples/\w+\.py", text))
+    assert scripts and all((ROOT / script).is_file() for script in scripts)
 
+
+def test_every_file_that_the_readme_links_to_is_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target

@@ -21,7 +21,6 @@ _PUBLIC = (
     "hf-mirror.com",
     "github.com",
     "pytorch.org",
-    "pypi.org",
     "python.org",
     "nvidia.com",
 )
