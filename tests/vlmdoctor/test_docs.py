@@ -1,7 +1,7 @@
 """The documentation says what is so."""
 
-import runpy
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
