@@ -41,12 +41,18 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 
     Where `wanted` is one of them, it is the only one, since importing the others takes time.
     """
-    app = typer.Typer(
-        name="vlmdoctor", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-    )
-    app.callback()(_main)
     files = [info.name for info in pkgutil.iter_modules(vlmdoctor.cli.__path__)]
     commands = {name.replace("_", "-"): name for name in files if name not in NOT_COMMANDS}
+    app = typer.Typer(
+        name="vlmdoctor",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # The list of commands needs no frames, whose library takes longer to import than all the rest.
+        rich_markup_mode="rich" if wanted in commands else None,
+        context_settings={"max_content_width": 120},
+    )
+    app.callback()(_main)
     for command in [wanted] if wanted in commands else commands:
         module = importlib.import_module(f"vlmdoctor.cli.{commands[command]}")
         app.command(command)(module.command)

@@ -182,7 +182,7 @@ class Data:
 
     rows: tuple[Row, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    words: Words = Words()  # noqa: RUF009: frozen
+    words: Words = Words()
     roles_unknown: str | None = None
     template_marks_answers: bool | None = None
     assistant_only_loss: bool = False
