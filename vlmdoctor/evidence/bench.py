@@ -29,6 +29,8 @@ class Bench:
         again = self.trials.run()
         self.noise = self.rounding = self.scale = 0.0
         self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
+        if self.valid is not None and not self.valid.any():
+            raise Unavailable("the attention mask hides every token")
         self.offset = 0
         if self.before.logits is not None:
             # Where the model puts features in front of the text, its logits stand behind theirs.

@@ -1,0 +1,81 @@
+"""image-grid-misfit: grids or sizes speak of other images than the pixels hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.failure import Failure
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.image_inputs import Grid, ImageInputs
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted
+
+FIX = Fix("take pixels and grids from one call of the processor, and cut, sort or pad both alike")
+
+
+@rule("image-grid-misfit", "IMG304", explains=("forward-raises",))
+def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding]:
+    """The grid or the list of sizes that belongs to the images does not fit the pixels in the batch.
+
+    ## Why it matters
+    Models that take images of any size get their patches in one flat tensor and learn from a grid which of
+    them make an image. Where a collator joins, sorts or cuts one of the two alone, the model raises
+    somewhere inside its vision encoder, about an index or a size that says nothing about the batch.
+
+    ## How sure it is
+    The grids were multiplied out and held against the number of patches; the entries of per-image lists
+    were counted. It is said only where the forward pass raises.
+
+    ## What to do
+    Take both from one call of the processor, and keep them together in the collator.
+    """
+    if not images.grids and not (images.per_image and images.images):
+        raise Unavailable("the batch has no grids or sizes of images")
+    if forward.failure is None:
+        return
+    for grid in images.grids:
+        if grid.wanted != grid.patches:
+            yield Finding(
+                f"{grid.name} speaks of {grid.wanted} patches, and {grid.pixels} "
+                f"holds {grid.patches}",
+                Severity.ERROR,
+                at=(grid.name, grid.pixels),
+                measured={"grids": grid.grids, "patches_by_the_grids": grid.wanted, "patches": grid.patches},
+                threshold={"patches": grid.wanted},
+                cause="pixels and grids are not of the same images",
+                fix=FIX,
+            )
+            return
+    for name, entries in images.per_image:
+        if images.images is not None and entries != images.images:
+            yield Finding(
+                f"{name} has {entries} entries for {counted(images.images, 'image')}",
+                Severity.ERROR,
+                at=(name, "pixel_values"),
+                measured={"entries": entries, "images": images.images},
+                threshold={"entries": images.images},
+                cause="pixels and sizes are not of the same images",
+                fix=FIX,
+            )
+            return
+
+
+RAISED = Forward(failure=Failure("IndexError", "index 8 is out of bounds for dimension 0 with size 8"))
+
+
+@image_grid_misfit.bad
+def grid_of_larger_images() -> tuple[ImageInputs, Forward]:
+    return ImageInputs(grids=(Grid("image_grid_thw", "pixel_values", 2, 64, 32),)), RAISED
+
+
+@image_grid_misfit.bad
+def one_image_is_missing() -> tuple[ImageInputs, Forward]:
+    return ImageInputs(images=1, per_image=(("image_sizes", 2),)), RAISED
+
+
+@image_grid_misfit.good
+def they_fit() -> tuple[ImageInputs, Forward]:
+    grids = (Grid("image_grid_thw", "pixel_values", 2, 32, 32),)
+    return ImageInputs(grids=grids, images=2, per_image=(("image_sizes", 2),)), Forward(loss=1.0, finite=True)

@@ -1,0 +1,65 @@
+"""pixel-mask-hides-images: the mask over pixels or images is 0 everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.image_inputs import ImageInputs, Mask
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule(
+    "pixel-mask-hides-images",
+    "IMG305",
+    explains=(
+        "image-without-effect",
+        "no-gradient",
+        "attention-backends-differ",
+        "non-finite-forward",
+        "wrong-image",
+    ),
+)
+def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
+    """A mask that says which pixels, patches or images may be looked at lets nothing through.
+
+    ## Why it matters
+    The vision encoder, or the cross-attention to its features, attends to nothing: it gives the same
+    features for every image, zeros, or NaN, depending on the attention back end, and nothing raises.
+
+    ## How sure it is
+    The mask was counted over the whole batch: it is said only where every place of it is 0, and the pixels
+    are not those of a blank stand-in, which batches of text alone bring.
+
+    ## What to do
+    Take the mask from the processor's call that made the pixels; leave it out if there is no padding.
+    """
+    if not images.masks:
+        raise Unavailable("the batch has no mask over pixels or images")
+    for mask in images.masks:
+        if not mask.kept and not images.blank:
+            yield Finding(
+                f"{mask.name} is 0 everywhere: no image is looked at",
+                Severity.ERROR,
+                at=(mask.name,),
+                measured={"shape": list(mask.shape), "places_not_0": 0},
+                threshold={"places_not_0": 1},
+                cause="1 is where there is a pixel, patch or image, and 0 is padding",
+                fix=Fix("take the mask from the call of the processor that made the pixels"),
+            )
+
+
+@pixel_mask_hides_images.bad
+def zeros() -> ImageInputs:
+    return ImageInputs(masks=(Mask("pixel_attention_mask", (2, 1, 32, 32), 0),))
+
+
+@pixel_mask_hides_images.good
+def text_alone() -> ImageInputs:
+    return ImageInputs(masks=(Mask("cross_attention_mask", (2, 16, 1, 4), 0),), blank=True)
+
+
+@pixel_mask_hides_images.good
+def padding_alone() -> ImageInputs:
+    return ImageInputs(masks=(Mask("pixel_attention_mask", (2, 2, 32, 32), 3 * 32 * 32),))
