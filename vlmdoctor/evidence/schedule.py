@@ -32,6 +32,7 @@ class Schedule:
         raises: What the scheduler raises when it is stepped on after the curve's last step; None where it
             does not.
         restarts: Whether it is of a kind that goes up and down by design.
+        resumed: Whether steps were taken before.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Schedule:
     per_step: int = 1
     raises: str | None = None
     restarts: bool = False
+    resumed: bool = False
 
 
 RESTARTING = ("CosineAnnealingWarmRestarts", "CyclicLR")
@@ -77,6 +79,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Schedule:
         per_step=per_step,
         raises=raises,
         restarts=type(inner).__name__ in RESTARTING,
+        resumed=inner.last_epoch > 0,
     )
 
 

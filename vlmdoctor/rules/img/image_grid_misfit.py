@@ -38,8 +38,7 @@ def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding
     for grid in images.grids:
         if grid.wanted != grid.patches:
             yield Finding(
-                f"{grid.name} speaks of {grid.wanted} patches, and {grid.pixels} "
-                f"holds {grid.patches}",
+                f"{grid.name} speaks of {grid.wanted} patches, and {grid.pixels} holds {grid.patches}",
                 Severity.ERROR,
                 at=(grid.name, grid.pixels),
                 measured={"grids": grid.grids, "patches_by_the_grids": grid.wanted, "patches": grid.patches},

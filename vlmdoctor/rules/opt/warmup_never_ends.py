@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.schedule import Schedule
+from vlmdoctor.evidence.training_args import TrainingArgs
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.opt.curve import sample_schedule
@@ -14,7 +16,7 @@ REACHED = 0.9  # of the base rate
 
 
 @rule("warmup-never-ends", "OPT303")
-def warmup_never_ends(schedule: Schedule) -> Iterator[Finding]:
+def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None) -> Iterator[Finding]:
     """Finds a warm-up that is longer than the run.
 
     ## Why it matters
@@ -24,11 +26,15 @@ def warmup_never_ends(schedule: Schedule) -> Iterator[Finding]:
 
     ## How sure it is
     Measured on a copy of the scheduler over the run's steps: the rate rises up to the last step and stays
-    under 90 % of the base rate. A warning, since short trials cut long runs off.
+    under 90 % of the base rate. Where there is no scheduler yet, the training arguments' own numbers were
+    compared. A warning, since short trials cut long runs off.
 
     ## What to do
     Count the warm-up in optimizer steps, or as a ratio of them.
     """
+    if schedule is None:
+        yield from _by_the_arguments(arguments)
+        return
     rates = [rate for _, rate in schedule.curve]
     rising = all(b >= a for a, b in pairwise(rates)) and rates[-1] > rates[0]
     # At a constant rate of growth the last steps would still grow.
@@ -51,9 +57,34 @@ def warmup_never_ends(schedule: Schedule) -> Iterator[Finding]:
     )
 
 
+def _by_the_arguments(arguments: TrainingArgs | None) -> Iterator[Finding]:
+    if arguments is None or arguments.steps is None or arguments.warmup is None:
+        raise Unavailable("neither a scheduler nor the lengths of run and warm-up were given")
+    if arguments.warmup < arguments.steps:
+        return
+    yield Finding(
+        f"the warm-up of {arguments.warmup:,} steps is longer than the run of {arguments.steps:,}",
+        Severity.WARNING,
+        at=("training_args.warmup_steps",),
+        measured={"warmup_steps": arguments.warmup, "steps": arguments.steps},
+        threshold={"warmup_steps": arguments.steps},
+        cause="the learning rate that was chosen is never reached, and the decay never begins",
+        fix=Fix(
+            "count it in optimizer steps of this run",
+            (f"warmup_steps = {max(1, arguments.steps * 3 // 100)}",),
+        ),
+        links=("https://github.com/huggingface/transformers/issues/24088",),
+    )
+
+
 @warmup_never_ends.bad
 def four_times_too_long() -> Schedule:
     return sample_schedule(lambda done: done / 4)
+
+
+@warmup_never_ends.bad
+def arguments_of_another_run() -> TrainingArgs:
+    return TrainingArgs(steps=100, warmup=500)
 
 
 @warmup_never_ends.good

@@ -1,0 +1,102 @@
+"""What the optimizer's groups are set to, and whether the scheduler sets the rates of this optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "static"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One parameter group.
+
+    Attributes:
+        optimizer: The optimizer's class.
+        lr, weight_decay: As it stands in the group; None where it has none, or chooses it itself.
+        maximize: Whether the optimizer climbs.
+        tensors: How many tensors it holds.
+        first: Canonical name of the first of the model's parameters in it; None where there is none.
+    """
+
+    optimizer: str
+    lr: float | None = None
+    weight_decay: float | None = None
+    maximize: bool = False
+    tensors: int = 0
+    first: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What was given.
+
+    Attributes:
+        groups: The groups of all optimizers.
+        scheduler: The scheduler's class; None where there is no scheduler of one optimizer.
+        scheduler_foreign: Whether the scheduler was made for an optimizer that is none of those given.
+    """
+
+    groups: tuple[Group, ...]
+    scheduler: str | None = None
+    scheduler_foreign: bool = False
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
+    """Reads the groups; nothing is stepped."""
+    from vlmdoctor.subject import canonical_name, optimizers
+
+    given = [one for one in optimizers(subject.optimizer) if isinstance(_groups(one), list)]
+    if not given:
+        raise Unavailable("no optimizer was given")
+    names = {id(p): canonical_name(name) for name, p in subject.model.named_parameters()}
+    schedulers = subject.lr_scheduler
+    schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
+    scheduled = [(one, _groups(_optimizer_of(one))) for one in schedulers]
+    scheduled = [(one, groups) for one, groups in scheduled if isinstance(groups, list)]
+    own = {id(group) for one in given for group in _groups(one)}
+    foreign = [not own & set(map(id, groups)) for _, groups in scheduled]
+    return OptimizerSettings(
+        groups=tuple(_group(type(_unwrapped(one)).__name__, g, names) for one in given for g in _groups(one)),
+        scheduler=type(scheduled[0][0]).__name__ if scheduled else None,
+        scheduler_foreign=bool(foreign) and all(foreign),
+    )
+
+
+def _group(optimizer: str, group: dict[str, Any], names: dict[int, str]) -> Group:
+    def number(key: str) -> float | None:
+        value = group.get(key)
+        return None if value is None or isinstance(value, bool) else float(value)
+
+    tensors = list(group["params"])
+    return Group(
+        optimizer,
+        lr=number("lr"),
+        weight_decay=number("weight_decay"),
+        maximize=group.get("maximize") is True,
+        tensors=len(tensors),
+        first=next((names[id(t)] for t in tensors if id(t) in names), None),
+    )
+
+
+def _optimizer_of(scheduler: Any) -> Any:
+    """The optimizer whose rates a scheduler sets, also behind accelerate's wrapper; None where unknown."""
+    inner = getattr(scheduler, "scheduler", scheduler)
+    return getattr(inner, "optimizer", None)
+
+
+def _groups(optimizer: Any) -> Any:
+    return getattr(_unwrapped(optimizer), "param_groups", None)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's and other wrappers."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(getattr(inner, "param_groups", None), list) else optimizer

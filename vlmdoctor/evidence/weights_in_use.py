@@ -1,0 +1,185 @@
+"""Whether the weights that a forward pass uses are those that training moves.
+
+One pass is run; its graph is followed from the loss to the leaves, and the weights are looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.forward import Forward
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vlmdoctor.subject import Subject
+
+DEPTH = "backward"
+SAMPLES = 4096  # values of each tensor that are compared
+DEEPEST = 3  # containers within containers that are searched
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A trainable parameter that the loss depends on and that is none of `model.parameters()`.
+
+    Attributes:
+        name: Where it hangs in the model, such as `decoder.extra[0].weight`; None where it was not found.
+        shape: Its shape.
+        anew: Whether each forward pass makes another one.
+        in_optimizer: Whether an optimizer holds it.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    anew: bool
+    in_optimizer: bool
+
+
+@dataclass(frozen=True)
+class WeightsInUse:
+    """What was found.
+
+    Attributes:
+        strangers: Parameters that are used and not registered.
+        overwritten: Trainable parameters whose values the forward pass replaces, whatever they were before.
+        optimizer_given: Whether there was an optimizer.
+    """
+
+    strangers: tuple[Stranger, ...] = ()
+    overwritten: tuple[str, ...] = ()
+    optimizer_given: bool = False
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
+    """Runs the model once, and once more where something was found, and leaves it as it was."""
+    import torch
+
+    from vlmdoctor.subject import canonical_name, optimizers
+    from vlmdoctor.unchanged import unchanged
+    from vlmdoctor.watching.nonfinite import communicates
+
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    if forward.loss is None:
+        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    named = dict(subject.model.named_parameters())
+    registered = {id(parameter) for parameter in subject.model.parameters()}
+    held = {
+        id(p)
+        for one in optimizers(subject.optimizer)
+        for group in getattr(one, "param_groups", ())
+        for p in group["params"]
+    }
+    with unchanged(subject.model), torch.enable_grad():
+        before = _values(named)
+        leaves = _leaves(subject)
+        changed = [name for name, was in before.items() if not torch.equal(was, _sample(named[name]))]
+        overwritten = _replaced(subject, {name: named[name] for name in changed}, before) if changed else ()
+        unknown = [leaf for leaf in leaves if id(leaf) not in registered]
+        again = {id(leaf) for leaf in _leaves(subject)} if unknown else set()
+        names = _names(subject.model, unknown) if unknown else {}
+    return WeightsInUse(
+        strangers=tuple(
+            Stranger(names.get(id(leaf)), tuple(leaf.shape), id(leaf) not in again, id(leaf) in held)
+            for leaf in unknown
+        ),
+        overwritten=tuple(canonical_name(name) for name in overwritten),
+        optimizer_given=subject.optimizer is not None,
+    )
+
+
+def _leaves(subject: Subject) -> list[torch.Tensor]:
+    """The parameters at the ends of the loss's graph."""
+    import torch
+
+    from vlmdoctor.invoke import run
+    from vlmdoctor.unchanged import copy_of, same_random_states
+
+    with same_random_states():
+        loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
+    found: dict[int, torch.Tensor] = {}
+    seen: set[Any] = set()
+    ahead = [] if loss is None or loss.grad_fn is None else [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        # An activation that was told to require gradients is a leaf too, and no parameter.
+        if isinstance(variable, torch.nn.Parameter):
+            found[id(variable)] = variable
+        ahead += [following for following, _ in node.next_functions if following is not None]
+    return list(found.values())
+
+
+def _values(named: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {
+        name: _sample(p)
+        for name, p in named.items()
+        if p.requires_grad and not p.is_meta and p.layout is torch.strided and p.is_floating_point()
+    }
+
+
+def _sample(parameter: torch.Tensor) -> torch.Tensor:
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLES)].clone()
+
+
+def _replaced(
+    subject: Subject, changed: Mapping[str, nn.Parameter], before: Mapping[str, torch.Tensor]
+) -> tuple[str, ...]:
+    """Those of `changed` that have the same values after a pass whatever they had before it.
+
+    The pass may clip or normalise weights as well, which keeps what training moved.
+    """
+    import torch
+
+    after = {name: _sample(parameter) for name, parameter in changed.items()}
+    for parameter in changed.values():
+        parameter.data.mul_(-0.5).add_(0.01)
+    _leaves(subject)
+    return tuple(
+        name
+        for name, parameter in changed.items()
+        if torch.equal(after[name], _sample(parameter)) and not torch.equal(after[name], before[name])
+    )
+
+
+def _names(model: nn.Module, wanted: list[torch.Tensor]) -> dict[int, str]:
+    """Where parameters hang that no module has registered: in lists, mappings and plain objects."""
+    ids = {id(tensor) for tensor in wanted}
+    found: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith(("_parameters", "_modules", "_buffers")):
+                for path, tensor in _inside(value, f"{prefix}.{attribute}" if prefix else attribute, 0):
+                    if id(tensor) in ids:
+                        found.setdefault(id(tensor), path)
+    return found
+
+
+def _inside(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, torch.nn.Module):
+        for name, parameter in value.named_parameters():
+            yield f"{path}.{name}", parameter
+    elif depth < DEEPEST and isinstance(value, list | tuple):
+        for i, one in enumerate(value):
+            yield from _inside(one, f"{path}[{i}]", depth + 1)
+    elif depth < DEEPEST and isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _inside(one, f"{path}[{key!r}]", depth + 1)

@@ -1,0 +1,53 @@
+"""optimizer-maximizes: the optimizer climbs a loss that is to be brought down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving"))
+def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterator[Finding]:
+    """Finds an optimizer with `maximize=True` under a loss that is positive.
+
+    ## Why it matters
+    Each step makes the loss larger. It looks like a learning rate that is too high.
+
+    ## How sure it is
+    The option was read and the loss measured. Objectives that are meant to grow are negative losses, or
+    come as a reward, which is no cross-entropy: with a loss below 0 it is silent.
+
+    ## What to do
+    Leave `maximize` at False, its default; what is to grow goes into the loss with a minus sign.
+    """
+    climbing = [group for group in settings.groups if group.maximize]
+    if not climbing or forward.loss is None or forward.loss <= 0:
+        return
+    yield Finding(
+        f"{climbing[0].optimizer} maximises the loss, which is {forward.loss:.4f}",
+        Severity.ERROR,
+        at=tuple(group.first for group in climbing if group.first)[:4],
+        measured={"maximize": True, "loss": forward.loss},
+        threshold={"maximize": False},
+        cause="the optimizer was made with maximize=True",
+        fix=Fix("leave that option out"),
+    )
+
+
+@optimizer_maximizes.bad
+def climbs() -> tuple[OptimizerSettings, Forward]:
+    return OptimizerSettings((Group("AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(4.6, True)
+
+
+@optimizer_maximizes.good
+def descends() -> tuple[OptimizerSettings, Forward]:
+    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),)), Forward(4.6, True)
+
+
+@optimizer_maximizes.good
+def reward() -> tuple[OptimizerSettings, Forward]:
+    return OptimizerSettings((Group("AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(-0.3, True)

@@ -1,0 +1,46 @@
+"""scheduler-of-another-optimizer: the schedule sets the rates of an optimizer that is not stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("scheduler-of-another-optimizer", "OPT112")
+def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Finding]:
+    """Finds a scheduler that was made for another optimizer than the one that was given.
+
+    ## Why it matters
+    The optimizer was made again, as after unfreezing or wrapping the model, and the scheduler was not: it
+    writes its rates into the old groups, and training goes on at one rate without warm-up or decay.
+
+    ## How sure it is
+    The groups of both were compared by identity, behind the wrappers of accelerate as well.
+
+    ## What to do
+    Make the scheduler after the optimizer, for that very optimizer.
+    """
+    if settings.scheduler is None or not settings.scheduler_foreign:
+        return
+    yield Finding(
+        f"the {settings.scheduler} was made for another optimizer: the rates of this one stay as they are",
+        Severity.ERROR,
+        at=(settings.scheduler,),
+        measured={"groups_that_it_schedules": 0, "groups": len(settings.groups)},
+        threshold={"groups_that_it_schedules": len(settings.groups)},
+        cause="none of its optimizer's groups is one of this optimizer's",
+        fix=Fix("make the scheduler for this optimizer, after it"),
+    )
+
+
+@scheduler_of_another_optimizer.bad
+def of_the_first_optimizer() -> OptimizerSettings:
+    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),), "CosineAnnealingLR", True)
+
+
+@scheduler_of_another_optimizer.good
+def of_its_own() -> OptimizerSettings:
+    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),), "CosineAnnealingLR", False)

@@ -1,0 +1,87 @@
+"""parameters-not-registered: the loss depends on parameters that `model.parameters()` does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.evidence.weights_in_use import Stranger, WeightsInUse
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted
+
+
+@rule("parameters-not-registered", "PARAM110")
+def parameters_not_registered(use: WeightsInUse) -> Iterator[Finding]:
+    """Layers are used that the model does not know: kept in a plain list, or made inside forward.
+
+    ## Why it matters
+    A module in a Python list or dict is none of the model's: an optimizer over `model.parameters()` never
+    moves it, `.to(device)` leaves it behind, and checkpoints don't hold it. A layer that forward makes anew
+    has other random weights each time. The loss may fall all the same, since everything else learns.
+
+    ## How sure it is
+    The graph of the loss was followed to its leaves: each of these parameters requires gradients and took
+    part. Those that an optimizer holds are left alone. Where no optimizer was given, it is assumed that it
+    is made from `model.parameters()`: a warning.
+
+    ## What to do
+    Keep layers in `nn.ModuleList` or `nn.ModuleDict`, parameters in `nn.ParameterList`, and make them in
+    `__init__`.
+    """
+    strangers = [s for s in use.strangers if not s.in_optimizer]
+    anew = [s for s in strangers if s.anew]
+    kept = [s for s in strangers if not s.anew and s.name is not None]
+    if anew:
+        yield Finding(
+            f"the forward pass makes {counted(len(anew), 'parameter')} anew each time",
+            Severity.ERROR,
+            at=_at(anew),
+            measured={"parameters": len(anew), "shapes": [list(s.shape) for s in anew[:4]]},
+            threshold={"parameters": 0},
+            cause="a layer or parameter is made inside forward: its weights are random in each pass, and "
+            "nothing that it learns is kept",
+            fix=Fix("make it once, in __init__"),
+        )
+    if kept:
+        sure = use.optimizer_given
+        yield Finding(
+            f"{counted(len(kept), 'parameter')} that the loss depends on "
+            f"{'is' if len(kept) == 1 else 'are'} not registered with the model",
+            Severity.ERROR if sure else Severity.WARNING,
+            at=_at(kept),
+            measured={"parameters": len(kept), "shapes": [list(s.shape) for s in kept[:4]]},
+            threshold={"parameters": 0},
+            cause="they hang in a plain list, mapping or tensor attribute, which model.parameters() does not "
+            "see"
+            + (
+                ": the optimizer does not hold them"
+                if sure
+                else "; assumed, not known: that the optimizer is made from it"
+            ),
+            fix=Fix("keep them in a container that registers them", ("nn.ModuleList([...])",)),
+        )
+
+
+def _at(strangers: Sequence[Stranger]) -> tuple[str, ...]:
+    return tuple(s.name for s in strangers if s.name)[:8]
+
+
+@parameters_not_registered.bad
+def layers_in_a_list() -> WeightsInUse:
+    return WeightsInUse((Stranger("decoder.extra[0].weight", (64, 64), False, False),), optimizer_given=True)
+
+
+@parameters_not_registered.bad
+def layer_made_in_forward() -> WeightsInUse:
+    return WeightsInUse((Stranger(None, (64, 48), True, False),))
+
+
+@parameters_not_registered.good
+def all_registered() -> WeightsInUse:
+    return WeightsInUse(optimizer_given=True)
+
+
+@parameters_not_registered.good
+def temperature_of_the_loss() -> WeightsInUse:
+    """A loss with a parameter of its own, which the optimizer holds."""
+    return WeightsInUse((Stranger(None, (1,), False, True),), optimizer_given=True)
