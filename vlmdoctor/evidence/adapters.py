@@ -42,6 +42,7 @@ class Adapters:
         layers_pattern: The name of the stack that they are numbered in; "" where none was given.
         new_rows_trained: Whether rows of the embedding learn: through adapters, `trainable_token_indices`
             or `modules_to_save`.
+        merged: How many of the modules run with their adapter added into the base weight.
     """
 
     modules: tuple[AdaptedModule, ...]
@@ -51,6 +52,7 @@ class Adapters:
     layers_to_transform: tuple[int, ...] = ()
     layers_pattern: str = ""
     new_rows_trained: bool = False
+    merged: int = 0
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
@@ -87,6 +89,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
         excludes=bool(getattr(config, "exclude_modules", None)),
         layers_to_transform=tuple([layers] if isinstance(layers, int) else layers or ()),
         layers_pattern=pattern if isinstance(pattern, str) else ",".join(pattern),
+        merged=sum(bool(getattr(m, "merged_adapters", None)) for m in subject.model.modules()),
         new_rows_trained=bool(rows) or any("embed" in m.name for m in modules),
     )
 
