@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmdoctor.hidden import hidden_parameters
+
 # Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this
 # many bytes all of them are kept aside; in larger models only those known to do it.
 KEPT_BYTES = 1 << 30
@@ -31,7 +33,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """
     restore_random = _random_states()
     restore_modules = [_module_state(module) for module in model.modules()]
-    parameters = _unique(model.parameters())
+    # Also those that no module has registered: backward writes their gradients all the same.
+    parameters = _unique([*model.parameters(), *hidden_parameters(model).values()])
     tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors_to_keep(model, parameters)]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     # They are held by autograd too, so that emptying the dictionary is what silences them.

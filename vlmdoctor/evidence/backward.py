@@ -27,6 +27,7 @@ class Gradient:
         zero: Whether it is exactly zero; None without one.
         finite: Whether it is free of NaN and infinity; None without one.
         norm: Its norm in float32; None without one, and where it is not finite.
+        hooked: Whether the parameter has a hook that may change its gradient.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Gradient:
     zero: bool | None = None
     finite: bool | None = None
     norm: float | None = None
+    hooked: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,4 +110,12 @@ def _gradient(raw_name: str, parameter: object) -> Gradient:
         gradient = gradient.coalesce().values()
     finite = bool(gradient.isfinite().all())
     norm = float(gradient.detach().float().norm()) if finite else None
-    return Gradient(name, role_of(name), True, zero=not bool(gradient.any()), finite=finite, norm=norm)
+    return Gradient(
+        name,
+        role_of(name),
+        True,
+        zero=not bool(gradient.any()),
+        finite=finite,
+        norm=norm,
+        hooked=bool(parameter._backward_hooks),  # type: ignore[attr-defined]
+    )

@@ -5,7 +5,7 @@ One pass is run; its graph is followed from the loss to the leaves, and the weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DEPTH = "backward"
 SAMPLES = 4096  # values of each tensor that are compared
-DEEPEST = 3  # containers within containers that are searched
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
     """Runs the model once, and once more where something was found, and leaves it as it was."""
     import torch
 
+    from vlmdoctor.hidden import hidden_parameters
     from vlmdoctor.subject import canonical_name, optimizers
     from vlmdoctor.unchanged import unchanged
     from vlmdoctor.watching.nonfinite import communicates
@@ -85,7 +85,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
         overwritten = _replaced(subject, {name: named[name] for name in changed}, before) if changed else ()
         unknown = [leaf for leaf in leaves if id(leaf) not in registered]
         again = {id(leaf) for leaf in _leaves(subject)} if unknown else set()
-        names = _names(subject.model, unknown) if unknown else {}
+        names = {id(p): name for name, p in hidden_parameters(subject.model).items()} if unknown else {}
     return WeightsInUse(
         strangers=tuple(
             Stranger(names.get(id(leaf)), tuple(leaf.shape), id(leaf) not in again, id(leaf) in held)
@@ -154,32 +154,3 @@ def _replaced(
         for name, parameter in changed.items()
         if torch.equal(after[name], _sample(parameter)) and not torch.equal(after[name], before[name])
     )
-
-
-def _names(model: nn.Module, wanted: list[torch.Tensor]) -> dict[int, str]:
-    """Where parameters hang that no module has registered: in lists, mappings and plain objects."""
-    ids = {id(tensor) for tensor in wanted}
-    found: dict[int, str] = {}
-    for prefix, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if not attribute.startswith(("_parameters", "_modules", "_buffers")):
-                for path, tensor in _inside(value, f"{prefix}.{attribute}" if prefix else attribute, 0):
-                    if id(tensor) in ids:
-                        found.setdefault(id(tensor), path)
-    return found
-
-
-def _inside(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, torch.nn.Module):
-        for name, parameter in value.named_parameters():
-            yield f"{path}.{name}", parameter
-    elif depth < DEEPEST and isinstance(value, list | tuple):
-        for i, one in enumerate(value):
-            yield from _inside(one, f"{path}[{i}]", depth + 1)
-    elif depth < DEEPEST and isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _inside(one, f"{path}[{key!r}]", depth + 1)

@@ -48,7 +48,8 @@ def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
     frozen = [name for name, trainable in zero.zeros if not trainable]
     yield Finding(
         f"{counted(len(zero.zeros), 'weight tensor')} of nothing but zeros "
-        f"let{'s' if len(zero.zeros) == 1 else ''} no gradient through to {counted(len(zero.woken), 'parameter')}",
+        f"let{'s' if len(zero.zeros) == 1 else ''} no gradient through to "
+        f"{counted(len(zero.woken), 'parameter')}",
         Severity.ERROR if whole else Severity.WARNING,
         at=tuple(name for name, _ in zero.zeros)[:8],
         measured={

@@ -33,7 +33,7 @@ def weights_overwritten(use: WeightsInUse) -> Iterator[Finding]:
             at=use.overwritten[:8],
             measured={"parameters": len(use.overwritten), "kept_what_was_written": 0},
             threshold={"parameters": 0},
-            cause="they are initialised, loaded or copied inside forward: whatever the optimizer wrote is lost",
+            cause="they are initialised, loaded or copied inside forward: what the optimizer wrote is lost",
             fix=Fix("do that once, before training"),
             parameters=use.overwritten,
         )

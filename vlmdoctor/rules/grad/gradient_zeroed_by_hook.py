@@ -1,0 +1,63 @@
+"""gradient-zeroed-by-hook: hooks on parameters turn their gradients into zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.backward import Backward, Gradient
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted, places
+from vlmdoctor.rules.samples import sample_steps
+
+
+@rule("gradient-zeroed-by-hook", "GRAD211", explains=("no-gradient",))
+def gradient_zeroed_by_hook(backward: Backward, steps: Steps) -> Iterator[Finding]:
+    """Finds parameters whose gradient a hook (`parameter.register_hook`) sets to zero.
+
+    ## Why it matters
+    Such a hook is left behind by an experiment, or freezes the wrong tensor: the gradient is there and is
+    zero, requires_grad is True, and weight decay goes on shrinking the weights.
+
+    ## How sure it is
+    Measured twice: the gradient is exactly zero on the model, and not on a copy, which has no hooks. A hook
+    may be meant to freeze: a warning.
+
+    ## What to do
+    Remove the hook; to freeze a parameter, set requires_grad to False before the optimizer is made.
+    """
+    alive = {track.name for track in steps.tracks if track.with_gradient > track.zero_gradient}
+    found = [g for g in backward.gradients if g.hooked and g.zero and g.name in alive]
+    if not found:
+        return
+    yield Finding(
+        f"a hook turns the gradient of {counted(len(found), 'parameter')} into zeros",
+        Severity.WARNING,
+        at=places([g.name for g in found], [g.name for g in backward.gradients]),
+        measured={"parameters": len(found), "gradient": 0.0},
+        threshold={"parameters": 0},
+        cause="without the hooks the same batch gives gradients that are not zero; assumed, not known: that "
+        "these parameters are meant to learn",
+        fix=Fix("remove the hook, or freeze the parameters with requires_grad_(False)"),
+        parameters=tuple(g.name for g in found),
+    )
+
+
+def _measured(zero: bool) -> tuple[Backward, Steps]:
+    steps = sample_steps()
+    gradients = tuple(
+        Gradient(t.name, "projector", True, zero=zero and "vision_proj" in t.name, finite=True, hooked=True)
+        for t in steps.tracks
+    )
+    return Backward(4.6, gradients, len(gradients), len(gradients)), steps
+
+
+@gradient_zeroed_by_hook.bad
+def projector_zeroed() -> tuple[Backward, Steps]:
+    return _measured(True)
+
+
+@gradient_zeroed_by_hook.good
+def hooks_that_only_look() -> tuple[Backward, Steps]:
+    return _measured(False)
