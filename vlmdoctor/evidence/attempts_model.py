@@ -35,7 +35,7 @@ def shift_positions(bench: Bench) -> Results:
         raise Unavailable("an encoder-decoder has two sequences of positions")
     length = bench.valid.shape[1]
     shift = min(SHIFT, _room(bench, length))
-    modules = _rotary_modules(bench.trials.model)
+    modules = rotary_modules(bench.trials.model)
     tables = [] if modules else _tables(bench.trials.model, length + LEAST_SHIFT)
     if tables:
         shift = min(shift, min(max(table.tensor.shape[:-1]) for table in tables) - length)
@@ -94,7 +94,7 @@ def _room(bench: Bench, length: int) -> int:
     return min(known) - length if known else SHIFT
 
 
-def _rotary_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def rotary_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The text's modules that make rotary tables from positions, by name."""
     return [
         (name, module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -191,3 +192,24 @@ def _attend(
     x = x + layer.out_proj((weights @ v).transpose(1, 2).reshape(batch, length, width))
     h = layer.norm2(x)
     return x + layer.down_proj(F.silu(layer.gate_proj(h)) * layer.up_proj(h))
+
+
+@fault("X-rotated-twice", families="llama llava qwen3 internvl", rules="rotated-twice", at="self_attn")
+def rotated_twice(made: Made) -> None:
+    """Queries and keys pass the rotary embedding two times."""
+    layers = made["layers"] if made.parts else made.model.get_submodule("model.layers")
+    module = sys.modules[type(layers[0].self_attn).__module__]
+    once = module.apply_rotary_pos_emb
+
+    def twice(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+        return once(*once(q, k, cos, sin, **more), cos, sin, **more)
+
+    def forward(original, *args, **kwargs):
+        module.apply_rotary_pos_emb = twice
+        try:
+            return original(*args, **kwargs)
+        finally:
+            module.apply_rotary_pos_emb = once
+
+    for layer in layers:
+        graft(layer.self_attn, forward)
