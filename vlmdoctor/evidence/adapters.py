@@ -43,6 +43,8 @@ class Adapters:
         new_rows_trained: Whether rows of the embedding learn: through adapters, `trainable_token_indices`
             or `modules_to_save`.
         merged: How many of the modules run with their adapter added into the base weight.
+        scaling: The largest factor by which a module's adapter is multiplied; None where unknown.
+        dropout: The share of an adapter's inputs that is dropped, by its configuration.
     """
 
     modules: tuple[AdaptedModule, ...]
@@ -53,6 +55,8 @@ class Adapters:
     layers_pattern: str = ""
     new_rows_trained: bool = False
     merged: int = 0
+    scaling: float | None = None
+    dropout: float = 0.0
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
@@ -89,9 +93,18 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
         excludes=bool(getattr(config, "exclude_modules", None)),
         layers_to_transform=tuple([layers] if isinstance(layers, int) else layers or ()),
         layers_pattern=pattern if isinstance(pattern, str) else ",".join(pattern),
+        scaling=max(_scalings(subject.model), default=None),
+        dropout=float(getattr(config, "lora_dropout", 0.0) or 0.0),
         merged=sum(bool(getattr(m, "merged_adapters", None)) for m in subject.model.modules()),
         new_rows_trained=bool(rows) or any("embed" in m.name for m in modules),
     )
+
+
+def _scalings(model: Any) -> list[float]:
+    given = [
+        module.scaling for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)
+    ]
+    return [float(value) for scaling in given for value in scaling.values() if isinstance(value, int | float)]
 
 
 def _configs(module: Any) -> Any:

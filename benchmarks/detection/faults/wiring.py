@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -173,9 +175,22 @@ def lambda_returns_the_rate(made: Made) -> None:
     made.more["training_args"] = {"max_steps": 100}
 
 
-def _adapters(made: Made) -> None:
+@fault("X-adapters-scaled-to-zero", families="llava qwen2_5_vl", rules="adapters-without-effect", at="q_proj")
+def adapters_scaled_to_zero(made: Made) -> None:
+    """LoRA with an alpha of zero."""
+    _adapters(made, lora_alpha=0)
+
+
+@fault("X-layers-are-one", families="llava nanovlm llama", rules="layers-are-one", at="layers blocks")
+def layers_are_one(made: Made) -> None:
+    """All decoder layers are one: a list that was multiplied."""
+    layers = made["layers"] if made.parts else made.model.get_submodule("model.layers")
+    for i in range(1, len(layers)):
+        layers[i] = layers[0]
+
+
+def _adapters(made: Made, **changes: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
-    made.model = get_peft_model(
-        made.model, LoraConfig(r=4, target_modules=r".*(language_model|text_model).*q_proj")
-    )
+    config = LoraConfig(r=4, target_modules=r".*(language_model|text_model).*q_proj", **changes)
+    made.model = get_peft_model(made.model, config)

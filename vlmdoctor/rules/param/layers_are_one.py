@@ -1,0 +1,59 @@
+"""layers-are-one: all layers of a stack are the same module, with one set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.repeated_layers import RepeatedLayers, Stack
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("layers-are-one", "PARAM112", explains=("lost-on-saving",))
+def layers_are_one(layers: RepeatedLayers) -> Iterator[Finding]:
+    """Finds `nn.ModuleList([Block()] * 8)`: eight entries, and one block.
+
+    ## Why it matters
+    Multiplying a list repeats the reference: the model has the depth that was asked for and the weights of
+    one layer. It trains, only worse than it should, and a checkpoint of the real model loads into it with
+    the last layer's weights everywhere.
+
+    ## How sure it is
+    The entries were compared by identity. Some architectures share their layers on purpose: models that
+    declare it are left alone, and it is a warning.
+
+    ## What to do
+    Make each layer anew: `nn.ModuleList(Block() for _ in range(8))`.
+    """
+    if layers.shares_by_design:
+        return
+    for stack in layers.stacks:
+        if stack.different == 1:
+            yield Finding(
+                f"the {stack.entries} layers of {stack.name} are one and the same {stack.layer}",
+                Severity.WARNING,
+                at=(stack.name,),
+                measured={"entries": stack.entries, "different": stack.different},
+                threshold={"different": stack.entries},
+                cause="a list that is multiplied repeats the reference, not the layer; assumed, not known: "
+                "that they are not meant to share their weights",
+                fix=Fix(
+                    "make each layer anew",
+                    (f"nn.ModuleList({stack.layer}(...) for _ in range({stack.entries}))",),
+                ),
+            )
+
+
+@layers_are_one.bad
+def list_times_eight() -> RepeatedLayers:
+    return RepeatedLayers((Stack("lm.layers", "Block", 8, 1),))
+
+
+@layers_are_one.good
+def eight_layers() -> RepeatedLayers:
+    return RepeatedLayers((Stack("lm.layers", "Block", 8, 8),))
+
+
+@layers_are_one.good
+def shared_on_purpose() -> RepeatedLayers:
+    return RepeatedLayers((Stack("model.layers", "Block", 8, 1),), shares_by_design=True)
