@@ -24,7 +24,7 @@ def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
     differentiable loss gives half the gradient for half the loss.
 
     ## What to do
-    Multiply with `grad_output` in `backward`.
+    Multiply what `backward` returns by the `grad_output` that it is given.
     """
     if form.scaled is None or abs(form.scaled - 0.5) < 0.01:
         return

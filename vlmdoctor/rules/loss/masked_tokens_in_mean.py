@@ -26,7 +26,7 @@ def masked_tokens_in_mean(form: LossForm) -> Iterator[Finding]:
     tokens answers with larger weights. It is a warning since a constant divisor may be meant.
 
     ## What to do
-    Divide by the number of supervised tokens.
+    Divide by the number of supervised tokens, as in `(loss * mask).sum() / mask.sum()`.
     """
     weights, without = form.weights, form.without
     if not form.cross_entropy or not weights.even or form.weighted or without is None or not form.labels:

@@ -10,7 +10,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
-@rule("softmax-twice", "LOSS372", explains=("loss-not-falling", "initial-loss"))
+@rule("softmax-twice", "LOSS372", explains=("batch-not-learned", "loss-not-falling", "initial-loss"))
 def softmax_twice(form: LossForm) -> Iterator[Finding]:
     """The logits are probabilities, and the loss takes their softmax once more.
 
