@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ DEPTH = "steps"
 LEARNED = 0.9  # of the first loss: what is below it on one batch again and again has learned
 RATES = (3e-3, 3e-4, 3e-2, 3e-5)  # small models take the first, large and trained ones the others
 STEPS = 24
+JUMP = 4.0  # times the first loss
 SECONDS = 20.0  # no further rate is tried after so long
 
 
@@ -99,8 +101,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Overfit:
 
 
 def runs_away(attempt: Try) -> bool:
-    """Whether the loss is far above where it began in the end, or no number any more."""
+    """Whether the loss jumped far above where it began and did not come back below it.
+
+    A step that is far too long leaves the model beyond all slopes: it may sit at the loss of a blind guess.
+    """
     if len(attempt.losses) < 2:
         return False
     first, last = attempt.losses[0], attempt.losses[-1]
-    return last != last or last > 2 * first + 1
+    if not all(math.isfinite(loss) for loss in attempt.losses):
+        return True
+    return last > 2 * first + 1 or (max(attempt.losses) > JUMP * first + 1 and last > 0.95 * first)

@@ -16,6 +16,7 @@ COPIES = True
 OF_PARAMETERS = False
 POWERS = 6
 STEPS = 4
+JUMP = 1.5  # times the first loss
 
 
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
@@ -38,11 +39,15 @@ def measure(bench: Bench, finding: Finding) -> Measured:
     """Where a few steps on this batch bring the loss."""
     trained = bench.trained(STEPS)
     first, last = trained.losses[0], trained.losses[-1]
-    return Measured(f"the loss goes from {first:.4g} to {last:.4g} in {STEPS} steps", _falls(trained))
+    top = max(trained.losses)
+    over = f", by way of {top:.4g}," if top > 2 * max(first, last) else ""
+    return Measured(f"the loss goes from {first:.4g}{over} to {last:.4g} in {STEPS} steps", _falls(trained))
 
 
 def _falls(trained: Trained) -> bool:
-    return all(math.isfinite(loss) for loss in trained.losses) and trained.falls
+    """Whether the loss came down, and not by way of far higher ones."""
+    losses = trained.losses
+    return all(math.isfinite(loss) for loss in losses) and trained.falls and max(losses) < JUMP * losses[0]
 
 
 def _copied(bench: Bench) -> Bench:

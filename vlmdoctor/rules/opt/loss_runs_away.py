@@ -27,10 +27,10 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
     ## How sure it is
-    Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch, and the loss ended at
-    more than twice where it began; AdamW at a moderate rate brought the same loss down. From ten times on, or
-    at NaN, it is an error. A warm-up that is not given as `lr_scheduler` could still tame such a rate, so that
-    below that it is a warning.
+    Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch; the loss ended at more
+    than twice where it began, or jumped to four times that and did not come back; and AdamW at a moderate rate
+    brought the same loss down. Where it jumped to ten times, or to NaN, it is an error. A warm-up that is not
+    given as `lr_scheduler` could still tame such a rate, so that below that it is a warning.
 
     ## What to do
     Lower the learning rate, and pass the scheduler if the run has one.
@@ -39,15 +39,17 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     if users is None or learns is None or not runs_away(users):
         return
     first, last = users.losses[0], users.losses[-1]
-    certain = not math.isfinite(last) or last > CERTAIN * first
+    top = max(users.losses) if all(map(math.isfinite, users.losses)) else math.nan
+    certain = not math.isfinite(top) or top > CERTAIN * first
+    jump = "" if not math.isfinite(top) or last > 0.5 * top else f", by way of {top:.4g},"
     rate = "" if users.rate is None else f" at a learning rate of {users.rate:g}"
     yield Finding(
-        f"{overfit.kind}{rate} drives the loss of one batch from {first:.4g} to {last:.4g} "
-        f"in {len(users.losses) - 1} steps",
+        f"{overfit.kind}{rate} drives the loss of one batch from {first:.4g}{jump} to "
+        f"{last:.4g} in {len(users.losses) - 1} steps",
         Severity.ERROR if certain else Severity.WARNING,
         at=("the optimizer",),
-        measured={"loss_first": first, "loss_last": last, "rate": users.rate},
-        threshold={"loss_last": 2 * first + 1},
+        measured={"loss_first": first, "loss_last": last, "loss_top": top, "rate": users.rate},
+        threshold={"loss_last": first},
         cause=f"its steps are too long: AdamW at {learns.rate:g} brings the same loss down to {learns.best:.4g} "
         f"in {len(learns.losses) - 1}"
         + ("" if overfit.scheduled else "; assumed: no warm-up that is not given here begins far lower"),
@@ -59,6 +61,12 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
 @loss_runs_away.bad
 def rate_of_a_thousand() -> Overfit:
     users = Try(1000.0, (5.6, 210.0, 1900.0, 1300.0))
+    return Overfit(users, (Try(3e-3, (5.6, 5.2, 4.8)),), kind="SGD")
+
+
+@loss_runs_away.bad
+def beyond_all_slopes() -> Overfit:
+    users = Try(1000.0, (5.6, 29730.0, 5.55, 5.55))
     return Overfit(users, (Try(3e-3, (5.6, 5.2, 4.8)),), kind="SGD")
 
 
