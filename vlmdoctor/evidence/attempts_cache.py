@@ -22,7 +22,17 @@ DECODED = 3
 _CACHES = ("past_key_values", "kv_cache", "past_key_value", "past_kv", "past", "cache")
 _PLACES = ("position", "offset", "start_pos", "cache_pos", "cur_pos", "step")
 _SHARE = 2e-4  # of the largest logit: sums in another order leave a hundredth of it
-_RECURRENT = ("mamba", "rwkv", "lstm", "recurrent", "ssm", "deltanet", "hyena", "lightning", "linearattention")
+_RECURRENT = (
+    "mamba",
+    "rwkv",
+    "lstm",
+    "recurrent",
+    "ssm",
+    "deltanet",
+    "hyena",
+    "lightning",
+    "linearattention",
+)
 
 
 def decode_with_the_cache(bench: Bench) -> Results:
@@ -169,7 +179,11 @@ class _Stepped:
             found = out.get(name) if isinstance(out, Mapping) else getattr(out, name, None)
             if found is not None:
                 return found
-        others = [v for v in out if not isinstance(v, torch.Tensor) and v is not None] if type(out) is tuple else []
+        others = (
+            [v for v in out if not isinstance(v, torch.Tensor) and v is not None]
+            if type(out) is tuple
+            else []
+        )
         if len(others) != 1:
             raise Unavailable("no cache was found in what its forward returns")
         return others[0]

@@ -52,9 +52,7 @@ def read_form(subject: Subject) -> LossForm:
     )
 
 
-def _run(
-    subject: Subject, model: nn.Module, batch: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _run(subject: Subject, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(the loss, the logits [B, T, V] that it is made from, its gradient there).
 
     Where a model applies its head to the supervised tokens only, they are [1, N, V].
@@ -99,9 +97,7 @@ def _logits(output: Any) -> torch.Tensor | None:
     return logits if logits is not None and logits.ndim == 3 and logits.is_floating_point() else None
 
 
-def _weights(
-    loss: float, logits: torch.Tensor, gradient: torch.Tensor
-) -> tuple[Weights, tuple[int, ...]]:
+def _weights(loss: float, logits: torch.Tensor, gradient: torch.Tensor) -> tuple[Weights, tuple[int, ...]]:
     """(the weights of the tokens, the rows that hold a prediction which is sure of itself)."""
     counted = gradient.abs().amax(dim=-1) > 0
     rows = tuple(int(n) for n in counted.sum(1))
@@ -163,15 +159,15 @@ def _weighing(trials: Trials, rows: int) -> tuple[str, ...]:
         if any(part in name for part in MEANT) and "loss" not in name:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        tensor = isinstance(value, torch.Tensor) and value.ndim <= 2 and value.shape[:1] in ((), (1,), (rows,))
+        tensor = (
+            isinstance(value, torch.Tensor) and value.ndim <= 2 and value.shape[:1] in ((), (1,), (rows,))
+        )
         if number or tensor:
             found.append(name)
     return tuple(found)
 
 
-def _without_a_row(
-    subject: Subject, trials: Trials, weights: Weights
-) -> tuple[int | None, Weights | None]:
+def _without_a_row(subject: Subject, trials: Trials, weights: Weights) -> tuple[int | None, Weights | None]:
     """The weights once more with the labels of one row masked, where -100 is known to mask them."""
     inputs = trials.inputs
     labels = inputs.fields.get(inputs.labels) if inputs.labels else None

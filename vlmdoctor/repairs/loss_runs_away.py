@@ -30,7 +30,9 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         if _falls(trial.trained(STEPS)):
             _lower(bench, 10.0**-power)
             rate = given * 10.0**-power
-            fix = Fix(f"take a learning rate of {rate:.3g} or less, and give the scheduler if the run has one")
+            fix = Fix(
+                f"take a learning rate of {rate:.3g} or less, and give the scheduler if the run has one"
+            )
             return Tried(f"a learning rate of {rate:.3g} in place of {given:.3g}", {"fix": fix})
     raise NotProven(f"no rate down to {given * 10.0**-POWERS:.3g} lets the loss fall either")
 

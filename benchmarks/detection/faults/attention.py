@@ -220,7 +220,9 @@ def cache_not_read(made: Made) -> None:
     def forward(original: Any, hidden_states: Any = None, *args: Any, **kwargs: Any) -> Any:
         alone = hidden_states is not None and hidden_states.shape[1] == 1
         if alone and "attention_mask" in kwargs:
-            return original(hidden_states, *args, **kwargs | {"past_key_values": None, "attention_mask": None})
+            return original(
+                hidden_states, *args, **kwargs | {"past_key_values": None, "attention_mask": None}
+            )
         return original(hidden_states, *args, **kwargs)
 
     graft(attention, forward)
