@@ -152,9 +152,8 @@ class _Stepped:
         keep = {inputs.ids, *inputs.images}
         self.rest = {n: v for n, v in inputs.fields.items() if n in keep}
         for name, parameter in self.parameters.items():
-            if name != inputs.ids and name in inputs.fields and parameter.default is parameter.empty:
-                if name not in inputs.images:
-                    raise Unavailable(f"its forward needs {name}")
+            if name in inputs.fields and name not in keep and parameter.default is parameter.empty:
+                raise Unavailable(f"its forward needs {name}")
 
     def run(self, *, cached: bool) -> torch.Tensor:
         """[B, DECODED, C]: the logits before each of the last tokens."""

@@ -54,7 +54,7 @@ class LossForm:
         weights: Of the batch as it is.
         coarse: How large a `residual` rounding explains: more in half precision.
         positions: Rows times columns of the logits.
-        labels: Labels of each row that a shifted loss would see; empty where the batch has none beside its ids.
+        labels: Labels of each row that a shifted loss would see; empty where they don't lie beside the ids.
         sure_of: Rows of which some prediction is so sure that its gradient may vanish.
         vocabulary: How many logits a position has.
         probabilities: Whether the logits are probabilities: none negative, and each position's sum is 1.

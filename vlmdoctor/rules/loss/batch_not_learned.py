@@ -33,9 +33,9 @@ def batch_not_learned(
 
     ## How sure it is
     On a copy, with dropout off, AdamW took 24 steps on the given batch at each of several learning rates from
-    3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near ln(vocabulary),
-    half of the parameters or more are trained, and nearly all of them get a gradient. It is a warning, since
-    what is wrong is not known; batches whose equal prompts have unequal answers can't be learned either.
+    3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near
+    ln(vocabulary), half of the parameters or more are trained, and nearly all of them get a gradient. It is a
+    warning, since what is wrong is not known; equal prompts with unequal answers can't be learned either.
 
     ## What to do
     Look at the logits of two steps: do they move? Is it they that the loss is made from? Do the labels stay
@@ -57,7 +57,7 @@ def batch_not_learned(
         return
     best = min(overfit.ours, key=lambda attempt: attempt.best)
     yield Finding(
-        f"one batch can't be learned by heart: its loss falls from {best.losses[0]:.4g} to {best.best:.4g} only",
+        f"one batch can't be learned by heart: its loss goes from {best.losses[0]:.4g} to {best.best:.4g}",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss_first": best.losses[0], "loss_best": best.best, "rates": [a.rate for a in whole]},

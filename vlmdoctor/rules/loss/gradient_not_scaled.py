@@ -14,10 +14,11 @@ def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
     """The gradient does not follow the scale of the loss: a backward of one's own drops what comes in.
 
     ## Why it matters
-    Dividing the loss by the micro-batches, multiplying it with a gradient scaler or weighing it against another
-    loss all work by scaling what comes into `backward`. A fused loss whose `backward` returns a gradient that
-    it made in `forward`, without multiplying it by `grad_output`, ignores all three: accumulation over N
-    micro-batches is a learning rate N times as large, and unscaling makes float16 gradients vanish.
+    Dividing the loss by the micro-batches, multiplying it with a gradient scaler or weighing it against
+    another loss all work by scaling what comes into `backward`. A fused loss whose `backward` returns a
+    gradient that it made in `forward`, without multiplying it by `grad_output`, ignores all three:
+    accumulation over N micro-batches takes gradients N times as large, and unscaling makes float16 gradients
+    vanish.
 
     ## How sure it is
     Measured: the gradient at the logits was taken for the loss and for half of it, in the same pass. Any

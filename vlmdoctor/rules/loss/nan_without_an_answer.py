@@ -20,8 +20,8 @@ def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
     """A batch in which one row has no supervised token gives NaN, though the other rows have some.
 
     ## Why it matters
-    Rows lose their answer when they are cut at the maximum length, and a dataset has some of those. A mean per
-    row divides 0 by 0 there; the NaN goes through the mean over rows into every weight, hours into the run
+    Rows lose their answer when they are cut at the maximum length, and a dataset has some of those. A mean
+    per row divides 0 by 0 there; the NaN goes through the mean over rows into every weight, hours into a run
     ([Automodel 3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796), [Open-Assistant
     2001](https://github.com/LAION-AI/Open-Assistant/issues/2001)).
 

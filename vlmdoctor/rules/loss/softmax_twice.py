@@ -15,9 +15,9 @@ def softmax_twice(form: LossForm) -> Iterator[Finding]:
     """The logits are probabilities, and the loss takes their softmax once more.
 
     ## Why it matters
-    `cross_entropy` wants logits. Of probabilities, which lie between 0 and 1, its softmax makes an almost even
-    distribution: a perfect prediction still costs ln(e + V - 1) - 1, which is nearly what guessing costs, and
-    the gradients are tiny. The model trains, slowly, towards a floor that looks like a plateau.
+    `cross_entropy` wants logits. Of probabilities, which lie between 0 and 1, its softmax makes an almost
+    even distribution: a perfect prediction still costs ln(e + V - 1) - 1, which is nearly what guessing
+    costs, and the gradients are tiny. The model trains, slowly, towards a floor that looks like a plateau.
 
     ## How sure it is
     Measured: no logit is negative, those of every position add up to 1, and the loss's gradient there is that

@@ -16,16 +16,16 @@ def cache_disagrees(influence: Influence) -> Iterator[Finding]:
     ## Why it matters
     Training runs in one pass, `generate` with a cache. Where the two differ, a model that learned well writes
     badly: every evaluation that generates is wrong, and reinforcement learning trains on samples of another
-    model. Behind it are rotary positions that start again at zero with the cache, learned positions without an
-    offset, masks of the wrong length, keys that are rotated twice, and image features that are written once
-    more, or lost, while decoding.
+    model. Behind it are rotary positions that start again at zero with the cache, learned positions without
+    an offset, masks of the wrong length, keys that are rotated twice, and image features that are written
+    once more, or lost, while decoding.
 
     ## How sure it is
     The end of each row is cut off and decoded with its own tokens forced, by the model's own `generate` where
     it has one. It is reported only if the same decoding without the cache agrees with the one pass and with
     the cache it does not, by more than rounding. Training itself is not touched by it, hence a warning; it
-    assumes that the model will generate. Rows that end in padding or images, and models whose forward takes no
-    cache, are left out.
+    assumes that the model will generate. Rows that end in padding or images, and models whose forward takes
+    no cache, are left out.
 
     ## What to do
     Count positions from the length of the cache, and rotate new keys once, before they are stored.
@@ -39,8 +39,8 @@ def cache_disagrees(influence: Influence) -> Iterator[Finding]:
     cause = (
         "the pass that fills the cache differs already, although it is given the same tokens"
         if prefilled
-        else "the pass that fills the cache agrees, and the steps on top of it don't: positions, mask or keys "
-        "of the cached path are off"
+        else "the pass that fills the cache agrees, and the steps on top of it don't: positions, mask or "
+        "keys of the cached path are off"
     )
     yield Finding(
         f"decoding with the cache gives other logits than one pass: they differ by {seen.moved:.2g}"

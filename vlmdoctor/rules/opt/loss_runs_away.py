@@ -21,16 +21,17 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     """With the given optimizer the loss of one batch runs away in a few steps, where another learns it.
 
     ## Why it matters
-    Steps that are too long jump over every valley: a learning rate that was meant for another optimizer (SGD's
-    for Adam, or 1e-3 typed as 1e3), one that was multiplied by the number of processes or by a schedule, a
-    weight decay above one. The run ends in NaN, or at a loss far above guessing
+    Steps that are too long jump over every valley: a learning rate that was meant for another optimizer
+    (SGD's for Adam), 1e-3 typed as 1e3, one that was multiplied by the number of processes or by a schedule,
+    a weight decay above one. The run ends in NaN, or at a loss far above guessing
     ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
     ## How sure it is
-    Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch; the loss ended at more
-    than twice where it began, or jumped to four times that and did not come back; and AdamW at a moderate rate
-    brought the same loss down. Where it jumped to ten times, or to NaN, it is an error. A warm-up that is not
-    given as `lr_scheduler` could still tame such a rate, so that below that it is a warning.
+    Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch; the loss ended at
+    more than twice where it began, or jumped to four times that and did not come back; and AdamW at a
+    moderate rate brought the same loss down. Where it jumped to ten times, or to NaN, it is an error. A
+    warm-up that is not given as `lr_scheduler` could still tame such a rate, so that below that it is a
+    warning.
 
     ## What to do
     Lower the learning rate, and pass the scheduler if the run has one.
@@ -50,8 +51,8 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
         at=("the optimizer",),
         measured={"loss_first": first, "loss_last": last, "loss_top": top, "rate": users.rate},
         threshold={"loss_last": first},
-        cause=f"its steps are too long: AdamW at {learns.rate:g} brings the same loss down to {learns.best:.4g} "
-        f"in {len(learns.losses) - 1}"
+        cause=f"its steps are too long: AdamW at {learns.rate:g} brings the same loss down to "
+        f"{learns.best:.4g} in {len(learns.losses) - 1}"
         + ("" if overfit.scheduled else "; assumed: no warm-up that is not given here begins far lower"),
         fix=Fix("lower the learning rate, and give the scheduler if the run has one"),
         links=("https://github.com/haotian-liu/LLaVA/issues/463",),
