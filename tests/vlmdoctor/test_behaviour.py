@@ -83,7 +83,7 @@ def names(report: Report) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
-        (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum"), "loss-summed"),
+        (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum"), "tokens-summed"),
         (lambda x, y: each(x, y).mean(), "masked-tokens-in-mean"),
         (per_row, "nan-without-an-answer"),
         (lambda x, y: mean(x[:1], y[:1]), "rows-not-in-loss"),
@@ -285,10 +285,3 @@ def test_a_checkpoint_is_loaded_under_the_names_that_fit() -> None:
     assert "with 'model.' taken off" in finding.proof.tried
     after = float(trained(**tiny_vlm.batch(0)).loss.detach())
     assert f"brings the loss from {before:.4g} to {after:.4g}" in finding.proof.tried
-
-
-def test_dropout_of_the_share_to_keep() -> None:
-    model = tiny_vlm.TinyVLM()
-    model.language_model.norm.add_module("drop", nn.Dropout(0.9))
-    (finding,) = checked(model, depth="static").findings
-    assert finding.rule == "dropout-too-high" and finding.at == ("language_model.norm.drop",)

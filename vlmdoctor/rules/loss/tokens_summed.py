@@ -1,4 +1,4 @@
-"""loss-summed: the loss is the sum over tokens, and not their mean."""
+"""tokens-summed: the loss is the sum over tokens, and not their mean."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlmdoctor.rulebook import rule
 FEWEST = 4  # tokens: with fewer a weight of 1 may be another's doing
 
 
-@rule("loss-summed", "LOSS370", explains=("initial-loss", "exploding-gradient"))
-def loss_summed(form: LossForm) -> Iterator[Finding]:
+@rule("tokens-summed", "LOSS370", explains=("initial-loss", "exploding-gradient"))
+def tokens_summed(form: LossForm) -> Iterator[Finding]:
     """The loss is a sum over the supervised tokens: it and its gradient grow with their number.
 
     ## Why it matters
@@ -52,16 +52,16 @@ def loss_summed(form: LossForm) -> Iterator[Finding]:
     )
 
 
-@loss_summed.bad
+@tokens_summed.bad
 def reduction_sum() -> LossForm:
     return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0))
 
 
-@loss_summed.good
+@tokens_summed.good
 def mean_over_tokens() -> LossForm:
     return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6), positions=28, scaled=0.5)
 
 
-@loss_summed.good
+@tokens_summed.good
 def divided_by_a_number_in_the_batch() -> LossForm:
     return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0), weighted=("num_items_in_batch",))
