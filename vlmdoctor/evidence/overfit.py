@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "steps"
+FALLS = 0.97  # of the first loss: an optimizer that is below it is on its way
 LEARNED = 0.9  # of the first loss: what is below it on one batch again and again has learned
 RATES = (3e-3, 3e-4, 3e-2, 3e-5)  # small models take the first, large and trained ones the others
 STEPS = 24
 JUMP = 4.0  # times the first loss
-SECONDS = 20.0  # no further rate is tried after so long
+SECONDS = 30.0  # no further step is taken after so long
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Try:
         return min((loss for loss in self.losses if loss == loss), default=float("inf"))
 
     @property
+    def falls(self) -> bool:
+        """Whether the loss came down at all."""
+        return bool(self.losses) and self.best < FALLS * self.losses[0]
+
+    @property
     def learned(self) -> bool:
         """Whether the loss came down by a tenth."""
         return bool(self.losses) and self.best < LEARNED * self.losses[0]
@@ -51,7 +57,7 @@ class Overfit:
 
     Attributes:
         users: With the user's optimizer (and scheduler); None without one.
-        ours: With AdamW at several rates, the best last; empty where the user's optimizer learns.
+        ours: With AdamW at several rates, the one that learned last; empty where the user's optimizer does.
         scheduled: Whether a scheduler was given, which may begin with a warm-up.
         kind: The class of the user's optimizer.
     """
@@ -94,7 +100,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Overfit:
         users = Try(None if rate is None else float(rate), losses)
     kind = type(given[0]).__name__ if given else ""
     scheduled = bool(optimizers(subject.lr_scheduler))
-    if users is not None and users.learned and not runs_away(users):
+    if users is not None and users.falls and not runs_away(users):
         return Overfit(users, scheduled=scheduled, kind=kind)
     with unchanged(subject.model):
         return Overfit(users, our_tries(subject), scheduled, kind)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.overfit import Overfit, Try
+from vlmdoctor.evidence.overfit import FALLS, Overfit, Try
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -18,7 +18,6 @@ TRIES = 3  # learning rates
 STILL_GUESSING = 0.7  # of ln(vocabulary): below it there may be little left to learn
 MEANT = 0.5  # of the parameters: where few are trained, a batch may be beyond them
 REACHED = 0.9  # of the trainable tensors have a gradient: else other rules say what is wrong
-FALL = 0.03
 
 
 @rule("batch-not-learned", "LOSS377")
@@ -53,7 +52,7 @@ def batch_not_learned(
         return
     whole = [attempt for attempt in overfit.ours if len(attempt.losses) > ENOUGH]
     every = [*overfit.ours, *([overfit.users] if overfit.users else [])]
-    if len(whole) < TRIES or any(a.best < (1 - FALL) * a.losses[0] for a in every if a.losses):
+    if len(whole) < TRIES or any(attempt.falls for attempt in every):
         return
     best = min(overfit.ours, key=lambda attempt: attempt.best)
     yield Finding(
@@ -61,7 +60,7 @@ def batch_not_learned(
         Severity.WARNING,
         at=("the loss",),
         measured={"loss_first": best.losses[0], "loss_best": best.best, "rates": [a.rate for a in whole]},
-        threshold={"loss_best": (1 - FALL) * best.losses[0]},
+        threshold={"loss_best": FALLS * best.losses[0]},
         cause="no cause was established: gradients reach the weights, and steps along them change little",
         fix=Fix("see whether the logits move between two steps, and whether the loss is made from them"),
     )
