@@ -54,6 +54,10 @@ class CheckpointFiles:
         source = self._loaded[name] if name in self._loaded else self._safe[name].get_slice(name)
         return sample_of(source, self.shapes[name], shared_rows)
 
+    def whole(self, name: str) -> torch.Tensor:
+        """A tensor with all of its values."""
+        return self._loaded[name] if name in self._loaded else self._safe[name].get_tensor(name)
+
     def take_tensors(self, tensors: Mapping[str, Any]) -> None:
         """Adds the tensors of a state dict; what is no tensor is left out."""
         for name, tensor in tensors.items():

@@ -53,7 +53,7 @@ class Influence:
 
     Attributes:
         changes: By name: `images`, `image-of-another`, `later-token`, `another-sample`, `packed-neighbour`,
-            `padding`, `positions`, `backend`.
+            `padding`, `positions`, `backend`, `cache`.
         untried: Why the others were not tried.
         scale: The largest logit.
         rounding: How far an error of one rounding in the embeddings moves the logits.

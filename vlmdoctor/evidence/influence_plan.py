@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import attempts, attempts_images, attempts_model
+from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model
 from vlmdoctor.evidence.bench import Bench
 from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.subject import Subject
@@ -20,6 +20,7 @@ PLAN: dict[tuple[str, ...], Callable[[Bench], Iterator[tuple[str, Change | str]]
     ("padding",): attempts.pad_more,
     ("positions",): attempts_model.shift_positions,
     ("backend",): attempts_model.switch_backend,
+    ("cache",): attempts_cache.decode_with_the_cache,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,15 +68,24 @@ def _sums(bench: Bench, batch: Any, where: torch.Tensor) -> dict[str, tuple[tupl
 
 @contextlib.contextmanager
 def _causal(length: int) -> Iterator[list[bool]]:
-    """torch's attention over a sequence of `length` looks back only; yields a list that is filled if used."""
-    original = functional.scaled_dot_product_attention
+    """Attention over a sequence of `length` looks back only; yields a list that is filled if it met any.
+
+    Met are torch's own attention, and the softmax over square scores of attention that is written out.
+    """
+    attention = functional.scaled_dot_product_attention
     used: list[bool] = []
 
-    def attend(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        if query.shape[-2] != length or key.shape[-2] != length or len(rest) != 1:
-            return original(query, key, *rest, **options)
+    def back_only(device: torch.device) -> torch.Tensor:
         used.append(True)
-        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
+    ) -> Any:
+        if query.shape[-2] != length or key.shape[-2] != length:
+            return attention(query, key, value, *rest, **options)
+        causal = back_only(query.device)
+        options |= dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False))
         mask = options.pop("attn_mask", None)
         options.pop("is_causal", None)
         if mask is None:
@@ -85,10 +94,28 @@ def _causal(length: int) -> Iterator[list[bool]]:
             mask = mask & causal
         else:
             mask = mask.masked_fill(~causal, torch.finfo(mask.dtype).min)
-        return original(query, key, *rest, attn_mask=mask, **options)
+        return attention(query, key, value, attn_mask=mask, **options)
 
+    def weighing(softmax: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def weigh(scores: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+            axis = options.get("dim", rest[0] if rest else None)
+            if axis in (-1, scores.ndim - 1) and scores.shape[-2:] == (length, length):
+                scores = scores.masked_fill(~back_only(scores.device), torch.finfo(scores.dtype).min)
+            return softmax(scores, *rest, **options)
+
+        return weigh
+
+    owners = (functional, torch, torch.Tensor)
+    own = [vars(owner).get("softmax") for owner in owners]
     functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    for owner in owners:
+        owner.softmax = weighing(owner.softmax)  # type: ignore[attr-defined]
     try:
         yield used
     finally:
-        functional.scaled_dot_product_attention = original
+        functional.scaled_dot_product_attention = attention
+        for owner, softmax in zip(owners, own, strict=True):
+            if softmax is None:  # it was inherited
+                del owner.softmax  # type: ignore[attr-defined]
+            else:
+                owner.softmax = softmax  # type: ignore[attr-defined]

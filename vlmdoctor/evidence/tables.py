@@ -28,7 +28,7 @@ def read_tables(model: nn.Module) -> Iterator[Table]:
     model = innermost(model)
     positions = _positions(model)
     for prefix, module in model.named_modules():
-        fresh = _fresh(module) if _ROTARY.search(type(module).__name__) else None
+        copy = fresh(module) if _ROTARY.search(type(module).__name__) else None
         for attribute, tensor in {**vars(module), **module._buffers}.items():
             if not isinstance(tensor, torch.Tensor) or isinstance(tensor, nn.Parameter) or not tensor.numel():
                 continue
@@ -36,8 +36,8 @@ def read_tables(model: nn.Module) -> Iterator[Table]:
             if attribute == "position_ids" and not tensor.is_floating_point():
                 yield _numbered(name, module, tensor)
             elif _FREQUENCIES.fullmatch(attribute) and tensor.is_floating_point() and tensor.ndim == 1:
-                copy = getattr(fresh, attribute, None)
-                yield _frequencies(model, name, module, tensor, copy, positions)
+                rebuilt = getattr(copy, attribute, None)
+                yield _frequencies(model, name, module, tensor, rebuilt, positions)
             elif _TABLE.fullmatch(attribute) and tensor.ndim > 1:
                 yield _stored(model, name, module, tensor)
 
@@ -105,7 +105,7 @@ def _stored(model: nn.Module, name: str, module: nn.Module, tensor: torch.Tensor
     return Table(name, type(module).__name__, _dtype(tensor), problem, theta, wanted)
 
 
-def _fresh(module: nn.Module) -> nn.Module | None:
+def fresh(module: nn.Module) -> nn.Module | None:
     """The module made anew from its own configuration and attributes; None where that can't be done."""
     given = {}
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():

@@ -22,7 +22,7 @@ from vlmdoctor.unchanged import copy_of
 
 # Columns of the vocabulary that are kept: what moves one logit moves nearly all of a position.
 COLUMNS = 512
-_NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
+NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
 _EXPERTS = re.compile(r"moe|expert|router", re.IGNORECASE)
 
 
@@ -52,7 +52,7 @@ class Trials:
         # some take everything for the prompt unless they train.
         trains = any(name.endswith("token_type_ids") for name in self.inputs.fields)
         for module in self.model.modules():
-            module.training = trains and not _NOISY.search(type(module).__name__)
+            module.training = trains and not NOISY.search(type(module).__name__)
         self.seconds = 0.0
         self._seen_types: set[torch.dtype] = set()
 

@@ -34,7 +34,9 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
     for what in ("batch", "optimizer"):
         if getattr(subject, what) is None:
             raise Unavailable(f"no {what} was given")
-    with unchanged(subject.model), torch.enable_grad():
+    with unchanged(subject.model), torch.enable_grad(), warnings.catch_warnings():
+        # What numpy and torch say about the numbers of a run that diverges is for the rules to tell.
+        warnings.simplefilter("ignore")
         model, own, schedulers = copies(subject)
         model.train()
         with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from benchmarks.detection.case import Case
-from benchmarks.detection.faults import attention, batches, gradients, optimizers, weights, wiring
+from benchmarks.detection.faults import (
+    attention,
+    batches,
+    gradients,
+    losses,
+    optimizers,
+    weights,
+    wiring,
+)
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, optimizers, weights, wiring)
+AREAS = (attention, batches, gradients, losses, optimizers, weights, wiring)
 
 
 def cases() -> list[Case]:

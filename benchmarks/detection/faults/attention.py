@@ -213,3 +213,38 @@ def rotated_twice(made: Made) -> None:
 
     for layer in layers:
         graft(layer.self_attn, forward)
+
+
+@fault(
+    "X-cached-positions-restart",
+    families="llama llava qwen2_5_vl gemma3 internvl",
+    rules="cache-disagrees",
+    at="",
+)
+def cached_positions_restart(made: Made) -> None:
+    """Rotary positions are counted from the first token of each pass: with a cache they start again."""
+    for name, module in made.model.named_modules():
+        if "Rotary" in type(module).__name__ and not any(part in name for part in ("vision", "visual")):
+            graft(
+                module,
+                lambda original, x, position_ids, *rest, **more: original(
+                    x, position_ids - position_ids[..., :1], *rest, **more
+                ),
+            )
+
+
+@fault("X-cache-not-read", families="llama llava qwen2_vl", rules="cache-disagrees", at="")
+def cache_not_read(made: Made) -> None:
+    """The attention fills the cache, and while decoding looks at the newest token alone."""
+    layers = made["layers"] if made.parts else made.model.model.layers
+    attention = next(m for n, m in layers[0].named_children() if "attn" in n or "attention" in n)
+
+    def forward(original: Any, hidden_states: Any = None, *args: Any, **kwargs: Any) -> Any:
+        alone = hidden_states is not None and hidden_states.shape[1] == 1
+        if alone and "attention_mask" in kwargs:
+            return original(
+                hidden_states, *args, **kwargs | {"past_key_values": None, "attention_mask": None}
+            )
+        return original(hidden_states, *args, **kwargs)
+
+    graft(attention, forward)

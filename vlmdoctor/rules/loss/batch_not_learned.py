@@ -1,0 +1,95 @@
+"""batch-not-learned: one batch, learned again and again, is not learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.overfit import FALLS, Overfit, Try
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.samples import sample_parameters
+
+ENOUGH = 24  # steps
+TRIES = 3  # learning rates
+STILL_GUESSING = 0.7  # of ln(vocabulary): below it there may be little left to learn
+MEANT = 0.5  # of the parameters: where few are trained, a batch may be beyond them
+REACHED = 0.9  # of the trainable tensors have a gradient: else other rules say what is wrong
+
+
+@rule("batch-not-learned", "LOSS377")
+def batch_not_learned(
+    overfit: Overfit, forward: Forward, backward: Backward, parameters: Parameters
+) -> Iterator[Finding]:
+    """A model that trains nearly all of its weights can't bring down the loss of one single batch.
+
+    ## Why it matters
+    A language model learns a handful of answers by heart within a few dozen steps. If it can't, neither data
+    nor patience will help: something between the weights and the loss is wired wrongly.
+
+    ## How sure it is
+    On a copy, with dropout off, AdamW took 24 steps on the given batch at each of several learning rates from
+    3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near
+    ln(vocabulary), half of the parameters or more are trained, and nearly all of them get a gradient. It is a
+    warning, since what is wrong is not known; equal prompts with unequal answers can't be learned either.
+
+    ## What to do
+    Look at the logits of two steps: do they move? Is it they that the loss is made from? Do the labels stay
+    the same from call to call?
+    """
+    if forward.loss is None or not forward.vocab_size or not forward.supervised_tokens:
+        return
+    guessing = math.log(forward.vocab_size)
+    weights = [(math.prod(p.shape), p.requires_grad) for p in parameters.parameters]
+    trained = sum(size for size, trains in weights if trains) / max(1, sum(size for size, _ in weights))
+    reached = [g for g in backward.gradients if g.present and not g.zero and g.finite]
+    if forward.loss < STILL_GUESSING * guessing or trained < MEANT:
+        return
+    if len(reached) < REACHED * len(backward.gradients):
+        return
+    whole = [attempt for attempt in overfit.ours if len(attempt.losses) > ENOUGH]
+    every = [*overfit.ours, *([overfit.users] if overfit.users else [])]
+    if len(whole) < TRIES or any(attempt.falls for attempt in every):
+        return
+    best = min(overfit.ours, key=lambda attempt: attempt.best)
+    yield Finding(
+        f"one batch can't be learned by heart: its loss goes from {best.losses[0]:.4g} to {best.best:.4g}",
+        Severity.WARNING,
+        at=("the loss",),
+        measured={"loss_first": best.losses[0], "loss_best": best.best, "rates": [a.rate for a in whole]},
+        threshold={"loss_best": FALLS * best.losses[0]},
+        cause="no cause was established: gradients reach the weights, and steps along them change little",
+        fix=Fix("see whether the logits move between two steps, and whether the loss is made from them"),
+    )
+
+
+def _healthy() -> tuple[Forward, Parameters]:
+    forward = Forward(loss=6.5, finite=True, logits_shape=(2, 8, 680), vocab_size=680, supervised_tokens=10)
+    return forward, sample_parameters()
+
+
+def _reached() -> Backward:
+    from vlmdoctor.evidence.backward import Gradient
+
+    _, parameters = _healthy()
+    gradients = tuple(
+        Gradient(p.name, p.role, True, zero=False, finite=True, norm=1e-3) for p in parameters.parameters
+    )
+    return Backward(6.5, gradients, len(gradients), len(gradients))
+
+
+@batch_not_learned.bad
+def nothing_helps() -> tuple[Overfit, Forward, Parameters, Backward]:
+    flat = tuple(6.5 - 0.001 * step for step in range(25))
+    tries = tuple(Try(rate, flat) for rate in (3e-3, 3e-4, 3e-2, 3e-5))
+    return Overfit(None, tries), *_healthy(), _reached()
+
+
+@batch_not_learned.good
+def learned_at_another_rate() -> tuple[Overfit, Forward, Parameters, Backward]:
+    flat = tuple(6.5 - 0.001 * step for step in range(25))
+    tries = (Try(3e-3, flat), Try(3e-4, (6.5, 6.1, 5.8)))
+    return Overfit(None, tries), *_healthy(), _reached()

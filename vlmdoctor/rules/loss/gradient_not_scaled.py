@@ -1,0 +1,54 @@
+"""gradient-not-scaled: half the loss has not half the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("gradient-not-scaled", "LOSS376")
+def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
+    """The gradient does not follow the scale of the loss: a backward of one's own drops what comes in.
+
+    ## Why it matters
+    Dividing the loss by the micro-batches, multiplying it with a gradient scaler or weighing it against
+    another loss all work by scaling what comes into `backward`. A fused loss whose `backward` returns a
+    gradient that it made in `forward`, without multiplying it by `grad_output`, ignores all three:
+    accumulation over N micro-batches takes gradients N times as large, and unscaling makes float16 gradients
+    vanish.
+
+    ## How sure it is
+    Measured: the gradient at the logits was taken for the loss and for half of it, in the same pass. Any
+    differentiable loss gives half the gradient for half the loss.
+
+    ## What to do
+    Multiply what `backward` returns by the `grad_output` that it is given.
+    """
+    if form.scaled is None or abs(form.scaled - 0.5) < 0.01:
+        return
+    yield Finding(
+        f"half the loss has {form.scaled:.3g} times the gradient, and not 0.5 times: what scales the loss is "
+        "lost",
+        Severity.ERROR,
+        at=("the loss",),
+        measured={"gradient_of_half_the_loss": form.scaled},
+        threshold={"gradient_of_half_the_loss": 0.5},
+        cause="a backward between the logits and the loss does not multiply by the gradient that comes in",
+        fix=Fix(
+            "multiply by what comes in",
+            ("def backward(ctx, grad_output): return ctx.saved_tensors[0] * grad_output",),
+        ),
+    )
+
+
+@gradient_not_scaled.bad
+def made_in_forward() -> LossForm:
+    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), scaled=1.0)
+
+
+@gradient_not_scaled.good
+def scaled() -> LossForm:
+    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), scaled=0.5)

@@ -1,0 +1,54 @@
+"""loss-sign-turned: each step makes the right tokens less likely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule(
+    "loss-sign-turned",
+    "LOSS373",
+    explains=("loss-not-falling", "initial-loss", "negative-loss"),
+)
+def loss_sign_turned(form: LossForm) -> Iterator[Finding]:
+    """The gradient at the logits is that of a cross-entropy with the sign turned around.
+
+    ## Why it matters
+    Descending on it makes the labelled tokens less likely with every step, while the number that is printed
+    keeps falling and looks like progress.
+
+    ## How sure it is
+    Measured at every supervised token: the gradient is the cross-entropy's own, times a negative weight.
+    It is a warning since to unlearn a text is done just so; it assumes that these tokens are to be learned.
+
+    ## What to do
+    Look for the sign: `cross_entropy` has its minus inside, `log_softmax(...).gather(...)` needs one.
+    """
+    weights = form.weights
+    if not form.cross_entropy or weights.total >= 0 or form.weighted:
+        return
+    yield Finding(
+        f"each step makes the labelled tokens less likely: at all {weights.tokens} of them the gradient "
+        "points the wrong way",
+        Severity.WARNING,
+        at=("the loss",),
+        measured={"loss": weights.loss, "sum_of_the_weights": weights.total},
+        threshold={"sum_of_the_weights": 1.0},
+        cause="the loss is a cross-entropy times a negative number; assumed: these tokens are to be learned, "
+        "not to be forgotten",
+        fix=Fix("turn the sign around", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
+    )
+
+
+@loss_sign_turned.bad
+def log_likelihood() -> LossForm:
+    return LossForm(Weights(-5.3, 12, (6, 6), -1.0, 1 / 12, 1 / 12), labels=(6, 6))
+
+
+@loss_sign_turned.good
+def cross_entropy() -> LossForm:
+    return LossForm(Weights(5.3, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6))

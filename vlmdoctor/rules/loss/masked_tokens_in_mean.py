@@ -1,0 +1,74 @@
+"""masked-tokens-in-mean: the loss is divided by all positions, masked ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+MOST = 0.8  # of the positions: nearer to all of them the two means can't be told apart safely
+
+
+@rule("masked-tokens-in-mean", "LOSS371", explains=("initial-loss",))
+def masked_tokens_in_mean(form: LossForm) -> Iterator[Finding]:
+    """The loss divides by every position of the batch, though only some of them are supervised.
+
+    ## Why it matters
+    `(loss * mask).mean()` divides by prompt, image and padding too. The loss then looks better the more of
+    a batch is padding, is far below ln(vocabulary) for a model that only guesses, and its gradient shrinks
+    with it: one long picture or one long row in the batch takes weight from the answers of all the others.
+
+    ## How sure it is
+    Measured on the gradient at the logits: it is that of a cross-entropy whose weights are all one over the
+    number of positions, and they stay so when the labels of one row are masked, which a mean over supervised
+    tokens answers with larger weights. It is a warning since a constant divisor may be meant.
+
+    ## What to do
+    Divide by the number of supervised tokens, as in `(loss * mask).sum() / mask.sum()`.
+    """
+    weights, without = form.weights, form.without
+    if not form.cross_entropy or not weights.even or form.weighted or without is None or not form.labels:
+        return
+    rows = len(weights.rows)
+    each = weights.total / weights.tokens
+    divisors = [form.positions, form.positions - rows]
+    found = next((d for d in divisors if d > 0 and abs(each * d - 1) < 5e-3), None)
+    if found is None or weights.tokens > MOST * found or not without.tokens:
+        return
+    if abs(without.total / without.tokens * found - 1) > 5e-3:
+        return
+    yield Finding(
+        f"the loss is divided by all {found} positions, of which {weights.tokens} are supervised: it is "
+        f"{weights.loss:.4g} where their mean is {weights.loss / weights.total:.4g}",
+        Severity.WARNING,
+        at=("the loss",),
+        measured={"weight_of_a_token": each, "tokens": weights.tokens, "divided_by": found},
+        threshold={"divided_by": weights.tokens},
+        cause="the mean is taken after masking, over masked positions too; assumed: the number of positions "
+        "is not meant as a constant divisor",
+        fix=Fix("divide by the supervised tokens", ("loss = (loss * mask).sum() / mask.sum()",)),
+    )
+
+
+@masked_tokens_in_mean.bad
+def mean_behind_the_mask() -> LossForm:
+    return LossForm(
+        Weights(2.4, 12, (6, 6), 12 / 28, 1 / 28, 1 / 28),
+        positions=28,
+        labels=(6, 6),
+        masked_row=1,
+        without=Weights(1.2, 6, (6, 0), 6 / 28, 1 / 28, 1 / 28),
+    )
+
+
+@masked_tokens_in_mean.good
+def mean_over_supervised() -> LossForm:
+    return LossForm(
+        Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12),
+        positions=28,
+        labels=(6, 6),
+        masked_row=1,
+        without=Weights(5.5, 6, (6, 0), 1.0, 1 / 6, 1 / 6),
+    )
