@@ -89,7 +89,7 @@ class Positions:
 
     Attributes:
         given: The name of the batch's positions; None where the batch has none.
-        places: Where they were seen; the batch itself comes first where it has some.
+        places: Where they were seen: the modules that take them, else the batch itself.
         limit: The highest number of positions that the model has; None where unknown.
         own: The comparison with the model's own; None where it makes none, with the reason in `no_own`.
         no_own: Why there is no comparison.

@@ -58,8 +58,8 @@ def watch_positions(subject: Subject) -> Positions:
             own = _own(model, inputs, used, valid)
         except Unavailable as reason:
             no_own = str(reason)
-    if given is not None:
-        seen = {given: _fitting(inputs.fields[given], ids), **seen}
+    if given is not None and not seen:  # a table that is not a module, or a model that ignores them
+        seen = {given: _fitting(inputs.fields[given], ids)}
     return Positions(
         given,
         tuple(Place(name, len(p), tuple(_counted(p[0], text, valid))) for name, p in seen.items()),
@@ -79,14 +79,28 @@ def _watched(model: nn.Module, ids: torch.Tensor, seen: dict[str, torch.Tensor])
             if role_of(name) == "vision" or not (_TABLES.search(last) or _TABLES.search(type(module).__name__)):
                 continue
 
-            def hook(_: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
-                for value in (*given, *keywords.values()):
-                    positions = _fitting(value, ids)
-                    if positions is not None:
-                        seen.setdefault(name, positions)
+            def hook(module: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
+                positions = _among(module, given, keywords, ids)
+                if positions is not None:
+                    seen.setdefault(name, positions)
 
             hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
+
+
+def _among(
+    module: nn.Module, given: tuple, keywords: dict[str, Any], ids: torch.Tensor
+) -> torch.Tensor | None:
+    """The positions among a module's arguments: by the parameter's name, else the only whole numbers."""
+    names = [name for name in inspect.signature(module.forward).parameters if name not in keywords]
+    passed = {**dict(zip(names, given, strict=False)), **keywords}
+    fitting = {name: p for name, value in passed.items() if (p := _fitting(value, ids)) is not None}
+    named = [p for name, p in fitting.items() if "pos" in name]
+    if named:
+        return named[0]
+    # A padding mask goes the same way in some models, which count by it.
+    unnamed = [p for p in fitting.values() if not bool(((p == 0) | (p == 1)).all())]
+    return unnamed[0] if len(unnamed) == len(fitting) == 1 else None
 
 
 def _fitting(value: Any, ids: torch.Tensor) -> torch.Tensor | None:
@@ -98,7 +112,6 @@ def _fitting(value: Any, ids: torch.Tensor) -> torch.Tensor | None:
     if value.ndim == 1 and len(value) == length:
         value = value[None]
     if value.ndim == 2 and value.shape[1] == length and value.shape[0] in (1, rows):
-        # Masks of zeros and ones and the ids themselves go the same way in some models.
         return None if torch.equal(value, ids) else value.expand(rows, length)[None]
     if value.ndim == 3 and value.shape[2] == length and value.shape[1] in (1, rows) and len(value) < 8:
         return value.expand(len(value), rows, length)
