@@ -27,7 +27,7 @@ def pixels_never_rescaled(data: Data) -> Iterator[Finding]:
     processors normalise. Where the processor is given, `pixel-range` tells more.
 
     ## What to do
-    Let the processor rescale and normalise.
+    Let the processor rescale and normalise; it knows what the encoder was trained on.
     """
     pictures = [picture for picture in data.pictures if picture.finite and not picture.constant]
     if not pictures:
