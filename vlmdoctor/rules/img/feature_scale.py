@@ -10,9 +10,10 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LARGE, SMALL = 3000.0, 1e-4
+LOST = 1e-6  # about one rounding of float32
 
 
-@rule("feature-scale", "IMG342", explains=("loss-not-falling",))
+@rule("feature-scale", "IMG342", explains=("loss-not-falling", "wrong-image", "image-without-effect"))
 def feature_scale(join: Join) -> Iterator[Finding]:
     """What stands in the images' places is of quite another size than the text's embeddings.
 
@@ -27,6 +28,7 @@ def feature_scale(join: Join) -> Iterator[Finding]:
     The input of the first decoder layer was measured twice, with the batch's images and with others: the
     places that changed are the images'. Healthy models, fresh and trained, lie between a tenth and a few
     hundred times the text's size, so that a warning is given from 3,000 times on, and below a ten-thousandth.
+    Below a millionth, where they are lost in the rounding of what is added to them, it is an error.
     Projectors that start at exactly zero are left alone.
 
     ## What to do
@@ -41,7 +43,7 @@ def feature_scale(join: Join) -> Iterator[Finding]:
     times = f"{ratio:,.0f} times as large as" if ratio > 1 else f"{1 / ratio:,.0f} times smaller than"
     yield Finding(
         f"image features are {times} the text beside them, where both enter {join.module}",
-        Severity.WARNING,
+        Severity.ERROR if ratio < LOST else Severity.WARNING,
         at=(join.module,),
         measured={
             "image_size": join.image_size,

@@ -1,4 +1,4 @@
-"""updates-too-large: one step changes the weights by many times their own size."""
+"""updates-too-large: one step changes the weights by more than their own size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed
 from vlmdoctor.rules.samples import sample_steps
 
-LARGE, FIRST, FALLEN = 10.0, 3, 0.9
+LARGE, FIRST, FALLEN = 2.0, 3, 0.9
 # Neither of them starts at zero as a whole, as a projector or an adapter may.
 NEVER_ZERO = ("language", "vision")
 
@@ -20,10 +20,10 @@ NEVER_ZERO = ("language", "vision")
 @rule(
     "updates-too-large",
     "OPT140",
-    explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling", "non-finite", "no-gradient"),
+    explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling", "non-finite"),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:
-    """The first steps change whole parts of the model by ten times their weights or more.
+    """The first steps change whole parts of the model by twice their weights or more.
 
     ## Why it matters
     Nothing of the weights is left after such a step, pretrained ones included. Often it does not even blow
@@ -33,7 +33,7 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
 
     ## How sure it is
     Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
-    a tenth. It is an error from ten times on, and only where the loss has not come down by a tenth.
+    a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a tenth.
     Projectors and adapters alone are not judged, since they may start at zero.
 
     ## What to do
@@ -53,7 +53,7 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
     largest = max(found.values())
     yield Finding(
         f"the learning rate wipes out the weights: one step changes the {listed(sorted(found))} weights by "
-        f"{largest:,.0f} times their size",
+        f"{largest:.3g} times their size",
         Severity.ERROR,
         at=("optimizer", *(["lr"] if rates else [])),
         measured={

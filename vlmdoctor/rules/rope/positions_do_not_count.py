@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as it should
 
 
-@rule("positions-do-not-count", "ROPE140", explains=("rotary-not-relative", "loss-not-falling"))
+@rule("positions-do-not-count", "ROPE140", explains=("rotary-not-relative", "packed-samples-leak"))
 def positions_do_not_count(positions: Positions) -> Iterator[Finding]:
     """Positions are the same for all tokens of a row, or do not rise from one token to the next.
 
@@ -24,8 +24,9 @@ def positions_do_not_count(positions: Positions) -> Iterator[Finding]:
     ## How sure it is
     The positions were read where they reach the model's rotary or learned table, or from the batch. Only
     neighbours that are both text are compared, since the tokens of one image may share a position, and
-    beginning anew at 0 or 1 is what packed samples do. One position for a whole row is an error; where most
-    neighbours do not rise, but some do, it is a warning: a few methods shuffle positions on purpose.
+    beginning anew at 0 or 1 is what packed samples do. One position for a whole row is an error, and so are
+    positions that never rise; where some do and most do not, it is a warning: a few methods shuffle them on
+    purpose.
 
     ## What to do
     Leave `position_ids` out, so that the model counts by itself, or count the real tokens.
@@ -53,7 +54,7 @@ def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: in
     )
     return Finding(
         f"positions do not count the tokens: {what}",
-        Severity.ERROR if same else Severity.WARNING,
+        Severity.WARNING if any(row.rising for row in chosen) else Severity.ERROR,
         at=(positions.given or "position_ids", *([] if place.module == positions.given else [place.module])),
         measured={
             "rows": len(chosen),
