@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "static"
-_SHARE = re.compile(r"((attention|attn|hidden|resid|residual|embd|activation|ffn)_?)?(dropout|pdrop)(_p|_prob)?")
+_SHARE = re.compile(
+    r"((attention|attn|hidden|resid|residual|embd|activation|ffn)_?)?(dropout|pdrop)(_p|_prob)?"
+)
 
 
 @dataclass(frozen=True)

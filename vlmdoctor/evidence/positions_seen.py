@@ -29,7 +29,7 @@ from vlmdoctor.unchanged import copy_of, unchanged
 
 OWN = "get_rope_index"  # what every family with positions in several axes calls it
 _GIVEN = ("position_ids", "positions", "pos_ids")
-_TABLES = re.compile(r"rotary|rope(?!r)|(^|_)wpe|pos(ition)?(al)?_?(emb|enc)\w*|embed_positions", re.IGNORECASE)
+_TABLES = re.compile(r"rotary|rope(?!r)|(^|_)wpe|pos(ition)?(al)?_?(emb|enc)|embed_positions", re.IGNORECASE)
 
 
 def watch_positions(subject: Subject) -> Positions:
@@ -76,7 +76,9 @@ def _watched(model: nn.Module, ids: torch.Tensor, seen: dict[str, torch.Tensor])
         for raw_name, module in model.named_modules():
             name = canonical_name(f"{raw_name}.").rstrip(".")
             last = name.rpartition(".")[2]
-            if role_of(name) == "vision" or not (_TABLES.search(last) or _TABLES.search(type(module).__name__)):
+            if role_of(name) == "vision" or not (
+                _TABLES.search(last) or _TABLES.search(type(module).__name__)
+            ):
                 continue
 
             def hook(module: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
@@ -98,9 +100,9 @@ def _among(
     named = [p for name, p in fitting.items() if "pos" in name]
     if named:
         return named[0]
-    # A padding mask goes the same way in some models, which count by it.
-    unnamed = [p for p in fitting.values() if not bool(((p == 0) | (p == 1)).all())]
-    return unnamed[0] if len(unnamed) == len(fitting) == 1 else None
+    # Some models hand their padding mask over, and count by it.
+    unnamed = [p for name, p in fitting.items() if "mask" not in name]
+    return unnamed[0] if len(unnamed) == 1 else None
 
 
 def _fitting(value: Any, ids: torch.Tensor) -> torch.Tensor | None:

@@ -207,7 +207,9 @@ def labels_one_row_on(made: Made) -> None:
     made.batch["labels"] = labels.roll(1, dims=0)
 
 
-@fault("C01-pixels-not-rescaled-no-processor", families="llava gemma3", rules="IMG* pixel*", at="pixel_values")
+@fault(
+    "C01-pixels-not-rescaled-no-processor", families="llava gemma3", rules="IMG* pixel*", at="pixel_values"
+)
 def not_rescaled_without_a_processor(made: Made) -> None:
     """Pixels from 0 to 255 reach the model, and nobody handed in the processor."""
     made.batch["pixel_values"] = (made.batch["pixel_values"].sigmoid() * 255).round()

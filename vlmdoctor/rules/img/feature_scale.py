@@ -52,8 +52,8 @@ def feature_scale(join: Join) -> Iterator[Finding]:
             "text_places": join.text_places,
         },
         threshold={"largest_ratio": LARGE, "smallest_ratio": SMALL},
-        cause="the root mean square of a place's values, in the middle of all places; what scales the features "
-        "was not established",
+        cause="measured as the root mean square of a place's values, in the middle of all places; what "
+        "scales the features was not established",
         fix=Fix(
             "look at the projector's output, and end it with a norm if nothing else bounds it",
             ("projector = nn.Sequential(projector, nn.LayerNorm(hidden_size))",),

@@ -52,8 +52,8 @@ def images_of_one_shade(data: Data) -> Iterator[Finding]:
         at=("pixel_values", *(picture.name for picture in pictures[:3])),
         measured={"images": len(pictures), "contrast": widest, "from": low, "to": high},
         threshold={"contrast": CONTRAST},
-        cause="one step of 256 is all that is left, and it lies where black does: they were divided by 255 twice, "
-        "once before the processor and once in it"
+        cause="one step of 256 is all that is left, and it lies where black does: they were divided by 255 "
+        "twice, once before the processor and once in it"
         if black
         else "one step of 256 is all that is left; what took the contrast away was not established",
         fix=Fix(

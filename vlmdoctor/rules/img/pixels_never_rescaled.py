@@ -45,7 +45,7 @@ def pixels_never_rescaled(data: Data) -> Iterator[Finding]:
         at=("pixel_values", *(picture.name for picture in pictures[:3])),
         measured={"from": min(p.low for p in pictures), "to": max(p.high for p in pictures)},
         threshold={"to": BRIGHT},
-        cause="they are whole numbers from 0 to 255, as in a file; models of this kind expect them normalised",
+        cause="they are whole numbers from 0 to 255, as in a file; such models expect them normalised",
         fix=Fix("let the processor rescale and normalise", ("batch = processor(images=images, text=text)",)),
     )
 

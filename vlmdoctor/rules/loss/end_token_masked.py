@@ -50,7 +50,7 @@ def end_token_masked(data: Data) -> Iterator[Finding]:
         at=("labels", *(row.name for row in rows[:4])),
         measured={"rows": len(rows), "supervised_end_tokens": 0, "padding_is_end_of_text": same},
         threshold={"supervised_end_tokens": 1},
-        cause=f"padding and end of text are the same token ({first}), and the labels of all of them are hidden"
+        cause=f"padding and end of text are the same token ({first}), whose labels are all hidden"
         if same
         else f"the token ({first}) stands in the text and its label is hidden; by what was not established",
         fix=Fix(

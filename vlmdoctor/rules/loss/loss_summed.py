@@ -63,8 +63,8 @@ def loss_summed(terms: LossTerms) -> Iterator[Finding]:
             at=("the loss",),
             measured=measured | {"places": places},
             threshold={"loss": total / targets},
-            cause=f"the sum over {targets:,} labels is divided by all {places:,} places, as .mean() of a loss "
-            "with reduction='none' does",
+            cause=f"the sum over {targets:,} labels is divided by all {places:,} places, as .mean() of a "
+            "loss with reduction='none' does",
             fix=_FIX,
             links=_LINKS,
         )
@@ -82,9 +82,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _sample(loss: float, reduction: str) -> LossTerms:
-    term = Term(
-        "cross_entropy", 40, 12, 680, reduction, 12 * 6.5, -1.4, 1.6, (-20.0, 14.0), (6.6, 6.7), 12
-    )
+    term = Term("cross_entropy", 40, 12, 680, reduction, 12 * 6.5, -1.4, 1.6, (-20.0, 14.0), (6.6, 6.7), 12)
     return LossTerms(loss, (term,))
 
 

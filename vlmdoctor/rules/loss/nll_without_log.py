@@ -35,7 +35,11 @@ def nll_without_log(terms: LossTerms) -> Iterator[Finding]:
             f"nll_loss is given {what}, not log-probabilities",
             Severity.ERROR,
             at=("the input of nll_loss",),
-            measured={"lowest": term.low, "highest": term.high, "log_of_summed_exponentials": term.log_sums[0]},
+            measured={
+                "lowest": term.low,
+                "highest": term.high,
+                "log_of_summed_exponentials": term.log_sums[0],
+            },
             threshold={"log_of_summed_exponentials": 0.0},
             cause="a softmax without its logarithm comes before it"
             if term.probabilities

@@ -47,7 +47,7 @@ def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
 def _softmax(term: Term) -> Finding:
     least = math.log(1 + (term.classes - 1) / math.e)
     return Finding(
-        f"the loss takes the softmax twice: cross_entropy is given probabilities over {term.classes:,} classes",
+        f"the softmax is taken twice: cross_entropy is given probabilities over {term.classes:,} classes",
         Severity.ERROR,
         at=("the input of cross_entropy",),
         measured={"lowest": term.low, "highest": term.high, "sum_over_classes": list(term.sums)},

@@ -33,7 +33,8 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
 
     ## How sure it is
     Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
-    a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a tenth.
+    a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a
+    tenth.
     Projectors and adapters alone are not judged, since they may start at zero.
 
     ## What to do

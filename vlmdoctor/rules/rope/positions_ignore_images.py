@@ -43,7 +43,11 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
         what, cause = "have their axes in another order", "they are the model's own with the axes exchanged"
     else:
         what, cause = f"are not those of {own.function}", "what made them was not established"
-    by = f"the batch gives them as {positions.given}" if positions.given else "the model made them in its forward"
+    by = (
+        f"the batch gives them as {positions.given}"
+        if positions.given
+        else "the model made them in its forward"
+    )
     at = (positions.given or "position_ids",)
     example = {}
     if own.example is not None:
@@ -51,7 +55,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
         at = (*at, f"row {row}, token {token}")
         example = {"used": list(used), "own": list(mine)}
     yield Finding(
-        f"the positions {what}: {own.differing} of {own.tokens} tokens have others than the model makes itself",
+        f"the positions {what}: {own.differing} of {own.tokens} tokens have others than the model makes",
         Severity.ERROR if own.flat or own.permuted else Severity.WARNING,
         at=at,
         measured={"tokens": own.tokens, "differing": own.differing, "rows": own.differing_rows, **example},
