@@ -26,6 +26,7 @@ HEALTHY = [
     "vlm/blip-2",
     "vlm/mllama",
     "vlm/gemma3",
+    "variant/a-row-without-an-image/smolvlm",
 ]
 FAULTS = [
     "B08-one-dimensional-positions/qwen2_5_vl",
@@ -97,11 +98,11 @@ class TestPositions:
         made.batch["position_ids"] = torch.zeros_like(made.batch["input_ids"])
         assert vlmdoctor.check(made.subject(), select=["ROPE14"]).findings == ()
 
-    @pytest.mark.parametrize(("added", "differing"), [(0, 0), (7, 0)])
-    def test_a_number_added_to_a_row_makes_no_difference(self, added: int, differing: int) -> None:
+    @pytest.mark.parametrize("added", [0, 7])
+    def test_a_number_added_to_a_row_makes_no_difference(self, added: int) -> None:
         own = torch.tensor([[0, 1, 1, 1, 3], [0, 1, 1, 2, 3], [0, 1, 2, 1, 3]])[:, None]
         valid = torch.ones(1, 5, dtype=torch.bool)
-        assert _compared(own, own + added, valid).differing == differing
+        assert _compared(own, own + added, valid).differing == 0
 
     def test_packed_rows_are_left_out(self) -> None:
         made = make("qwen2_5_vl")

@@ -26,7 +26,12 @@ def look(subject: Subject) -> Join:
         rows, length = inputs[inputs.ids].shape
         name, own = _entering(trials, None, rows, length)
         changed = inputs.with_(**{each: _noise(inputs[each]) for each in inputs.images})
-        _, other = _entering(trials, changed, rows, length)
+        try:
+            _, other = _entering(trials, changed, rows, length)
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"with other images it raises {type(error).__name__}") from error
         if own.shape != other.shape:
             raise Unavailable("other images give a sequence of another length")
         moved = (own != other).any(dim=-1)
@@ -75,6 +80,8 @@ def _is_hidden(value: Any, rows: int, length: int) -> bool:
 
 
 def _noise(images: torch.Tensor) -> torch.Tensor:
+    """Noise as bright and as varied as the images; what is empty (padding, a stand-in) stays empty."""
     drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(3)).to(images.device)
     known = images.float()
-    return (known.mean() + drawn * known.std().clamp(min=1e-3)).to(images.dtype)
+    noise = known.mean() + drawn * known.std().clamp(min=1e-3)
+    return torch.where(known == 0, known, noise).to(images.dtype)
