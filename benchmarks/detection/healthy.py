@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.detection.case import Case, Made, adamw
@@ -115,7 +116,7 @@ def a_row_without_an_image(made: Made) -> None:
         made.batch["pixel_attention_mask"] = torch.cat([mask, torch.zeros_like(mask)])
 
 
-@variant("llama", "qwen3", "gemma2", "llava", "qwen2_5_vl", "internvl")
+@variant("llama", "qwen3", "gemma2", "llava", "qwen2_5_vl", "internvl", "codegen", "gptj")
 def left_padding(made: Made) -> None:
     pad_a_row(made, left=True)
 
@@ -180,6 +181,61 @@ def already_trained(made: Made) -> None:
         out.backward()
         optimizer.step()
     made.more["optimizer"] = optimizer
+
+
+@variant("llava", "qwen2_5_vl", "llama")
+def summed_and_divided(made: Made) -> None:
+    """A loss that is summed and then divided by the number of labels, as for accumulation."""
+
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        labels = batch["labels"][:, 1:]
+        total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+        return total / (labels != -100).sum()
+
+    made.loss_fn = loss_fn
+
+
+@variant("smolvlm", "gpt2")
+def log_probabilities(made: Made) -> None:
+    """log_softmax and nll_loss, the long way to cross-entropy."""
+
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return F.nll_loss(logits[:, :-1].flatten(0, 1).log_softmax(-1), batch["labels"][:, 1:].flatten())
+
+    made.loss_fn = loss_fn
+
+
+@variant("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+def positions_of_its_own(made: Made) -> None:
+    """The model's own positions made by the collator, each row from another number on."""
+    given = {name: value for name, value in made.batch.items() if name.endswith(("ids", "thw", "mask"))}
+    positions, _ = made.model.model.get_rope_index(**given)
+    made.batch["position_ids"] = positions + torch.arange(positions.shape[1])[None, :, None]
+
+
+@variant("llama", "llava", "opt", "gpt2")
+def positions_counted(made: Made) -> None:
+    """Padding on the left, and positions that count the real tokens."""
+    pad_a_row(made, left=True)
+    made.batch["position_ids"] = (made.batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+@variant("llama", "qwen2")
+def packed_with_a_mask(made: Made) -> None:
+    """Two samples in one row, each counted from 0, which the attention mask keeps apart."""
+    ids, labels = made.batch["input_ids"], made.batch["labels"].clone()
+    labels[:, 0] = -100
+    length = ids.shape[1]
+    inside = torch.block_diag(*[torch.ones(length, length)] * len(ids)).tril()
+    hidden = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(inside.dtype).min)
+    made.batch = {
+        "input_ids": ids.reshape(1, -1),
+        "labels": labels.reshape(1, -1),
+        "position_ids": torch.arange(length).repeat(len(ids))[None],
+        "attention_mask": hidden[None, None],
+    }
 
 
 @variant("llava", "llama")

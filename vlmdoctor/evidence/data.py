@@ -86,6 +86,7 @@ class Picture:
             and 1 is white; None where that is not known.
         fits: Share of pixels that are whole steps of 1/255 once a known normalisation is undone, by its
             name; `declared` is the processor's own. Empty where the pixels are not float32.
+        contrast: The largest difference between two values of the same channel; None where not measured.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Picture:
     restored_low: float | None = None
     restored_high: float | None = None
     fits: tuple[tuple[str, float], ...] = ()
+    contrast: float | None = None
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -
         restored_low=None if plain is None else float(plain.min()),
         restored_high=None if plain is None else float(plain.max()),
         fits=fits,
+        contrast=float((flat.amax(dim=1) - flat.amin(dim=1)).max()),
     )
 
 

@@ -95,7 +95,10 @@ def padding_is_seen(made: Made) -> None:
 
 
 @fault(
-    "G13-left-padding-without-positions", families="gpt2 codegen gptj", rules="MASK* pad* ROPE* DATA*", at=""
+    "G13-left-padding-without-positions",
+    families="gpt2 gpt_bigcode ctrl xglm",
+    rules="MASK* pad* ROPE* DATA*",
+    at="",
 )
 def left_padding(made: Made) -> None:
     """Left padding for learned positions that count from the first column."""
@@ -114,8 +117,49 @@ def positions_zero(made: Made) -> None:
 
 
 @fault(
+    "X-positions-backwards",
+    families="llama qwen2_vl opt",
+    rules="ROPE* MASK* position* DATA*",
+    at="position_ids",
+)
+def positions_backwards(made: Made) -> None:
+    """Positions count from the last token to the first."""
+    count = torch.arange(made.batch["input_ids"].shape[1]).flip(0)
+    made.batch["position_ids"] = count.expand_as(made.batch["input_ids"]).contiguous()
+
+
+@fault(
+    "X-positions-through-the-batch",
+    families="llama internvl mistral",
+    rules="ROPE* MASK* position* DATA*",
+    at="position_ids",
+    max_position_embeddings=40,
+    text_config={"max_position_embeddings": 40},
+)
+def positions_through_the_batch(made: Made) -> None:
+    """Positions are not begun anew for the second row, and pass the longest that the model knows."""
+    ids = made.batch["input_ids"]
+    made.batch["position_ids"] = torch.arange(ids.numel()).view_as(ids) + 20
+
+
+@fault(
+    "B08-axes-exchanged",
+    families="qwen2_5_vl glm4v paddleocr_vl",
+    rules="ROPE* IMG* DATA* mrope* position*",
+    at="position_ids",
+)
+def axes_exchanged(made: Made) -> None:
+    """The model's own positions with height and width exchanged, for an image that is wider than high."""
+    batch = made.batch
+    batch["image_grid_thw"] = torch.tensor([[1, 2, 8]] * len(batch["input_ids"]))
+    given = {name: value for name, value in batch.items() if name.endswith(("ids", "thw", "mask"))}
+    positions, _ = made.model.model.get_rope_index(**given)
+    batch["position_ids"] = positions[[0, 2, 1]].contiguous()
+
+
+@fault(
     "B08-one-dimensional-positions",
-    families="qwen2_vl qwen2_5_vl qwen3_vl",
+    families="qwen2_vl qwen2_5_vl qwen3_vl glm4v ernie4_5_vl_moe",
     rules="ROPE* IMG* DATA* mrope* position*",
     at="position_ids",
 )

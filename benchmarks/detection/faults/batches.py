@@ -158,7 +158,7 @@ def labels_of_minus_one(made: Made) -> None:
 @fault(
     "D10-stop-token-masked",
     families="llava qwen2_5_vl minivlm llama",
-    rules="stop-token-not-supervised DATA*",
+    rules="stop-token-not-supervised end-token-masked DATA*",
     at="labels",
 )
 def stop_token_masked(made: Made) -> None:
@@ -192,6 +192,39 @@ def not_shifted(made: Made) -> None:
 def labels_of_another_row(made: Made) -> None:
     """The rows of the labels are permuted against those of the inputs."""
     made.batch["labels"] = made.batch["labels"].flip(0)
+
+
+@fault("X-labels-one-row-on", families="gemma3 smolvlm", rules=LABELS, at="labels")
+def labels_one_row_on(made: Made) -> None:
+    """Three rows, each with the labels of the next, shifted by the collator."""
+    for name, value in made.batch.items():
+        if isinstance(value, Tensor) and len(value) == 2:
+            made.batch[name] = torch.cat([value, value[:1]])
+    ids, labels = made.batch["input_ids"], made.batch["labels"]
+    words = ids[2, -5:]
+    ids[2, -5:] = torch.where(words > 50, words - 40, words + 40)
+    labels[2, -5:] = ids[2, -5:]
+    made.batch["labels"] = labels.roll(1, dims=0)
+
+
+@fault(
+    "C01-pixels-not-rescaled-no-processor", families="llava gemma3", rules="IMG* pixel*", at="pixel_values"
+)
+def not_rescaled_without_a_processor(made: Made) -> None:
+    """Pixels from 0 to 255 reach the model, and nobody handed in the processor."""
+    made.batch["pixel_values"] = (made.batch["pixel_values"].sigmoid() * 255).round()
+
+
+@fault(
+    "C01-pixels-rescaled-twice-no-processor",
+    families="paligemma qwen2_5_vl",
+    rules="IMG* pixel*",
+    at="pixel_values",
+)
+def rescaled_twice_without_a_processor(made: Made) -> None:
+    """Pixels are divided by 255 twice, and normalised with 0.5 and 0.5; there is no processor."""
+    pixels = (made.batch["pixel_values"].sigmoid() * 255).round() / 255 / 255
+    made.batch["pixel_values"] = (pixels - 0.5) / 0.5
 
 
 @fault(

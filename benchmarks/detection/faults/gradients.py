@@ -165,6 +165,37 @@ def softmax_before_cross_entropy(made: Made) -> None:
     alter(head, lambda out: out.softmax(-1))
 
 
+@fault("X-sigmoid-before-the-loss", families="llava llava_scratch gpt2", rules="LOSS* softmax*", at="")
+def sigmoid_before_the_loss(made: Made) -> None:
+    """The head puts out numbers between 0 and 1."""
+    head = made["head"] if made.parts else made.model.lm_head
+    alter(head, lambda out: out.sigmoid())
+
+
+@fault("X-likelihood-of-logits", families="internvl llama", rules="LOSS* negative-loss", at="")
+def likelihood_of_logits(made: Made) -> None:
+    """nll_loss is given the logits, without log_softmax."""
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return F.nll_loss(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+    made.loss_fn = loss_fn
+
+
+@fault("X-hidden-labels-in-the-mean", families="smolvlm qwen3", rules="LOSS*", at="")
+def hidden_labels_in_the_mean(made: Made) -> None:
+    """The loss of each token, with zeros for the hidden ones, is averaged over all tokens."""
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
+        ).mean()
+
+    made.loss_fn = loss_fn
+
+
 @fault("X-second-tower-unused", families="llava nanovlm", rules="no-gradient unused*", at="extra_tower")
 def second_tower(made: Made) -> None:
     """A large trainable branch that the forward pass does not use."""

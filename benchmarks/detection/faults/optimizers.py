@@ -177,6 +177,12 @@ def rate_of_a_thousand(made: Made) -> None:
     made.more["optimizer"] = torch.optim.SGD(made.model.parameters(), lr=1000.0)
 
 
+@fault("X-adam-with-a-rate-of-one", families="smolvlm qwen3 nanovlm", rules="loss* LOSS* OPT* NUM*", at="")
+def rate_of_one(made: Made) -> None:
+    """AdamW with the learning rate 1."""
+    made.more["optimizer"] = torch.optim.AdamW(made.model.parameters(), lr=1.0)
+
+
 @fault(
     "F10-optimizer-not-restored-on-the-model",
     families="llava",

@@ -1,0 +1,46 @@
+"""How large image features are beside the text's embeddings, where the two come together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.forward import Forward
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "forward"
+
+
+@dataclass(frozen=True)
+class Join:
+    """What goes into the first decoder layer.
+
+    Attributes:
+        module: That layer, by its canonical name.
+        image_places: How many places change when the images do.
+        text_places: How many don't, padding left out.
+        image_size: The root of the mean square of a place's values, in the middle of all image places.
+        text_size: The same of the text.
+    """
+
+    module: str
+    image_places: int
+    text_places: int
+    image_size: float
+    text_size: float
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Join:
+    """Runs the model twice, the second time with other images, and leaves it as it was."""
+    from vlmdoctor.evidence.join_seen import look
+
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    if forward.finite is False:
+        raise Unavailable("the forward pass gives NaN or infinity")
+    return look(subject)

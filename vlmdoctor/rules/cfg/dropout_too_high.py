@@ -1,0 +1,60 @@
+"""dropout-too-high: a dropout throws away four fifths of the values or more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.dropout import Dropout
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted
+
+TOO_HIGH = 0.8
+
+
+@rule("dropout-too-high", "CFG340", explains=("loss-not-falling",))
+def dropout_too_high(dropout: Dropout) -> Iterator[Finding]:
+    """A dropout drops 80 % of the values or more.
+
+    ## Why it matters
+    `nn.Dropout(p)` takes the share that is thrown away. Whoever has TensorFlow's old `keep_prob` in mind
+    writes 0.9 and keeps a tenth, ten times as large: the loss jumps about and hardly falls, while evaluation,
+    without dropout, looks better than training.
+
+    ## How sure it is
+    The shares are read off the modules. Language and vision models use 0 to 0.5. It is a warning, since
+    nothing forbids it, and 1.0 is a way to switch a branch off.
+
+    ## What to do
+    Give the share to be dropped, such as 0.1; 0 for fine-tuning a large model.
+    """
+    high = [(name, share) for name, share in dropout.modules if TOO_HIGH <= share <= 1.0]
+    if not high:
+        return
+    most = max(share for _, share in high)
+    yield Finding(
+        f"{counted(len(high), 'dropout')} of {len(dropout.modules)} throw away {most:.0%} of the values"
+        if len(high) > 1
+        else f"{high[0][0]} throws away {most:.0%} of the values",
+        Severity.WARNING,
+        at=(*(f"{name} (p={share:g})" for name, share in high[:6]),),
+        measured={"dropouts": len(high), "p": most},
+        threshold={"p": TOO_HIGH},
+        cause="nn.Dropout takes the share that is dropped, not the one that is kept",
+        fix=Fix("give the share that is to be dropped", ("nn.Dropout(p=0.1)",)),
+    )
+
+
+@dropout_too_high.bad
+def keep_and_drop_mixed_up() -> Dropout:
+    return Dropout((("model.layers.0.dropout", 0.9), ("model.layers.1.dropout", 0.9)))
+
+
+@dropout_too_high.bad
+def one_of_them() -> Dropout:
+    return Dropout((("model.layers.0.dropout", 0.1), ("model.connector.drop", 0.9)))
+
+
+@dropout_too_high.good
+def as_usual() -> Dropout:
+    return Dropout((("model.layers.0.dropout", 0.1), ("model.layers.1.dropout", 0.0)))

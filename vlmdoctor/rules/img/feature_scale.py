@@ -1,0 +1,82 @@
+"""feature-scale: image features are thousands of times larger, or smaller, than the text beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.join import Join
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LARGE, SMALL = 3000.0, 1e-4
+LOST = 1e-6  # about one rounding of float32
+
+
+@rule("feature-scale", "IMG342", explains=("loss-not-falling", "wrong-image", "image-without-effect"))
+def feature_scale(join: Join) -> Iterator[Finding]:
+    """What stands in the images' places is of quite another size than the text's embeddings.
+
+    ## Why it matters
+    Each layer adds something of the size of the text to what came in. To a feature a thousand times as large
+    that is nothing: image tokens go through all layers unchanged, the norms in front of the layers divide
+    their gradients by the same factor, and in float16 they overflow. Features that are nearly zero vanish
+    under the first layer's own output. A projector without its last norm, a scale applied twice, features
+    that skip the projector, and weights of another model all do this.
+
+    ## How sure it is
+    The input of the first decoder layer was measured twice, with the batch's images and with others: the
+    places that changed are the images'. Healthy models, fresh and trained, lie between a tenth and a few
+    hundred times the text's size, so that a warning is given from 3,000 times on, and below a ten-thousandth.
+    Below a millionth, where they are lost in the rounding of what is added to them, it is an error.
+    Projectors that start at exactly zero are left alone.
+
+    ## What to do
+    Look at the projector's last layer and at what scales its output; a norm at its end settles it.
+    """
+    sizes = (join.image_size, join.text_size)
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        return
+    ratio = join.image_size / join.text_size
+    if SMALL <= ratio <= LARGE:
+        return
+    times = f"{ratio:,.0f} times as large as" if ratio > 1 else f"{1 / ratio:,.0f} times smaller than"
+    yield Finding(
+        f"image features are {times} the text beside them, where both enter {join.module}",
+        Severity.ERROR if ratio < LOST else Severity.WARNING,
+        at=(join.module,),
+        measured={
+            "image_size": join.image_size,
+            "text_size": join.text_size,
+            "image_places": join.image_places,
+            "text_places": join.text_places,
+        },
+        threshold={"largest_ratio": LARGE, "smallest_ratio": SMALL},
+        cause="measured as the root mean square of a place's values, in the middle of all places; what "
+        "scales the features was not established",
+        fix=Fix(
+            "look at the projector's output, and end it with a norm if nothing else bounds it",
+            ("projector = nn.Sequential(projector, nn.LayerNorm(hidden_size))",),
+        ),
+    )
+
+
+@feature_scale.bad
+def far_too_large() -> Join:
+    return Join("model.language_model.layers.0", 32, 26, 2580.0, 0.078)
+
+
+@feature_scale.bad
+def nearly_nothing() -> Join:
+    return Join("model.language_model.layers.0", 32, 26, 2e-7, 0.078)
+
+
+@feature_scale.good
+def larger_but_usual() -> Join:
+    """As in LLaVA, whose features are some sixty times as large as the text."""
+    return Join("model.language_model.layers.0", 1152, 80, 0.9, 0.015)
+
+
+@feature_scale.good
+def a_projector_that_starts_at_zero() -> Join:
+    return Join("model.language_model.layers.0", 32, 26, 0.0, 0.63)

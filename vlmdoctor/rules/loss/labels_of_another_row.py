@@ -1,0 +1,98 @@
+"""labels-of-another-row: the labels beside a text belong to another text of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+
+SHIFTS = (0, 1)  # the labels stand at their own ids, or were shifted by the data
+OWN_AT_MOST, OTHER_AT_LEAST = 0.5, 0.95
+FEWEST, KINDS = 4, 3  # labels, and different ones among them
+
+
+@rule("labels-of-another-row", "LOSS340", explains=("initial-loss",))
+def labels_of_another_row(data: Data) -> Iterator[Finding]:
+    """Rows of labels were exchanged: what is learned after one text is the answer to another.
+
+    ## Why it matters
+    The loss falls by what answers have in common, and then stands still, since nothing in a text tells the
+    answer that it is given. It happens where ids and labels are shuffled, sorted by length or batched apart
+    from each other ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263) lost the pairs of texts and
+    images in that way).
+
+    ## How sure it is
+    Labels and ids were compared token by token. It is an error where at most half of a row's labels are its
+    own tokens, and at least 95 % are those of one other row at the same places. Encoder-decoders and rows
+    with fewer than four labels are not judged.
+
+    ## What to do
+    Make ids and labels of one sample in one place, and shuffle or sort them together.
+    """
+    rows = [row for row in data.labelled if row.labels is not None and len(row.labels) == len(row.ids)]
+    if len(rows) < 2:
+        raise Unavailable("there are not two rows of labels beside input_ids")
+    exchanged = []
+    for row in rows:
+        others = [other for other in rows if other is not row and other.origin == row.origin]
+        shown = [label for label in row.labels or () if label != IGNORED]
+        if len(shown) < FEWEST or len(set(shown)) < KINDS or _share(row, row.ids) > OWN_AT_MOST:
+            continue
+        found = next((other for other in others if _share(row, other.ids) >= OTHER_AT_LEAST), None)
+        if found is not None:
+            exchanged.append((row, found))
+    if not exchanged:
+        return
+    row, found = exchanged[0]
+    yield Finding(
+        f"the labels of {len(exchanged)} of {len(rows)} rows are another row's: those of {row.name} are the "
+        f"tokens of {found.name}",
+        Severity.ERROR,
+        at=("labels", *(f"{one.name} has those of {other.name}" for one, other in exchanged[:4])),
+        measured={
+            "rows": len(exchanged),
+            "labels_of_own_row": _share(row, row.ids),
+            "labels_of_the_other": _share(row, found.ids),
+        },
+        threshold={"labels_of_own_row": 1.0},
+        cause="ids and labels were put into another order than each other; where was not established",
+        fix=Fix(
+            "make ids and labels of a sample together, and keep them together",
+            ("batch = collate([{'input_ids': s['input_ids'], 'labels': s['labels']} for s in samples])",),
+        ),
+        links=("https://github.com/om-ai-lab/VLM-R1/issues/263",),
+    )
+
+
+def _share(row: Row, ids: Sequence[int]) -> float:
+    """The share of a row's labels that are `ids` at their places, by the better of the usual shifts."""
+    shares = []
+    for shift in SHIFTS:
+        pairs = [
+            (label, ids[at + shift])
+            for at, label in enumerate(row.labels or ())
+            if label != IGNORED and at + shift < len(ids)
+        ]
+        shares.append(sum(label == token for label, token in pairs) / len(pairs) if pairs else 0.0)
+    return max(shares)
+
+
+def _numbered(number: int, labels_of: int) -> Row:
+    """Row `number` of 16 tokens, eight of which are supervised, with the labels of row `labels_of`."""
+    ids, own = ((*range(20 + 20 * row, 35 + 20 * row), 2) for row in (number, labels_of))
+    labels = (*(IGNORED,) * 8, *own[8:])
+    return sample_row("oooooooOOOOOOOOO", number, roles_known=False, ids=ids, labels=labels)
+
+
+@labels_of_another_row.bad
+def two_exchanged() -> Data:
+    return sample_data(_numbered(0, 1), _numbered(1, 0), _numbered(2, 2))
+
+
+@labels_of_another_row.good
+def each_its_own() -> Data:
+    return healthy_data()

@@ -1,0 +1,116 @@
+"""probabilities-as-logits: cross-entropy is given probabilities, of which it takes the softmax again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.loss_terms import LossTerms, Term
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
+
+
+@rule("probabilities-as-logits", "LOSS140", explains=("loss-not-falling", "initial-loss"))
+def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
+    """The output goes through a softmax or a sigmoid before the loss, which does that itself.
+
+    ## Why it matters
+    `cross_entropy` takes logits. Given probabilities it takes the softmax of numbers between 0 and 1, which
+    is almost flat: a model that is entirely sure and right still has nearly the loss of guessing, and the
+    gradients are tiny. The loss falls a little, then stands still, and nothing raises.
+    `binary_cross_entropy_with_logits` behind a sigmoid is the same mistake.
+
+    ## How sure it is
+    The numbers that reached torch's own loss function were measured. Where none is below zero and they sum
+    to 1 for every target looked at, they are probabilities: an error. Log-probabilities are fine, since the
+    softmax of them gives the probabilities back, and are not reported. Where all are merely between 0 and 1
+    (at least 256 of them) it is a warning: a sigmoid does that, and so may similarities without a
+    temperature. Losses that do not call torch's functions are not seen.
+
+    ## What to do
+    Give the loss the output of the last linear layer as it is; take the softmax only for reading it.
+    """
+    for term in terms.needed():
+        if term.function == "nll_loss":
+            continue
+        if term.probabilities and term.function == "cross_entropy":
+            yield _softmax(term)
+            return
+        spread = term.high - term.low
+        if term.low >= 0 and term.high <= 1 and spread > 0.01 and term.rows * term.classes >= FEWEST_NUMBERS:
+            yield _between(term)
+            return
+
+
+def _softmax(term: Term) -> Finding:
+    least = math.log(1 + (term.classes - 1) / math.e)
+    return Finding(
+        f"the softmax is taken twice: cross_entropy is given probabilities over {term.classes:,} classes",
+        Severity.ERROR,
+        at=("the input of cross_entropy",),
+        measured={"lowest": term.low, "highest": term.high, "sum_over_classes": list(term.sums)},
+        threshold={"lowest_possible_loss": least, "loss_of_guessing": math.log(term.classes)},
+        cause="a softmax comes before it, and cross_entropy takes one itself: even a model that is sure and "
+        f"right has a loss of {least:.4f}",
+        fix=Fix(
+            "give cross_entropy the logits, without the softmax",
+            ("logits = lm_head(hidden)", "loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())"),
+        ),
+    )
+
+
+def _between(term: Term) -> Finding:
+    return Finding(
+        f"every number that {term.function} is given lies between 0 and 1",
+        Severity.WARNING,
+        at=(f"the input of {term.function}",),
+        measured={"lowest": term.low, "highest": term.high, "numbers": term.rows * term.classes},
+        threshold={"lowest": "below 0"},
+        cause="as behind a sigmoid, which the loss expects to be left out, or as similarities without a "
+        "temperature; which was not established",
+        fix=Fix("give the loss the output of the last layer as it is", ("loss = loss_fn(logits, targets)",)),
+    )
+
+
+def _sample(**changed: object) -> LossTerms:
+    usual: dict[str, object] = {
+        "function": "cross_entropy",
+        "places": 24,
+        "targets": 12,
+        "classes": 680,
+        "reduction": "mean",
+        "total": 12 * 6.5,
+        "low": -1.4,
+        "high": 1.6,
+        "sums": (-20.0, 14.0),
+        "log_sums": (6.6, 6.7),
+        "rows": 12,
+    }
+    return LossTerms(6.5, (Term(**(usual | changed)),))  # type: ignore[arg-type]
+
+
+@probabilities_as_logits.bad
+def softmax_in_the_head() -> LossTerms:
+    return _sample(low=0.0, high=0.03, sums=(1.0, 1.0), log_sums=(6.52, 6.53))
+
+
+@probabilities_as_logits.bad
+def sigmoid_before_the_loss() -> LossTerms:
+    return _sample(low=0.2, high=0.9, sums=(310.0, 360.0), log_sums=(7.0, 7.1))
+
+
+@probabilities_as_logits.good
+def logits() -> LossTerms:
+    return _sample()
+
+
+@probabilities_as_logits.good
+def log_probabilities() -> LossTerms:
+    return _sample(low=-9.0, high=-0.01, sums=(-4000.0, -3900.0), log_sums=(0.0, 0.0))
+
+
+@probabilities_as_logits.good
+def a_head_of_zeros() -> LossTerms:
+    return _sample(low=0.0, high=0.0, sums=(0.0, 0.0), log_sums=(6.52, 6.52))

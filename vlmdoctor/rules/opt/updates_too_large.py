@@ -1,0 +1,93 @@
+"""updates-too-large: one step changes the weights by more than their own size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import listed
+from vlmdoctor.rules.samples import sample_steps
+
+LARGE, FIRST, FALLEN = 2.0, 3, 0.9
+# Neither of them starts at zero as a whole, as a projector or an adapter may.
+NEVER_ZERO = ("language", "vision")
+
+
+@rule(
+    "updates-too-large",
+    "OPT140",
+    explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling", "non-finite"),
+)
+def updates_too_large(steps: Steps) -> Iterator[Finding]:
+    """The first steps change whole parts of the model by twice their weights or more.
+
+    ## Why it matters
+    Nothing of the weights is left after such a step, pretrained ones included. Often it does not even blow
+    up: with norms in front of the head the logits go flat, the loss sits at that of guessing, and the
+    gradient is exactly zero from then on. A learning rate meant for another optimizer, a rate in other units
+    (1e3 for 1e-3), or a summed loss under plain SGD does that.
+
+    ## How sure it is
+    Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
+    a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a
+    tenth.
+    Projectors and adapters alone are not judged, since they may start at zero.
+
+    ## What to do
+    Lower the learning rate by the factor that was measured: 1e-4 to 1e-3 for AdamW, at most 0.1 for SGD.
+    """
+    found: dict[str, float] = {}
+    for step in [step for step in steps.steps if step.role_update_ratios][:FIRST]:
+        for role, ratio in step.role_update_ratios.items():
+            if role in NEVER_ZERO and math.isfinite(ratio) and ratio >= LARGE:
+                found[role] = max(found.get(role, 0.0), ratio)
+    if not found:
+        return
+    losses = [loss for _, loss in steps.losses]
+    if len(losses) > 1 and math.isfinite(losses[-1]) and losses[-1] < FALLEN * losses[0]:
+        return
+    rates = [step.lr for step in steps.steps[:FIRST] if step.lr is not None]
+    largest = max(found.values())
+    yield Finding(
+        f"the learning rate wipes out the weights: one step changes the {listed(sorted(found))} weights by "
+        f"{largest:.3g} times their size",
+        Severity.ERROR,
+        at=("optimizer", *(["lr"] if rates else [])),
+        measured={
+            "update_over_weights": {role: float(f"{ratio:.3g}") for role, ratio in sorted(found.items())},
+            "lr": max(rates, default=None),
+            "losses": losses[:FIRST],
+        },
+        threshold={"update_over_weights": LARGE},
+        cause="the learning rate"
+        + (f" of {max(rates):g}" if rates else "")
+        + " is far too high for these weights and this optimizer",
+        fix=Fix(
+            "lower it until a step changes the weights by a hundredth of their size or less",
+            ("optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)",),
+        ),
+        step=steps.steps[0].step,
+    )
+
+
+def _sample(ratio: float, loss: float) -> Steps:
+    run = sample_steps(8, loss=lambda step: 6.5 if step == 0 else loss, every=1)
+    changed = [
+        dataclasses.replace(step, role_update_ratios={"language": ratio, "projector": ratio}, lr=1000.0)
+        for step in run.steps
+    ]
+    return dataclasses.replace(run, steps=tuple(changed))
+
+
+@updates_too_large.bad
+def a_rate_of_a_thousand() -> Steps:
+    return _sample(240.0, 6.52)
+
+
+@updates_too_large.good
+def a_usual_rate() -> Steps:
+    return _sample(0.01, 6.0)

@@ -1,0 +1,72 @@
+"""positions-beyond-the-table: tokens have higher positions than the model was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.positions import Counted, Place, Positions
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("positions-beyond-the-table", "ROPE142")
+def positions_beyond_the_table(positions: Positions) -> Iterator[Finding]:
+    """Positions pass `max_position_embeddings`, though no row has so many tokens.
+
+    ## Why it matters
+    Rotary tables are computed for any number, so that nothing raises, and a model reads positions that it
+    has never seen in training: texts get worse the further out they are. It happens where counting goes on
+    through all samples of a packed row or of a batch, or where positions are counted in other units.
+
+    ## How sure it is
+    The highest position of a real token was read where it reaches the model's table. Rows that are
+    themselves too long have a rule of their own. It is a warning, since the configuration may be older than
+    the rotary scaling that is used.
+
+    ## What to do
+    Begin anew for each sample: leave `position_ids` out, or count the real tokens of each.
+    """
+    limit = positions.limit
+    if not limit:
+        return
+    for place in positions.places:
+        beyond = [row for row in place.rows if row.highest >= limit and row.tokens <= limit]
+        # One position for all is another rule's.
+        beyond = [row for row in beyond if row.lowest < row.highest or row.tokens == 1]
+        if not beyond:
+            continue
+        row = max(beyond, key=lambda row: row.highest)
+        yield Finding(
+            f"positions go up to {row.highest:,} in a row of {row.tokens:,} tokens; the model has {limit:,}",
+            Severity.WARNING,
+            at=(
+                positions.given or "position_ids",
+                *([] if place.module == positions.given else [place.module]),
+                f"row {row.row}",
+            ),
+            measured={"highest": row.highest, "first": row.first, "tokens": row.tokens, "rows": len(beyond)},
+            threshold={"highest": limit - 1},
+            cause=f"they begin at {row.first:,}"
+            if row.first
+            else "they go up faster than the tokens, or count through several samples",
+            fix=Fix(
+                "count the tokens of each sample from 0",
+                ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),
+            ),
+        )
+        return
+
+
+def _sample(first: int, highest: int) -> Positions:
+    row = Counted(0, 13, first, first, highest, 12, 12, 0, 0)
+    return Positions("position_ids", (Place("position_ids", 1, (row,)),), 64)
+
+
+@positions_beyond_the_table.bad
+def counted_through_the_batch() -> Positions:
+    return _sample(104, 116)
+
+
+@positions_beyond_the_table.good
+def counted_from_zero() -> Positions:
+    return _sample(0, 12)

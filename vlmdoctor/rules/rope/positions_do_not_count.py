@@ -1,0 +1,101 @@
+"""positions-do-not-count: the tokens of a row have one position, or positions that go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.positions import Counted, Place, Positions
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as it should
+
+
+@rule("positions-do-not-count", "ROPE140", explains=("rotary-not-relative", "packed-samples-leak"))
+def positions_do_not_count(positions: Positions) -> Iterator[Finding]:
+    """Positions are the same for all tokens of a row, or do not rise from one token to the next.
+
+    ## Why it matters
+    Positions tell the order of the words. Where all are 0 (a tensor of zeros passed as `position_ids`, a
+    cumulative sum of the wrong mask, a collator that pads with zeros) a model knows of order only what the
+    causal mask gives away: the loss falls, and stays far above what it could be
+    ([LLaMA-Factory 10783](https://github.com/hiyouga/LlamaFactory/issues/10783) is one of the ways there).
+
+    ## How sure it is
+    The positions were read where they reach the model's rotary or learned table, or from the batch. Only
+    neighbours that are both text are compared, since the tokens of one image may share a position, and
+    beginning anew at 0 or 1 is what packed samples do. One position for a whole row is an error, and so are
+    positions that never rise; where some do and most do not, it is a warning: a few methods shuffle them on
+    purpose.
+
+    ## What to do
+    Leave `position_ids` out, so that the model counts by itself, or count the real tokens.
+    """
+    for place in positions.places:
+        rows = [row for row in place.rows if row.pairs >= FEWEST]
+        constant = [row for row in rows if row.lowest == row.highest]
+        wild = [row for row in rows if row not in constant and row.rising + row.restarts < MOST * row.pairs]
+        if constant:
+            yield _finding(place, positions, constant, len(rows))
+        elif wild:
+            yield _finding(place, positions, wild, len(rows))
+        else:
+            continue
+        return
+
+
+def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: int) -> Finding:
+    same = all(row.lowest == row.highest for row in chosen)
+    row = chosen[0]
+    what = (
+        f"all {row.tokens} tokens of row {row.row} have position {row.lowest}"
+        if same
+        else f"positions rise at {row.rising} of {row.pairs} pairs of neighbours in row {row.row}"
+    )
+    return Finding(
+        f"positions do not count the tokens: {what}",
+        Severity.WARNING if any(row.rising for row in chosen) else Severity.ERROR,
+        at=(positions.given or "position_ids", *([] if place.module == positions.given else [place.module])),
+        measured={
+            "rows": len(chosen),
+            "of": rows,
+            "from": row.lowest,
+            "to": row.highest,
+            "pairs": row.pairs,
+            "rising": row.rising,
+        },
+        threshold={"rising": row.pairs},
+        cause=f"the batch gives them as {positions.given}"
+        if positions.given
+        else "the batch gives none, and the model makes these itself",
+        fix=Fix(
+            "leave them out, or count the real tokens",
+            ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),
+        ),
+        links=("https://github.com/hiyouga/LlamaFactory/issues/10783",),
+    )
+
+
+def _sample(*rows: Counted, given: str | None = "position_ids") -> Positions:
+    return Positions(given, (Place(given or "rotary_emb", 1, rows),), 64)
+
+
+@positions_do_not_count.bad
+def all_zero() -> Positions:
+    return _sample(Counted(0, 13, 0, 0, 0, 12, 0, 0, 0), Counted(1, 13, 0, 0, 0, 12, 0, 0, 0))
+
+
+@positions_do_not_count.bad
+def backwards() -> Positions:
+    return _sample(Counted(0, 13, 12, 0, 12, 12, 0, 11, 1))
+
+
+@positions_do_not_count.good
+def counting() -> Positions:
+    return _sample(Counted(0, 13, 0, 0, 12, 12, 12, 0, 0))
+
+
+@positions_do_not_count.good
+def packed() -> Positions:
+    """Three samples in one row, each counted from 0."""
+    return _sample(Counted(0, 13, 0, 0, 4, 12, 10, 0, 2))

@@ -1,0 +1,94 @@
+"""positions-ignore-images: image tokens have other positions than the model gives them itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.positions import Own, Positions
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("positions-ignore-images", "ROPE141")
+def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
+    """Positions of several axes (mRoPE) are not those that the model makes of its own images.
+
+    ## Why it matters
+    Qwen2-VL and its kin give an image token its time, row and column. Whatever passes `position_ids` of its
+    own (packing, a fused loss, a wrapper that does not find `get_rope_index`) usually only counts tokens:
+    nothing raises, the image is read as one long line, and a pretrained model is worse than it was
+    ([Automodel 3113](https://github.com/NVIDIA-NeMo/Automodel/issues/3113), [LLaMA-Factory
+    7754](https://github.com/hiyouga/LlamaFactory/issues/7754), [Liger-Kernel
+    276](https://github.com/linkedin/Liger-Kernel/issues/276)).
+
+    ## How sure it is
+    The model's own `get_rope_index` was called with the batch's ids, grids and mask, and compared with the
+    positions that reached its rotary table, token by token. A number added to all of a row makes no
+    difference, since rotary positions are relative, and rows of several samples are left out. One axis for
+    all, or the axes in another order, is an error; other differences are a warning.
+
+    ## What to do
+    Leave `position_ids` out, or make them with the model's own function.
+    """
+    own = positions.own
+    if own is None:
+        raise Unavailable(positions.no_own or "the model has no positions of several axes")
+    if not own.differing_rows:
+        return
+    if own.flat:
+        what, cause = "count tokens in one line", "the same number stands in all axes"
+    elif own.permuted:
+        what, cause = "have their axes in another order", "they are the model's own with the axes exchanged"
+    else:
+        what, cause = f"are not those of {own.function}", "what made them was not established"
+    by = (
+        f"the batch gives them as {positions.given}"
+        if positions.given
+        else "the model made them in its forward"
+    )
+    at = (positions.given or "position_ids",)
+    example = {}
+    if own.example is not None:
+        row, token, mine, used = own.example
+        at = (*at, f"row {row}, token {token}")
+        example = {"used": list(used), "own": list(mine)}
+    yield Finding(
+        f"the positions {what}: {own.differing} of {own.tokens} tokens have others than the model makes",
+        Severity.ERROR if own.flat or own.permuted else Severity.WARNING,
+        at=at,
+        measured={"tokens": own.tokens, "differing": own.differing, "rows": own.differing_rows, **example},
+        threshold={"differing": 0},
+        cause=f"{by}, and {cause}",
+        fix=Fix(
+            "leave position_ids out, or make them with the model's own function",
+            (f"position_ids, _ = model.model.{own.function}(input_ids, ...)",),
+        ),
+        links=(
+            "https://github.com/NVIDIA-NeMo/Automodel/issues/3113",
+            "https://github.com/hiyouga/LlamaFactory/issues/7754",
+        ),
+    )
+
+
+_SAME = Own("get_rope_index", 3, 2, 0, 0, 38, False, False)
+
+
+@positions_ignore_images.bad
+def one_line() -> Positions:
+    own = dataclasses.replace(
+        _SAME, differing_rows=2, differing=30, flat=True, example=(0, 5, (4, 4, 5), (5, 5, 5))
+    )
+    return Positions("position_ids", own=own)
+
+
+@positions_ignore_images.bad
+def axes_exchanged() -> Positions:
+    own = dataclasses.replace(_SAME, differing_rows=2, differing=4, permuted=True)
+    return Positions("position_ids", own=own)
+
+
+@positions_ignore_images.good
+def as_the_model_makes_them() -> Positions:
+    return Positions(None, own=_SAME)
