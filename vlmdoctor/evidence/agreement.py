@@ -78,10 +78,11 @@ def _new_token_rows(part: Sequence[Parameter]) -> str | None:
 
 
 def _batch_terms(subject: Subject) -> dict[str, str | None]:
+    from vlmdoctor.evidence.inputs import standard
     from vlmdoctor.watching.batch import count_images
 
-    batch = subject.batch
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    batch = {} if subject.batch is None else standard(subject.model, subject.batch, subject.loss_fn)
+    ids = batch.get("input_ids")
     if getattr(ids, "ndim", 0) != 2:
         return {}
     config = getattr(subject.model, "config", None)

@@ -29,6 +29,9 @@ class Bench:
         again = self.trials.run()
         self.noise = self.rounding = self.scale = 0.0
         self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
+        if self.valid is not None and self.trials.unseen:
+            self.valid = self.valid.clone()
+            self.valid[:, -self.trials.unseen :] = False
         self.offset = 0
         if self.before.logits is not None:
             # Where the model puts features in front of the text, its logits stand behind theirs.
@@ -92,7 +95,7 @@ class Bench:
         if inputs.reads_labels or inputs.ids == "decoder_input_ids":
             return self.valid
         if (known := inputs.predicting()) is not None:
-            return known.cpu()
+            return known.cpu() & self.valid
         if inputs.labels is None and generates is not None and "token_type_ids" not in inputs.fields:
             return self.valid
         raise Unavailable("the labels are not the next tokens, so that the model may be meant to look ahead")
