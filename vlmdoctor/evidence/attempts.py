@@ -13,7 +13,6 @@ import torch
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.bench import Bench, change
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.inputs import IGNORED
 from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
 from vlmdoctor.evidence.trials import distances
 
@@ -51,7 +50,12 @@ def edit_a_token(bench: Bench) -> Results:
         before[torch.arange(len(ids)) != row] = False
         kind = getattr(bench.config, "is_decoder", None)
         found = change(what, apart, before, allowed, effect, token=place, is_decoder=kind)
-        yield "later-token", _located(bench, found, changed, before, repair=True)
+        found = _located(bench, found, changed, before, repair=True)
+        if found.moves:
+            found = dataclasses.replace(
+                found, detail={**found.detail, "looks_back": _looks_back(bench, where)}
+            )
+        yield "later-token", found
     else:
         yield "later-token", refused
     others = bench.valid.clone()
@@ -100,8 +104,8 @@ def pad_more(bench: Bench) -> Results:
     """More padding, on the side where the batch has it: no logit of a real token may move."""
     bench.need_logits()
     inputs, length = bench.inputs, bench.valid.shape[1]
-    if inputs.mask is None or inputs.reads_labels or inputs.ids != "input_ids":
-        raise Unavailable("the batch has no padding mask over its input_ids")
+    if inputs.mask is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
+        raise Unavailable("the batch has no padding mask over its token ids")
     bench.predicting()
     longest = bench.setting("max_position_embeddings") or bench.setting("n_positions")
     rope = bench.setting("rope_parameters") or {}
@@ -151,10 +155,28 @@ def _located(
     return dataclasses.replace(found, detail=detail)
 
 
+def _looks_back(bench: Bench, where: torch.Tensor) -> bool | None:
+    """Whether an earlier token moves any logit behind it; None where there is none to change."""
+    for row in range(len(where)):
+        last = int(where[row].nonzero()[-1]) if where[row].any() else 0
+        texts = (int(place) for place in bench.valid[row].nonzero())
+        place = next((place for place in texts if not _stands_for_more(bench, row, place)), last)
+        if place >= last:
+            continue
+        ids = bench.inputs[bench.inputs.ids].clone()
+        ids[row, place] = _another(bench, row, place)
+        apart = bench.moved(bench.trials.run(bench.inputs.with_(**{bench.inputs.ids: ids})))[row]
+        if float(apart[place]) <= bench.noise:
+            return None  # not even its own: it may be hidden
+        behind = where[row] & (torch.arange(len(apart)) > place)
+        return float(apart[behind].max()) > bench.exact(float(apart[place]))
+    return None
+
+
 def _padded(bench: Bench, left: bool) -> dict[str, torch.Tensor]:
     inputs = bench.inputs
     shape = inputs[inputs.ids].shape
-    fill = {inputs.ids: _pad_id(bench), inputs.mask: 0, inputs.labels: IGNORED}
+    fill = {inputs.ids: _pad_id(bench), inputs.mask: int(inputs.hides), inputs.labels: inputs.ignored}
     padded = {}
     for name, value in inputs.fields.items():
         if not isinstance(value, torch.Tensor) or name in inputs.images:

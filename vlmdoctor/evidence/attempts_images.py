@@ -12,6 +12,7 @@ from torch import nn
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
 from vlmdoctor.evidence.bench import Bench, change
+from vlmdoctor.evidence.image_path import image_path
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.evidence.trials import distances
 
@@ -55,6 +56,8 @@ def _noise(images: torch.Tensor) -> torch.Tensor:
     drawn = torch.randn(images.shape, generator=generator).to(images.device, torch.float32)
     known = images.float()
     noise = known.mean() + drawn * known.std().clamp(min=1e-3)
+    if not images.is_floating_point():
+        noise = noise.clamp(0, 255)
     return torch.where(known == 0, known, noise).to(images.dtype)
 
 
@@ -108,7 +111,8 @@ def _influence(bench: Bench, apart: torch.Tensor, positions: torch.Tensor | None
         closed = _closed_gate(bench, changed, text if text.any() else where)
     if closed is not None:
         raise Unavailable(f"the images' path starts closed: {closed} is zero")
-    return change("all images", apart, text if text.any() else where, bench.noise, anywhere)
+    path = image_path(bench, changed) if anywhere <= bench.noise else {}
+    return change("all images", apart, text if text.any() else where, bench.noise, anywhere, **path)
 
 
 def _images_by_loss(bench: Bench) -> Change:
@@ -125,7 +129,8 @@ def _images_by_loss(bench: Bench) -> Change:
             first, second = bench.trials.run().loss, bench.trials.run(changed).loss
         if woken and first != second:
             raise Unavailable(f"the images' path starts closed: {woken[0]} is zero")
-    return Change("all images", moved, bench.noise, moved, positions=1)
+    path = image_path(bench, changed) if moved <= bench.noise else {}
+    return Change("all images", moved, bench.noise, moved, positions=1, detail=path)
 
 
 def _closed_gate(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
