@@ -57,7 +57,7 @@ def _takes_mapping_whole(signature: inspect.Signature, batch: Any) -> bool:
 
 
 def loss_in(output: Any) -> torch.Tensor | None:
-    """The loss in a model's output: a scalar itself, `.loss`, `["loss"]`, or the first or second of a tuple."""
+    """The loss in a model's output: a scalar, `.loss`, `["loss"]`, or the first or second of a tuple."""
     if isinstance(output, Mapping):
         named = [value for key, value in output.items() if "loss" in str(key) and _is_scalar(value)]
         output = output["loss"] if "loss" in output else named[0] if len(named) == 1 else None

@@ -30,7 +30,7 @@ def seen_alignment(subject: Subject) -> Alignment | None:
     targets = _placed(seen[0], logits)
     if targets is None:
         return None
-    found = _ahead(ids, targets)
+    found = places_ahead(ids, targets)
     if found is None:
         return None
     ahead, matched = found
@@ -61,7 +61,7 @@ def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:
     return placed
 
 
-def _ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] | None:
+def places_ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] | None:
     """(how many places ahead of their prediction the targets are, share of them that this explains)."""
     more = targets.shape[1] - ids.shape[1]
     if more < 0:

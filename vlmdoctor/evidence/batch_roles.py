@@ -53,7 +53,7 @@ class Roles:
 
 
 def roles_of(fields: Mapping[str, Any], model: Any = None) -> Roles:
-    """The roles in a batch whose parts have these names; parts without names of their own are `[0]`, `[1]`."""
+    """The roles in a batch whose parts have these names; those without one of their own are `[0]`, `[1]`."""
     whole = {name: value for name, value in fields.items() if _is_whole(value)}
     labels = _named_labels(whole)
     ids = _tokens(whole, labels)
@@ -67,7 +67,7 @@ def roles_of(fields: Mapping[str, Any], model: Any = None) -> Roles:
 
 
 def ignored_label(labels: torch.Tensor | None, model: Any) -> int:
-    """The label that is left out of the loss: as a loss module of the model says, or the labels themselves."""
+    """The label that the loss leaves out: as a loss module of the model says, or the labels themselves."""
     if hasattr(getattr(model, "config", None), "model_type"):
         return IGNORED
     modules = model.modules() if isinstance(model, nn.Module) else ()
@@ -79,16 +79,6 @@ def ignored_label(labels: torch.Tensor | None, model: Any) -> int:
         return IGNORED
     below = labels[labels < 0].unique().tolist()
     return below[0] if len(below) == 1 else IGNORED
-
-
-def label_shift(ids: torch.Tensor, labels: torch.Tensor, ignored: int = IGNORED) -> tuple[int, float] | None:
-    """(how far the labels are ahead of the ids, share of labels that this explains); None without labels.
-
-    Of shifts that explain as many, the first of 0, 1, -1 and 2.
-    """
-    shares = shares_of_shifts(ids, labels, ignored)
-    best = max(shares, key=lambda shift: shares[shift], default=None)
-    return None if best is None else (best, shares[best])
 
 
 def shares_of_shifts(ids: torch.Tensor, labels: torch.Tensor, ignored: int = IGNORED) -> dict[int, float]:
@@ -165,12 +155,13 @@ def _are_tokens_and_labels(ids: torch.Tensor, labels: torch.Tensor) -> bool:
         return bool((ids >= 0).any())  # every label is left out
     below = labels[left_out].unique()
     ignored = int(below[0]) if len(below) == 1 else IGNORED
-    found = label_shift(ids, labels, ignored)
-    if found is None or found[1] < _ALIKE:
+    shares = shares_of_shifts(ids, labels, ignored)
+    best = max(shares, key=lambda shift: shares[shift], default=0)
+    if shares.get(best, 0.0) < _ALIKE:
         return False
     # The same the other way round where nothing is left out: then labels are those that are ahead, and
     # where they are equal the first part is the ids.
-    return found[0] >= 0 or bool(left_out.any())
+    return best >= 0 or bool(left_out.any())
 
 
 def _mask(fields: Mapping[str, Any], ids: str | None, labels: str | None) -> str | None:

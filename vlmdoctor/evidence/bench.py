@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.alignment_seen import places_ahead
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.inputs import Inputs, placeholders
+from vlmdoctor.evidence.inputs import IGNORED, Inputs, placeholders
 from vlmdoctor.evidence.trials import Seen, Trials, distances
 from vlmdoctor.subject import Subject
 
@@ -96,6 +97,10 @@ class Bench:
             return self.valid
         if (known := inputs.predicting()) is not None:
             return known.cpu() & self.valid
+        if inputs.labels is None and (targets := self.trials.targets) is not None:
+            found = places_ahead(inputs[inputs.ids], targets)
+            if found is not None and found[0] == 1:
+                return (targets != IGNORED).cpu() & self.valid
         if inputs.labels is None and generates is not None and "token_type_ids" not in inputs.fields:
             return self.valid
         raise Unavailable("the labels are not the next tokens, so that the model may be meant to look ahead")

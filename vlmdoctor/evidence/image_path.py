@@ -37,7 +37,8 @@ def image_path(bench: Bench, changed: Any) -> dict[str, str]:
     found = {"last": names[last]}
     swallowing = (i for i in range(last + 1, len(names)) if given[i] and not moved[i])
     # Further on, what was given them and went no further may be all of the model, with the text's part.
-    ends_in = next((names[i] for i in swallowing if i == last + 1 or role_of(names[i]) in _SEEING), None)
+    near = (names[i] for i in swallowing if all(moved[last:i]) or role_of(names[i]) in _SEEING)
+    ends_in = next(near, None)
     return {**found, "ends_in": ends_in} if ends_in else found
 
 
@@ -46,7 +47,7 @@ def _contains_any(name: str, earlier: list[str]) -> bool:
 
 
 def _calls(bench: Bench, batch: Any) -> list[tuple[str, Sums, Sums]]:
-    """(name, sums of its inputs, sums of its outputs) of every call of a module, in the order of their ends."""
+    """(name, sums of its inputs, sums of its outputs) of each module's calls, in the order of their ends."""
     found: list[tuple[str, Sums, Sums]] = []
     with contextlib.ExitStack() as hooks:
         for raw_name, module in bench.trials.model.named_modules():
@@ -86,11 +87,14 @@ def _floats(values: Any) -> Iterator[torch.Tensor]:
 
 
 def _never_called(model: nn.Module, called: set[str]) -> str | None:
-    """The first part of the model that sees, by its name, with weights and without a call in it."""
-    for raw_name, module in model.named_modules():
-        name = canonical_name(raw_name + ".").rstrip(".")
-        if not raw_name or role_of(name) != "vision" or not any(True for _ in module.parameters()):
-            continue
-        inside = any(one == name or one.startswith(name + ".") for one in called)
-        return None if inside else name
+    """The first part with weights, of those that see if any does, that is not called, nor what it holds."""
+    names = [
+        canonical_name(raw_name + ".").rstrip(".")
+        for raw_name, module in model.named_modules()
+        if raw_name and any(True for _ in module.parameters())
+    ]
+    seeing = [name for name in names if role_of(name) == "vision"]
+    for name in seeing[:1] or names:
+        if not any(one == name or one.startswith(name + ".") for one in called):
+            return name
     return None

@@ -61,7 +61,7 @@ def watched_losses() -> Iterator[list[LossCall]]:
 
 
 def token_losses(calls: Sequence[LossCall], ids: torch.Tensor | None) -> list[LossCall]:
-    """Those over a vocabulary that has the ids, all of one width: a contrastive loss is over a few samples."""
+    """Those over a vocabulary that has the ids, of one width: a contrastive loss is over a few samples."""
     if ids is None or not ids.numel() or ids.is_meta:
         return []
     least = int(ids.max())

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlmdoctor import subject as subjects
-from vlmdoctor.evidence.inputs import Inputs
+from vlmdoctor.evidence.inputs import IGNORED, Inputs
 from vlmdoctor.evidence.loss_calls import LossCall, token_losses, watched_losses
 from vlmdoctor.invoke import call, logits_in, loss_in
 from vlmdoctor.subject import Subject
@@ -44,6 +44,7 @@ class Trials:
         inputs: The user's batch.
         seconds: How long the first pass took.
         unseen: How many logits at the end of each row were never seen, since the loss takes none there.
+        targets: What the loss compares with, [B, T], `IGNORED` where there is nothing; None where not seen.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -58,6 +59,7 @@ class Trials:
             module.training = trains and not _NOISY.search(type(module).__name__)
         self.seconds = 0.0
         self.unseen = 0
+        self.targets: torch.Tensor | None = None
         self._seen_types: set[torch.dtype] = set()
 
     def run(self, batch: Any = None) -> Seen:
@@ -81,8 +83,9 @@ class Trials:
         seen = token_losses(calls, self.inputs[self.inputs.ids] if self.inputs.ids else None)
         if seen:
             self.inputs.ignored = seen[0].ignored
-        if logits is None and len(seen) == 1:
-            logits = self._compared(seen[0])
+        if len(seen) == 1:
+            logits = self._compared(seen[0]) if logits is None else logits
+            self.targets = self._targets(seen[0]) if self.targets is None else self.targets
         return Seen(logits, None if loss is None else float(loss))
 
     def jittered(self) -> Seen:
@@ -127,6 +130,14 @@ class Trials:
         self._seen_types.add(scores.dtype)
         return functional.pad(scores, (0, 0, 0, self.unseen))
 
+    def _targets(self, seen: LossCall) -> torch.Tensor | None:
+        rows, length = self.inputs[self.inputs.ids].shape
+        missing = rows * length - len(seen.targets)
+        if missing not in (0, rows):
+            return None
+        targets = seen.targets.masked_fill(seen.targets == seen.ignored, IGNORED)
+        return functional.pad(targets.unflatten(0, (rows, -1)), (0, missing // rows), value=IGNORED)
+
     def _step(self, logits: torch.Tensor) -> int:
         return max(1, logits.shape[-1] // COLUMNS)
 
@@ -147,6 +158,10 @@ class Trials:
             logits = logits.unflatten(0, tuple(ids.shape))
         if logits.ndim != 3 or logits.shape[0] != ids.shape[0]:
             return None
+        # A loss function may give the model all but the last token, which foretells nothing.
+        self.unseen = int(self._subject.loss_fn is not None and logits.shape[1] == ids.shape[1] - 1)
+        if self.unseen:
+            logits = functional.pad(logits, (0, 0, 0, 1))
         self._seen_types.add(logits.dtype)
         return logits.detach()[..., :: self._step(logits)].clone()
 
@@ -173,7 +188,7 @@ def _could_be(value: Any, ids: torch.Tensor) -> bool:
         return False
     if value.ndim == 2:
         return value.shape[0] == ids.numel() and ids.shape[0] > 1
-    return value.ndim == 3 and value.shape[0] == ids.shape[0] and value.shape[1] >= ids.shape[1]
+    return value.ndim == 3 and value.shape[0] == ids.shape[0] and value.shape[1] >= ids.shape[1] - 1
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.detection.case import Case
-from benchmarks.detection.faults import attention, batches, gradients, optimizers, weights
+from benchmarks.detection.faults import attention, batches, gradients, handwritten, optimizers, weights
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, optimizers, weights)
+AREAS = (attention, batches, gradients, handwritten, optimizers, weights)
 
 
 def cases() -> list[Case]:

@@ -80,8 +80,9 @@ def _why(seen: Change) -> str:
     last, ends_in = seen.detail.get("last"), seen.detail.get("ends_in")
     if ends_in and ends_in != last:
         return (
-            f"the way of the images ends in {ends_in}: what {last} makes of them still changes with them, and "
-            f"what {ends_in} gives out does not, as behind a dead activation or where features are replaced"
+            f"the way of the images ends in {ends_in}: what {last} makes of them still changes with them, "
+            f"and what {ends_in} gives out does not, as behind a dead activation or where features are "
+            "replaced"
         )
     if ends_in or last:
         return (

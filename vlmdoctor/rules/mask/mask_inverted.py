@@ -51,8 +51,8 @@ def mask_inverted(influence: Influence) -> Iterator[Finding]:
         at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
         measured={"moved_by_a_later_token": seen.moved, "moved_by_an_earlier_token": 0.0},
         threshold={"moved_by_a_later_token": seen.allowed},
-        cause=f"the mask of the attention is turned around; {place or 'an unknown place'} is where the future "
-        "gets through first",
+        cause="the mask of the attention is turned around; "
+        f"{place or 'an unknown place'} is where the future gets through first",
         proof=proof_of(seen),
         fix=Fix(
             "turn the mask around", ("mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look",)
