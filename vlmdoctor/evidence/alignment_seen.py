@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from vlmdoctor.evidence.alignment import NEARLY_ALL, Alignment
 from vlmdoctor.evidence.batch_roles import IGNORED, shares_of_shifts
@@ -64,6 +65,8 @@ def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:
 def places_ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] | None:
     """(how many places ahead of their prediction the targets are, share of them that this explains)."""
     more = targets.shape[1] - ids.shape[1]
+    if more == -1:  # the last token foretells nothing, and was not given to the model
+        targets, more = functional.pad(targets, (0, 1), value=IGNORED), 0
     if more < 0:
         return None
     # Features stand in front of the text, or have taken the place of one token in it: behind them the ids

@@ -41,15 +41,21 @@ def moved_with_causal_mask(bench: Bench, changed: Any, where: torch.Tensor) -> f
 def _sums(bench: Bench, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
     """For each module, in the order in which they end: sums of its inputs and of its outputs at `where`."""
     found: dict[str, tuple[tuple, tuple]] = {}
-    shape = (where.shape[0], where.shape[1] + bench.offset)
-    kept = torch.zeros(shape, dtype=torch.bool)
-    kept[:, bench.offset :] = where
+    rows, length = where.shape
+
+    def kept(value: torch.Tensor) -> torch.Tensor | None:
+        """[B, L]: the places in a sequence, which may have features in front, or lack what is not foretold."""
+        more = value.shape[1] - length
+        if value.shape[0] != rows or more < -bench.trials.unseen:
+            return None
+        return functional.pad(where, (more, 0)) if more > 0 else where[:, : length + more]
 
     def of(values: Any) -> tuple:
         values = values.values() if isinstance(values, dict) else values
         values = values if isinstance(values, tuple | list) else (values,)
-        whole = [v for v in values if isinstance(v, torch.Tensor) and v.ndim == 3 and v.shape[:2] == shape]
-        kept_values = [v[kept.to(v.device)].double() for v in whole if v.is_floating_point()]
+        whole = [v for v in values if isinstance(v, torch.Tensor) and v.ndim == 3 and v.is_floating_point()]
+        placed = [(v, places) for v in whole if (places := kept(v)) is not None]
+        kept_values = [v[places.to(v.device)].double() for v, places in placed]
         return tuple((float(v.sum()), float(v.square().sum())) for v in kept_values)
 
     with contextlib.ExitStack() as hooks:
