@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.bench import Bench
+from vlmdoctor.evidence.reference import Reference
 from vlmdoctor.subject import canonical_name, role_of
 
 _SEEING = ("vision", "projector")
 Sums = tuple[tuple[float, float], ...]
 
 
-def image_path(bench: Bench, changed: Any) -> dict[str, str]:
+def image_path(reference: Reference, changed: Any) -> dict[str, str]:
     """Where the way of the images ends, when nothing behind it moves with them.
 
     Holds `last`, the last module whose output moved; `ends_in`, the one around or behind it that was given
     something else and gave out the same; or `never`, an image part that is not called at all.
     """
-    before, after = _calls(bench, None), _calls(bench, changed)
+    before, after = _calls(reference, None), _calls(reference, changed)
     if [name for name, _, _ in before] != [name for name, _, _ in after]:
         return {}
     given = [one[1] != other[1] for one, other in zip(before, after, strict=True)]
     moved = [one[2] != other[2] for one, other in zip(before, after, strict=True)]
     names = [name for name, _, _ in before]
     if True not in moved:
-        never = _never_called(bench.trials.model, set(names))
+        never = _never_called(reference.trials.model, set(names))
         return {"never": never} if never else {}
     # What contains others may hand on what one of them made long before.
     inner = [i for i, name in enumerate(names) if moved[i] and not _contains_any(name, names[:i])]
@@ -46,11 +46,11 @@ def _contains_any(name: str, earlier: list[str]) -> bool:
     return any(other.startswith(name + ".") for other in earlier)
 
 
-def _calls(bench: Bench, batch: Any) -> list[tuple[str, Sums, Sums]]:
+def _calls(reference: Reference, batch: Any) -> list[tuple[str, Sums, Sums]]:
     """(name, sums of its inputs, sums of its outputs) of each module's calls, in the order of their ends."""
     found: list[tuple[str, Sums, Sums]] = []
     with contextlib.ExitStack() as hooks:
-        for raw_name, module in bench.trials.model.named_modules():
+        for raw_name, module in reference.trials.model.named_modules():
             if not raw_name:
                 continue  # the whole is given the images whatever becomes of them
 
@@ -64,7 +64,7 @@ def _calls(bench: Bench, batch: Any) -> list[tuple[str, Sums, Sums]]:
                 found.append((name, _sums((given, keywords)), _sums(output)))
 
             hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        bench.trials.run(batch)
+        reference.trials.run(batch)
     return found
 
 

@@ -18,7 +18,7 @@ _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would
 _NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
 
 
-class Bench:
+class Reference:
     """A subject with its logits on the unchanged batch, and how far rounding moves them."""
 
     def __init__(self, subject: Subject) -> None:
