@@ -142,7 +142,21 @@ def examine(
         if agreement is not None and agreement.seen:
             terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
             report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
-        return prove(report, subject, gather, rules, gather.in_time)
+        return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
+
+
+def _in_own_names(report: Report, subject: Subject) -> Report:
+    """What is wrong with `labels` is told of `targets`, where the batch calls them so."""
+    from vlmdoctor.evidence.inputs import own_names
+
+    if subject.batch is None:
+        return report
+    names = own_names(subject.model, subject.batch, subject.loss_fn)
+    findings = (
+        dataclasses.replace(finding, at=tuple(names.get(place, place) for place in finding.at))
+        for finding in report.findings
+    )
+    return dataclasses.replace(report, findings=tuple(findings))
 
 
 @contextlib.contextmanager

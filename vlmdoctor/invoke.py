@@ -57,20 +57,29 @@ def _takes_mapping_whole(signature: inspect.Signature, batch: Any) -> bool:
 
 
 def loss_in(output: Any) -> torch.Tensor | None:
-    """The loss in a model's output: a scalar itself, `.loss`, `["loss"]`, or the first of a tuple."""
+    """The loss in a model's output: a scalar, `.loss`, `["loss"]`, or the first or second of a tuple."""
     if isinstance(output, Mapping):
-        output = output.get("loss")
+        named = [value for key, value in output.items() if "loss" in str(key) and _is_scalar(value)]
+        output = output["loss"] if "loss" in output else named[0] if len(named) == 1 else None
     elif isinstance(output, tuple | list) and output:
-        output = getattr(output, "loss", output[0])
+        # Further back a scalar is something else: CLIP's third is the scale of its logits.
+        scalars = (value for value in output[:2] if _is_scalar(value))
+        output = getattr(output, "loss", next(scalars, None))
     elif not isinstance(output, torch.Tensor):
         output = getattr(output, "loss", None)
-    is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
-    return output.reshape(()) if is_loss else None
+    return output.reshape(()) if _is_scalar(output) else None
 
 
 def logits_in(output: Any) -> torch.Tensor | None:
-    """The logits in a model's output: `.logits` or `["logits"]`."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    """The logits in a model's output: `.logits`, `["logits"]`, or the one tensor [B, T, V] that is in it."""
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif hasattr(output, "logits"):
+        logits = output.logits
+    else:
+        parts = output if isinstance(output, tuple | list) else (output,)
+        deep = [p for p in parts if isinstance(p, torch.Tensor) and p.ndim == 3 and p.is_floating_point()]
+        logits = deep[0] if len(deep) == 1 else None
     return logits if isinstance(logits, torch.Tensor) else None
 
 
@@ -78,10 +87,20 @@ def run(
     model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Any] | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """One forward pass: (loss, logits), each None where the model gives none."""
-    if loss_fn is not None:
-        return loss_in(loss_fn(model, batch)), None
-    output = call(model, batch)
-    return loss_in(output), logits_in(output)
+    if loss_fn is None:
+        output = call(model, batch)
+        return loss_in(output), logits_in(output)
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda module, given, output: outputs.append(output))
+    try:
+        loss = loss_in(loss_fn(model, batch))
+    finally:
+        handle.remove()
+    return loss, logits_in(outputs[-1]) if outputs else None
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()
 
 
 def moved(batch: Any, device: torch.device) -> Any:

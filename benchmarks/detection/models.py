@@ -12,7 +12,10 @@ from benchmarks.detection.case import Made
 from benchmarks.detection.families import FROZEN
 from benchmarks.detection.shrink import tiny_config, tiny_model
 
-HANDWRITTEN = ("nanovlm", "llava_scratch", "flamingo", "prefix_lm", "qformer", "clip")
+HANDWRITTEN = (
+    *("nanovlm", "llava_scratch", "flamingo", "prefix_lm", "qformer", "clip"),
+    *("nanogpt_images", "captioner", "hf_wrapper"),
+)
 
 # Vision-language models of `transformers` that can be built small, with a batch, on a CPU.
 VLMS = (
@@ -188,6 +191,30 @@ PARTS: dict[str, dict[str, str]] = {
         "layers": "h",
         "embed": "wte",
         "head": "lm_head",
+    },
+    "nanogpt_images": {
+        "vision": "eye",
+        "projector": "see",
+        "language": "transformer",
+        "layers": "transformer.h",
+        "embed": "transformer.wte",
+        "head": "lm_head",
+    },
+    "captioner": {
+        "vision": "encoder",
+        "projector": "bridge",
+        "language": "decoder",
+        "layers": "decoder.dec",
+        "embed": "decoder.emb",
+        "head": "decoder.out",
+    },
+    "hf_wrapper": {
+        "vision": "clip",
+        "projector": "adapter",
+        "language": "llm",
+        "layers": "llm.model.layers",
+        "embed": "llm.model.embed_tokens",
+        "head": "llm.lm_head",
     },
     "minivlm": {
         "vision": "model.vision_encoder",

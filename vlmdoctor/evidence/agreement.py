@@ -78,10 +78,11 @@ def _new_token_rows(part: Sequence[Parameter]) -> str | None:
 
 
 def _batch_terms(subject: Subject) -> dict[str, str | None]:
+    from vlmdoctor.evidence.inputs import standard
     from vlmdoctor.watching.batch import count_images
 
-    batch = subject.batch
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    batch = {} if subject.batch is None else standard(subject.model, subject.batch, subject.loss_fn)
+    ids = batch.get("input_ids")
     if getattr(ids, "ndim", 0) != 2:
         return {}
     config = getattr(subject.model, "config", None)
@@ -102,8 +103,12 @@ def _supervised(subject: Subject, batch: Mapping[str, Any], ids: Any, image_toke
     if getattr(labels, "shape", None) != ids.shape:
         return None
     counted = labels != IGNORED_LABEL
-    if not bool(counted.any()) or not bool((labels[counted] == ids[counted]).all()):
-        return None  # nothing supervised, or labels that are not laid out like the ids
+    # The last label that counts, of each row that has one.
+    last = [int(row[chosen][-1]) for row, chosen in zip(labels, counted, strict=True) if bool(chosen.any())]
+    own = _at_their_tokens(ids, labels)
+    if own is None:
+        return None  # nothing supervised, or labels that are no tokens of their row
+    counted = own != IGNORED_LABEL
     text = ids == ids
     mask = batch.get("attention_mask")
     if getattr(mask, "shape", None) == ids.shape:
@@ -114,9 +119,20 @@ def _supervised(subject: Subject, batch: Mapping[str, Any], ids: Any, image_toke
         return "everything"
     stops = _stop_tokens(subject)
     if not stops:
-        return None
-    rows = [row[chosen] for row, chosen in zip(ids, counted, strict=True) if bool(chosen.any())]
-    return "assistant + stop" if all(int(row[-1]) in stops for row in rows) else "assistant"
+        # Nobody says what ends an answer; where all end alike, that does.
+        return "assistant + stop" if len(last) > 1 and len(set(last)) == 1 else None
+    return "assistant + stop" if set(last) <= stops else "assistant"
+
+
+def _at_their_tokens(ids: Any, labels: Any) -> Any | None:
+    """The labels at the places of the tokens that they are, also where they were given one ahead."""
+    for ahead in (0, 1):
+        own = labels.roll(ahead, dims=1)
+        own[:, :ahead] = IGNORED_LABEL
+        counted = own != IGNORED_LABEL
+        if bool(counted.any()) and bool((own[counted] == ids[counted]).all()):
+            return own
+    return None
 
 
 def _stop_tokens(subject: Subject) -> set[int]:

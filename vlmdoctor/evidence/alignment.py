@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
 
 DEPTH = "forward"
 MODEL_SHIFTS = (0, 1, 2)
-LABEL_SHIFTS = (0, 1, -1, 2)
 NEARLY_ALL = 0.9
-FEWEST = 4  # labels
 TOLERANCE, APART = 2e-6, 5.0  # relative to the loss; candidates must differ by so many times that
 
 
@@ -47,55 +44,61 @@ class Alignment:
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Alignment:
-    """Runs the model once and finds the shift whose cross-entropy is the loss that it gave."""
+    """Runs the model once and finds the shift whose cross-entropy is the loss that it gave.
+
+    Where the labels do not stand beside the ids, or the loss is more than their mean, the scores and the
+    targets are taken from the very call of `cross_entropy`.
+    """
+    from vlmdoctor.evidence.alignment_seen import seen_alignment
     from vlmdoctor.evidence.forward import Forward
     from vlmdoctor.unchanged import unchanged
 
     if gather(Forward).failure is not None:
         raise Unavailable("the forward pass raises")
-    ids, labels = _ids_and_labels(subject)
-    label_shift, matched = _label_shift(ids, labels)
-    with unchanged(subject.model):
-        loss, logits = _loss_and_logits(subject)
-        if logits is None and subject.model.training:
-            subject.model.eval()  # in training some models apply the head to supervised tokens only
+    try:
+        ids, labels = _ids_and_labels(subject)
+        label_shift, matched = _label_shift(ids, labels)
+        with unchanged(subject.model):
             loss, logits = _loss_and_logits(subject)
-        if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):
-            raise Unavailable("the model gives no loss beside logits for each label")
-        losses = {k: _cross_entropy(logits, labels, k) for k in MODEL_SHIFTS}
-        value = float(loss)
-    shift = _which(value, losses)
+            if logits is None and subject.model.training:
+                subject.model.eval()  # in training some models apply the head to supervised tokens only
+                loss, logits = _loss_and_logits(subject)
+            if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):
+                raise Unavailable("the model gives no loss beside logits for each label")
+            losses = {k: _cross_entropy(logits, labels, k) for k in MODEL_SHIFTS}
+            value = float(loss)
+        shift = _which(value, losses)
+    except Unavailable:
+        with unchanged(subject.model):
+            found = seen_alignment(subject)
+        if found is None:
+            raise
+        return found
     return Alignment(value, shift, label_shift, tuple(losses.items()), matched)
 
 
 def _ids_and_labels(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    batch = subject.batch if isinstance(subject.batch, Mapping) else {}
+    from vlmdoctor.evidence.inputs import standard
+
+    batch = standard(subject.model, subject.batch, subject.loss_fn)
     ids, labels = batch.get("input_ids"), batch.get("labels")
     for tensor in (ids, labels):
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.is_floating_point():
-            raise Unavailable("the batch has no input_ids and labels side by side")
+            raise Unavailable("the batch has no token ids and labels side by side")
     if ids.shape != labels.shape or getattr(
         getattr(subject.model, "config", None), "is_encoder_decoder", False
     ):
-        raise Unavailable("the labels are of another sequence than the input_ids")
+        raise Unavailable("the labels are of another sequence than the token ids")
     return ids, labels
 
 
 def _label_shift(ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
     """Which token each label is; raises `Unavailable` where no one shift explains nearly all labels."""
-    shares = {}
-    length = ids.shape[1]
-    for shift in LABEL_SHIFTS:
-        if length <= abs(shift):
-            continue
-        own = labels[:, max(0, -shift) : length - max(0, shift)]
-        meant = ids[:, max(0, shift) : length - max(0, -shift)]
-        known = own != IGNORED
-        total = int(known.sum())
-        if total >= FEWEST:
-            shares[shift] = float((own == meant)[known].float().mean())
+    from vlmdoctor.evidence.batch_roles import shares_of_shifts
+
+    shares = shares_of_shifts(ids, labels)
     best = max(shares, key=lambda shift: shares[shift], default=None)
     if best is None or shares[best] < NEARLY_ALL:
         raise Unavailable("too few labels are tokens of their own row to tell how they are shifted")
@@ -107,21 +110,11 @@ def _label_shift(ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
 def _loss_and_logits(subject: Subject) -> tuple[Any, Any]:
     import torch
 
-    from vlmdoctor.invoke import call, logits_in, loss_in, run
+    from vlmdoctor.invoke import run
     from vlmdoctor.unchanged import copy_of
 
     with torch.no_grad():
-        if subject.loss_fn is None:
-            output = call(subject.model, copy_of(subject.batch))
-            return loss_in(output), logits_in(output)
-        torch.manual_seed(0)
-        loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
-        torch.manual_seed(0)  # the same dropout as for the loss
-        try:
-            output = call(subject.model, copy_of(subject.batch))
-        except Exception as error:
-            raise Unavailable("the model can't be called without the loss function") from error
-        return loss, output if isinstance(output, torch.Tensor) and output.ndim == 3 else logits_in(output)
+        return run(subject.model, copy_of(subject.batch), subject.loss_fn)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: int) -> float:

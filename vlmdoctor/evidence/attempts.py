@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.bench import Bench, change
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.inputs import IGNORED
 from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
+from vlmdoctor.evidence.reference import Reference, change
 from vlmdoctor.evidence.trials import distances
 
 Results = Iterator[tuple[str, Change | str]]
@@ -25,86 +24,93 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")
 CAPACITY = "experts of limited capacity make samples depend on each other by design"
 
 
-def edit_a_token(bench: Bench) -> Results:
+def edit_a_token(reference: Reference) -> Results:
     """A late token of one row: nothing before it may move, and nothing in another row."""
-    bench.need_logits()
-    inputs, refused = bench.inputs, None
+    reference.need_logits()
+    inputs, refused = reference.inputs, None
     try:
-        where = bench.predicting()
+        where = reference.predicting()
     except Unavailable as reason:
-        where, refused = bench.valid, str(reason)
-    row, place = _late_token(bench, where)
+        where, refused = reference.valid, str(reason)
+    row, place = _late_token(reference, where)
     ids = inputs[inputs.ids].clone()
-    ids[row, place] = _another(bench, row, place)
+    ids[row, place] = _another(reference, row, place)
     changed = inputs.with_(**{inputs.ids: ids})
-    apart = bench.moved(bench.trials.run(changed))
+    apart = reference.moved(reference.trials.run(changed))
     columns = torch.arange(ids.shape[1])
     # A decoder that reads the labels sees this one a position later.
     sees = columns > place if inputs.reads_labels else columns >= place
-    effect = float(apart[row][sees & bench.valid[row]].max())
-    if effect <= 10 * bench.noise:
+    effect = float(apart[row][sees & reference.valid[row]].max())
+    if effect <= 10 * reference.noise:
         raise Unavailable("the changed token moves no logit at all, not even its own")
-    allowed = bench.exact(effect)
+    allowed = reference.exact(effect)
     what = f"token {place} of row {row}"
     if refused is None:
         before = where & ~sees
         before[torch.arange(len(ids)) != row] = False
-        kind = getattr(bench.config, "is_decoder", None)
+        kind = getattr(reference.config, "is_decoder", None)
         found = change(what, apart, before, allowed, effect, token=place, is_decoder=kind)
-        yield "later-token", _located(bench, found, changed, before, repair=True)
+        found = _located(reference, found, changed, before, repair=True)
+        if found.moves:
+            found = dataclasses.replace(
+                found, detail={**found.detail, "looks_back": _looks_back(reference, where)}
+            )
+        yield "later-token", found
     else:
         yield "later-token", refused
-    others = bench.valid.clone()
+    others = reference.valid.clone()
     others[row] = False
     if len(ids) < 2:
         yield "another-sample", "the batch holds one sample only"
-    elif bench.setting("expert_capacity") is not None:
+    elif reference.setting("expert_capacity") is not None:
         yield "another-sample", CAPACITY
     else:
         found = change(what, apart, others, allowed, effect, changed_row=row)
-        yield "another-sample", _located(bench, found, changed, others)
+        yield "another-sample", _located(reference, found, changed, others)
 
 
-def edit_a_packed_sample(bench: Bench) -> Results:
+def edit_a_packed_sample(reference: Reference) -> Results:
     """A token of the first of several samples in one row: the others in it may not move."""
-    bench.need_logits()
-    numbers = bench.inputs.packed()
+    reference.need_logits()
+    numbers = reference.inputs.packed()
     if numbers is None:
         raise Unavailable("no row of the batch is packed with several samples")
     numbers = numbers.cpu()
-    row = next(r for r in range(len(numbers)) if len(numbers[r][bench.valid[r]].unique()) > 1)
-    first = (numbers[row] == numbers[row][bench.valid[row]][0]) & bench.valid[row]
-    places = [int(p) for p in first.nonzero() if not _stands_for_more(bench, row, int(p))]
+    row = next(r for r in range(len(numbers)) if len(numbers[r][reference.valid[r]].unique()) > 1)
+    first = (numbers[row] == numbers[row][reference.valid[row]][0]) & reference.valid[row]
+    places = [int(p) for p in first.nonzero() if not _stands_for_more(reference, row, int(p))]
     if not places:
         raise Unavailable("the first packed sample has no text")
-    ids = bench.inputs[bench.inputs.ids].clone()
-    ids[row, places[-1]] = _another(bench, row, places[-1])
+    ids = reference.inputs[reference.inputs.ids].clone()
+    ids[row, places[-1]] = _another(reference, row, places[-1])
     # A cache, which no training needs, keeps transformers from looking for packed samples.
-    cached = "use_cache" in inspect.signature(bench.trials.model.forward).parameters
-    options = {"use_cache": False} if cached and isinstance(bench.subject.batch, Mapping) else {}
-    changed = bench.inputs.with_(**{bench.inputs.ids: ids}, **options)
-    before, after = (bench.trials.run(batch).logits for batch in (bench.inputs.with_(**options), changed))
-    apart = distances(bench.text(after), bench.text(before)).cpu()
+    cached = "use_cache" in inspect.signature(reference.trials.model.forward).parameters
+    options = {"use_cache": False} if cached and isinstance(reference.subject.batch, Mapping) else {}
+    changed = reference.inputs.with_(**{reference.inputs.ids: ids}, **options)
+    before, after = (
+        reference.trials.run(batch).logits for batch in (reference.inputs.with_(**options), changed)
+    )
+    apart = distances(reference.text(after), reference.text(before)).cpu()
     effect = float(apart[row][first].max())
-    others = torch.zeros_like(bench.valid)
-    others[row] = bench.valid[row] & ~first
+    others = torch.zeros_like(reference.valid)
+    others[row] = reference.valid[row] & ~first
     what = f"token {places[-1]} of row {row}"
-    by = "segment_ids" if "position_ids" not in bench.inputs.fields else "position_ids"
-    masked = bench.inputs.mask is not None
-    allowed = bench.exact(effect)
+    by = "segment_ids" if "position_ids" not in reference.inputs.fields else "position_ids"
+    masked = reference.inputs.mask is not None
+    allowed = reference.exact(effect)
     found = change(what, apart, others, allowed, effect, told_by=by, attention_mask=masked)
     yield "packed-neighbour", found
 
 
-def pad_more(bench: Bench) -> Results:
+def pad_more(reference: Reference) -> Results:
     """More padding, on the side where the batch has it: no logit of a real token may move."""
-    bench.need_logits()
-    inputs, length = bench.inputs, bench.valid.shape[1]
-    if inputs.mask is None or inputs.reads_labels or inputs.ids != "input_ids":
-        raise Unavailable("the batch has no padding mask over its input_ids")
-    bench.predicting()
-    longest = bench.setting("max_position_embeddings") or bench.setting("n_positions")
-    rope = bench.setting("rope_parameters") or {}
+    reference.need_logits()
+    inputs, length = reference.inputs, reference.valid.shape[1]
+    if inputs.mask is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
+        raise Unavailable("the batch has no padding mask over its token ids")
+    reference.predicting()
+    longest = reference.setting("max_position_embeddings") or reference.setting("n_positions")
+    rope = reference.setting("rope_parameters") or {}
     if isinstance(longest, int) and length + PADDING > longest:
         raise Unavailable(f"the sequence has no room for padding: {length} of {longest} positions are used")
     if isinstance(rope, dict) and rope.get("rope_type") in _LENGTH_DEPENDENT:
@@ -113,16 +119,16 @@ def pad_more(bench: Bench) -> Results:
         getattr(v, "ndim", 0) >= 4 and v.shape[-1] == length and "mask" in n for n, v in inputs.fields.items()
     ):
         raise Unavailable("the batch brings a finished attention mask")
-    left = bool((~bench.valid[:, 0]).any())
-    names = " ".join({type(module).__name__.lower() for module in bench.trials.model.modules()})
+    left = bool((~reference.valid[:, 0]).any())
+    names = " ".join({type(module).__name__.lower() for module in reference.trials.model.modules()})
     if left and any(part in names for part in _RECURRENT):
         raise Unavailable("recurrent layers read padding on the left by design")
-    seen = bench.trials.run(inputs.with_(**_padded(bench, left)))
-    if seen.logits is None or seen.logits.shape[1] != bench.before.logits.shape[1] + PADDING:
+    seen = reference.trials.run(inputs.with_(**_padded(reference, left)))
+    if seen.logits is None or seen.logits.shape[1] != reference.before.logits.shape[1] + PADDING:
         raise Unavailable("the padded batch gives logits of another shape")
-    logits = bench.text(seen.logits)
+    logits = reference.text(seen.logits)
     kept = logits[:, PADDING:] if left else logits[:, :length]
-    apart = distances(kept, bench.text(bench.before.logits)).cpu()
+    apart = distances(kept, reference.text(reference.before.logits)).cpu()
     side = "left" if left else "right"
     given = "position_ids" in inputs.fields
     yield (
@@ -130,8 +136,8 @@ def pad_more(bench: Bench) -> Results:
         change(
             f"{PADDING} more padding tokens on the {side}",
             apart,
-            bench.valid,
-            bench.rounded,
+            reference.valid,
+            reference.rounded,
             None,
             side=side,
             position_ids=given,
@@ -140,21 +146,41 @@ def pad_more(bench: Bench) -> Results:
 
 
 def _located(
-    bench: Bench, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
+    reference: Reference, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
 ) -> Change:
     """`found`, if it moves, with the place where it gets through and what a causal mask would do."""
     if not found.moves:
         return found
-    detail = {**found.detail, "place": leaking_place(bench, changed, where)}
+    detail = {**found.detail, "place": leaking_place(reference, changed, where)}
     if repair:
-        detail["moved_with_causal_mask"] = moved_with_causal_mask(bench, changed, where)
+        detail["moved_with_causal_mask"] = moved_with_causal_mask(reference, changed, where)
     return dataclasses.replace(found, detail=detail)
 
 
-def _padded(bench: Bench, left: bool) -> dict[str, torch.Tensor]:
-    inputs = bench.inputs
+def _looks_back(reference: Reference, where: torch.Tensor) -> bool | None:
+    """Whether an earlier token moves any logit behind it; None where there is none to change."""
+    for row in range(len(where)):
+        last = int(where[row].nonzero()[-1]) if where[row].any() else 0
+        texts = (int(place) for place in reference.valid[row].nonzero())
+        place = next((place for place in texts if not _stands_for_more(reference, row, place)), last)
+        if place >= last:
+            continue
+        ids = reference.inputs[reference.inputs.ids].clone()
+        ids[row, place] = _another(reference, row, place)
+        apart = reference.moved(reference.trials.run(reference.inputs.with_(**{reference.inputs.ids: ids})))[
+            row
+        ]
+        if float(apart[place]) <= reference.noise:
+            return None  # not even its own: it may be hidden
+        behind = where[row] & (torch.arange(len(apart)) > place)
+        return float(apart[behind].max()) > reference.exact(float(apart[place]))
+    return None
+
+
+def _padded(reference: Reference, left: bool) -> dict[str, torch.Tensor]:
+    inputs = reference.inputs
     shape = inputs[inputs.ids].shape
-    fill = {inputs.ids: _pad_id(bench), inputs.mask: 0, inputs.labels: IGNORED}
+    fill = {inputs.ids: _pad_id(reference), inputs.mask: int(inputs.hides), inputs.labels: inputs.ignored}
     padded = {}
     for name, value in inputs.fields.items():
         if not isinstance(value, torch.Tensor) or name in inputs.images:
@@ -170,23 +196,25 @@ def _padded(bench: Bench, left: bool) -> dict[str, torch.Tensor]:
     return padded
 
 
-def _pad_id(bench: Bench) -> int:
-    places = (bench.subject.tokenizer, bench.config, getattr(bench.config, "text_config", None))
+def _pad_id(reference: Reference) -> int:
+    places = (reference.subject.tokenizer, reference.config, getattr(reference.config, "text_config", None))
     known = [getattr(place, "pad_token_id", None) for place in places]
     pad = next((k for k in known if isinstance(k, int) and k >= 0), None)
-    padding = bench.inputs[bench.inputs.ids][~bench.valid.to(bench.inputs[bench.inputs.ids].device)]
+    padding = reference.inputs[reference.inputs.ids][
+        ~reference.valid.to(reference.inputs[reference.inputs.ids].device)
+    ]
     if padding.numel():
         pad = int(padding[0])
     if pad is None:
-        pad = _another(bench, 0, int(bench.valid[0].nonzero()[0]))
+        pad = _another(reference, 0, int(reference.valid[0].nonzero()[0]))
     return pad
 
 
-def _late_token(bench: Bench, where: torch.Tensor) -> tuple[int, int]:
+def _late_token(reference: Reference, where: torch.Tensor) -> tuple[int, int]:
     """(row, position) of the latest text token that has a position in `where` before it."""
-    inputs = bench.inputs
+    inputs = reference.inputs
     for row in range(len(where)):
-        valid = bench.valid[row].nonzero().flatten().tolist()
+        valid = reference.valid[row].nonzero().flatten().tolist()
         before = where[row].nonzero().flatten().tolist()
         # The last label may be moved to the front of what the decoder reads (mBART).
         places = valid[:-1] if inputs.reads_labels else valid
@@ -194,31 +222,31 @@ def _late_token(bench: Bench, where: torch.Tensor) -> tuple[int, int]:
             # No later than what the last supervised logit foretells: the prompt may look ahead.
             places = [place for place in places if place <= before[-1] + 1]
         for place in reversed(places):
-            if not _stands_for_more(bench, row, place) and before and before[0] < place:
+            if not _stands_for_more(reference, row, place) and before and before[0] < place:
                 return row, place
     raise Unavailable("no row has a text token with a supervised one before it")
 
 
-def _stands_for_more(bench: Bench, row: int, place: int) -> bool:
-    return int(bench.inputs[bench.inputs.ids][row, place]) in bench.placeholders
+def _stands_for_more(reference: Reference, row: int, place: int) -> bool:
+    return int(reference.inputs[reference.inputs.ids][row, place]) in reference.placeholders
 
 
-def _another(bench: Bench, row: int, place: int) -> int:
+def _another(reference: Reference, row: int, place: int) -> int:
     """Another token of the batch's text, to stand at this place."""
-    ids = bench.inputs[bench.inputs.ids]
-    special = set(getattr(bench.subject.tokenizer, "all_special_ids", None) or ())
-    for owner in (bench.config, getattr(bench.config, "text_config", None)):
+    ids = reference.inputs[reference.inputs.ids]
+    special = set(getattr(reference.subject.tokenizer, "all_special_ids", None) or ())
+    for owner in (reference.config, getattr(reference.config, "text_config", None)):
         values = (getattr(owner, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
         special.update(v for v in values if isinstance(v, int))
     current = int(ids[row, place])
-    likely = bench.valid
+    likely = reference.valid
     with contextlib.suppress(Unavailable):
-        following = bench.predicting()
+        following = reference.predicting()
         likely = torch.zeros_like(following)
         likely[:, 1:] = following[:, :-1]
-    for here in (likely, bench.valid):
+    for here in (likely, reference.valid):
         pool = [int(i) for i in ids[here.to(ids.device)].flip(0).tolist()]
         for candidate in pool:
-            if candidate not in {current, *special, *bench.placeholders} and candidate >= 0:
+            if candidate not in {current, *special, *reference.placeholders} and candidate >= 0:
                 return candidate
     raise Unavailable("the batch's text is one token only, so that there is none to put in its place")

@@ -13,7 +13,7 @@ import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.bench import Bench, change
+from vlmdoctor.evidence.reference import Reference, change
 from vlmdoctor.evidence.trials import COLUMNS, distances
 from vlmdoctor.invoke import logits_in
 from vlmdoctor.unchanged import copy_of
@@ -35,45 +35,48 @@ _RECURRENT = (
 )
 
 
-def decode_with_the_cache(bench: Bench) -> Results:
+def decode_with_the_cache(reference: Reference) -> Results:
     """Everything but a few tokens in one pass, and those one by one with what it left in the cache."""
-    bench.need_logits()
-    inputs, model = bench.inputs, bench.trials.model
+    reference.need_logits()
+    inputs, model = reference.inputs, reference.trials.model
     if inputs.reads_labels or inputs.ids == "decoder_input_ids":
         raise Unavailable("an encoder-decoder keeps two caches")
     if inputs.packed() is not None:
         raise Unavailable("several samples share a row, which is never decoded")
     ids = inputs[inputs.ids]
     cut = ids.shape[1] - DECODED
-    rows = bench.valid[:, cut - 1 :].all(dim=1) if cut > 0 else torch.zeros(len(ids), dtype=torch.bool)
+    rows = reference.valid[:, cut - 1 :].all(dim=1) if cut > 0 else torch.zeros(len(ids), dtype=torch.bool)
     if not rows.any():
         raise Unavailable("the rows are too short, or end in padding")
-    if any(int(token) in bench.placeholders for token in ids[:, cut:].flatten()):
+    if any(int(token) in reference.placeholders for token in ids[:, cut:].flatten()):
         raise Unavailable("the last tokens stand for an image")
     base = getattr(model, "get_base_model", lambda: model)()
     if getattr(base, "can_generate", lambda: False)():
-        decoded = _Generated(bench, base, cut)
+        decoded = _Generated(reference, base, cut)
     else:
-        decoded = _Stepped(bench, cut)
+        decoded = _Stepped(reference, cut)
     for module in model.modules():
         module.training = False
-    whole = bench.text(bench.before.logits)[:, cut - 1 : cut - 1 + DECODED]
+    whole = reference.text(reference.before.logits)[:, cut - 1 : cut - 1 + DECODED]
     with _quietly(), torch.no_grad():
         apart = distances(decoded.run(cached=True), whole).cpu()
         names = " ".join({type(module).__name__.lower() for module in model.modules()})
-        loose = 10 if any(part in names for part in _RECURRENT) or bench.trials.has_experts else 1
-        allowed = loose * max(4 * bench.rounded, _SHARE * bench.scale)
+        loose = 10 if any(part in names for part in _RECURRENT) or reference.trials.has_experts else 1
+        allowed = loose * max(4 * reference.rounded, _SHARE * reference.scale)
         if float(apart[rows].max()) > allowed:
             without = distances(decoded.run(cached=False), whole).cpu()
             if float(without[rows].max()) > allowed:
                 raise Unavailable("decoding without the cache gives other logits than one pass, too")
-    every = torch.zeros_like(bench.valid)
+    every = torch.zeros_like(reference.valid)
     every[rows, cut - 1 : cut - 1 + DECODED] = True
     moved = torch.zeros(every.shape)
     moved[:, cut - 1 : cut - 1 + DECODED] = apart
     first = next((step for step in range(DECODED) if float(apart[rows, step].max()) > allowed), None)
     what = f"the last {DECODED} tokens decoded with the cache"
-    yield "cache", change(what, moved, every, allowed, None, first=first, scale=bench.scale, by=decoded.by)
+    yield (
+        "cache",
+        change(what, moved, every, allowed, None, first=first, scale=reference.scale, by=decoded.by),
+    )
 
 
 class _Generated:
@@ -81,24 +84,26 @@ class _Generated:
 
     by = "generate"
 
-    def __init__(self, bench: Bench, model: Any, cut: int) -> None:
-        self.bench, self.model, self.cut = bench, model, cut
-        if not isinstance(bench.subject.batch, Mapping):
+    def __init__(self, reference: Reference, model: Any, cut: int) -> None:
+        self.reference, self.model, self.cut = reference, model, cut
+        if not isinstance(reference.subject.batch, Mapping):
             raise Unavailable("generate takes the batch by names")
-        shape = bench.inputs[bench.inputs.ids].shape
-        if any(getattr(v, "ndim", 0) == 4 and v.shape[-1] == shape[1] for v in bench.inputs.fields.values()):
+        shape = reference.inputs[reference.inputs.ids].shape
+        if any(
+            getattr(v, "ndim", 0) == 4 and v.shape[-1] == shape[1] for v in reference.inputs.fields.values()
+        ):
             raise Unavailable("the batch brings a finished attention mask")
         self.prompt = {
             name: value[:, :cut] if getattr(value, "shape", ())[:2] == shape else value
-            for name, value in bench.inputs.fields.items()
-            if name not in (bench.inputs.labels, "position_ids", "use_cache")
+            for name, value in reference.inputs.fields.items()
+            if name not in (reference.inputs.labels, "position_ids", "use_cache")
         }
 
     def run(self, *, cached: bool) -> torch.Tensor:
         """[B, DECODED, C]: the logits before each of the last tokens."""
         from transformers import GenerationConfig, LogitsProcessor
 
-        ids, cut = self.bench.inputs[self.bench.inputs.ids], self.cut
+        ids, cut = self.reference.inputs[self.reference.inputs.ids], self.cut
 
         class Forced(LogitsProcessor):
             step = 0
@@ -136,16 +141,16 @@ class _Stepped:
 
     by = "forward"
 
-    def __init__(self, bench: Bench, cut: int) -> None:
-        self.bench, self.cut = bench, cut
-        self.parameters = inspect.signature(bench.trials.model.forward).parameters
+    def __init__(self, reference: Reference, cut: int) -> None:
+        self.reference, self.cut = reference, cut
+        self.parameters = inspect.signature(reference.trials.model.forward).parameters
         names = [name for name in _CACHES if name in self.parameters]
         if len(names) != 1 or "use_cache" not in self.parameters:
             raise Unavailable("the model's forward takes no cache")
         self.cache = names[0]
         if any(place in name for name in self.parameters for place in _PLACES):
             raise Unavailable("which positions its forward wants beside a cache is not known")
-        inputs = bench.inputs
+        inputs = reference.inputs
         mask = inputs.fields.get(inputs.mask) if inputs.mask else None
         if mask is not None and not bool(mask.bool().all()):
             raise Unavailable("whether its forward wants the mask of all tokens beside a cache is not known")
@@ -157,7 +162,7 @@ class _Stepped:
 
     def run(self, *, cached: bool) -> torch.Tensor:
         """[B, DECODED, C]: the logits before each of the last tokens."""
-        model, name = self.bench.trials.model, self.bench.inputs.ids
+        model, name = self.reference.trials.model, self.reference.inputs.ids
         ids = self.rest[name]
         if not cached:
             return self._logits(model(**copy_of(self.rest)))[:, self.cut - 1 : self.cut - 1 + DECODED]

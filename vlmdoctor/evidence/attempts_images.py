@@ -11,31 +11,32 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.bench import Bench, change
+from vlmdoctor.evidence.image_path import image_path
 from vlmdoctor.evidence.influence import Change
+from vlmdoctor.evidence.reference import Reference, change
 from vlmdoctor.evidence.trials import distances
 
 AWAKE = 0.1
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
-def exchange_an_image(bench: Bench) -> Results:
+def exchange_an_image(reference: Reference) -> Results:
     """The first sample's image becomes noise: its logits move, and no other sample's."""
-    inputs = bench.inputs
+    inputs = reference.inputs
     if not inputs.images:
         raise Unavailable("the batch holds no images")
-    if bench.before.logits is None:
-        yield "images", _images_by_loss(bench)
+    if reference.before.logits is None:
+        yield "images", _images_by_loss(reference)
         raise Unavailable("no logits were found in the model's output, one row of them for each token")
-    seen = _image_positions(bench)
-    owned = _first_image(bench, seen)
-    if owned is not None and len(bench.valid) > 1:
-        apart = bench.moved(bench.trials.run(inputs.with_(**owned)))
-        own = float(apart[0][(bench.valid if seen is None else bench.valid | seen)[0]].max())
-        others = bench.valid.clone()
+    seen = _image_positions(reference)
+    owned = _first_image(reference, seen)
+    if owned is not None and len(reference.valid) > 1:
+        apart = reference.moved(reference.trials.run(inputs.with_(**owned)))
+        own = float(apart[0][(reference.valid if seen is None else reference.valid | seen)[0]].max())
+        others = reference.valid.clone()
         others[0] = False
-        allowed = bench.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
-        if bench.setting("expert_capacity") is not None:
+        allowed = reference.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
+        if reference.setting("expert_capacity") is not None:
             yield (
                 "image-of-another",
                 "experts of limited capacity make samples depend on each other by design",
@@ -45,8 +46,8 @@ def exchange_an_image(bench: Bench) -> Results:
     else:
         yield "image-of-another", "which image belongs to which sample is not known"
     changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
-    apart = bench.moved(bench.trials.run(changed))
-    yield "images", _influence(bench, apart, seen, changed)
+    apart = reference.moved(reference.trials.run(changed))
+    yield "images", _influence(reference, apart, seen, changed)
 
 
 def _noise(images: torch.Tensor) -> torch.Tensor:
@@ -55,21 +56,23 @@ def _noise(images: torch.Tensor) -> torch.Tensor:
     drawn = torch.randn(images.shape, generator=generator).to(images.device, torch.float32)
     known = images.float()
     noise = known.mean() + drawn * known.std().clamp(min=1e-3)
+    if not images.is_floating_point():
+        noise = noise.clamp(0, 255)
     return torch.where(known == 0, known, noise).to(images.dtype)
 
 
-def _image_positions(bench: Bench) -> torch.Tensor | None:
+def _image_positions(reference: Reference) -> torch.Tensor | None:
     """[B, T]: where a placeholder of an image stands; None where they are not known."""
-    if not bench.placeholders or bench.inputs.reads_labels:
+    if not reference.placeholders or reference.inputs.reads_labels:
         return None
-    ids = bench.inputs[bench.inputs.ids].cpu()
-    stands = torch.isin(ids, torch.tensor(sorted(bench.placeholders)))
+    ids = reference.inputs[reference.inputs.ids].cpu()
+    stands = torch.isin(ids, torch.tensor(sorted(reference.placeholders)))
     return stands if stands.any() else None
 
 
-def _first_image(bench: Bench, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+def _first_image(reference: Reference, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
     """The images with the first sample's exchanged; None where it is not known which is whose."""
-    inputs, rows = bench.inputs, len(bench.valid)
+    inputs, rows = reference.inputs, len(reference.valid)
     if positions is not None and not bool(positions.any(dim=1).all()):
         return None
     changed = {}
@@ -89,55 +92,59 @@ def _first_image(bench: Bench, positions: torch.Tensor | None) -> dict[str, torc
     return changed
 
 
-def _influence(bench: Bench, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any) -> Change:
-    inputs = bench.inputs
+def _influence(
+    reference: Reference, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any
+) -> Change:
+    inputs = reference.inputs
     if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
         raise Unavailable("the images of this batch are empty")
-    where = bench.valid
+    where = reference.valid
     anywhere = float(apart[where if positions is None else where | positions].max())
     text = where
     if positions is not None:
         # The text that stands behind an image, where the loss looks at it.
         text = where & (positions.cumsum(dim=1) > 0) & ~positions
         with contextlib.suppress(Unavailable):
-            text = text & bench.predicting()
-    elif bench.setting("image_token_id") is not None:
+            text = text & reference.predicting()
+    elif reference.setting("image_token_id") is not None:
         raise Unavailable("the text holds no placeholder for an image")
     closed = None
-    if float(apart[text].max() if text.any() else anywhere) <= bench.noise:
-        closed = _closed_gate(bench, changed, text if text.any() else where)
+    if float(apart[text].max() if text.any() else anywhere) <= reference.noise:
+        closed = _closed_gate(reference, changed, text if text.any() else where)
     if closed is not None:
         raise Unavailable(f"the images' path starts closed: {closed} is zero")
-    return change("all images", apart, text if text.any() else where, bench.noise, anywhere)
+    path = image_path(reference, changed) if anywhere <= reference.noise else {}
+    return change("all images", apart, text if text.any() else where, reference.noise, anywhere, **path)
 
 
-def _images_by_loss(bench: Bench) -> Change:
-    inputs, loss = bench.inputs, bench.before.loss
+def _images_by_loss(reference: Reference) -> Change:
+    inputs, loss = reference.inputs, reference.before.loss
     if loss is None:
         raise Unavailable("the model gives neither a loss nor logits")
     changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
     if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
         raise Unavailable("the images of this batch are empty")
-    other = bench.trials.run(changed).loss
+    other = reference.trials.run(changed).loss
     moved = abs(other - loss) if other is not None else float("inf")
-    if moved <= bench.noise:
-        with _awake(bench.trials.model) as woken:
-            first, second = bench.trials.run().loss, bench.trials.run(changed).loss
+    if moved <= reference.noise:
+        with _awake(reference.trials.model) as woken:
+            first, second = reference.trials.run().loss, reference.trials.run(changed).loss
         if woken and first != second:
             raise Unavailable(f"the images' path starts closed: {woken[0]} is zero")
-    return Change("all images", moved, bench.noise, moved, positions=1)
+    path = image_path(reference, changed) if moved <= reference.noise else {}
+    return Change("all images", moved, reference.noise, moved, positions=1, detail=path)
 
 
-def _closed_gate(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
+def _closed_gate(reference: Reference, changed: Any, where: torch.Tensor) -> str | None:
     """The parameter that is zero at first and lets nothing through until it has learned; else None."""
-    with _awake(bench.trials.model) as woken:
+    with _awake(reference.trials.model) as woken:
         if not woken:
             return None
-        one, other = bench.trials.run(), bench.trials.run(changed)
+        one, other = reference.trials.run(), reference.trials.run(changed)
     if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
         return None
-    apart = distances(bench.text(one.logits), bench.text(other.logits)).cpu()
-    return woken[0] if float(apart[where].max()) > bench.noise else None
+    apart = distances(reference.text(one.logits), reference.text(other.logits)).cpu()
+    return woken[0] if float(apart[where].max()) > reference.noise else None
 
 
 @contextlib.contextmanager

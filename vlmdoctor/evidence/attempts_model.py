@@ -13,7 +13,7 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.bench import Bench, change
+from vlmdoctor.evidence.reference import Reference, change
 from vlmdoctor.evidence.rotary_tables import StoredTable, stored_tables
 from vlmdoctor.evidence.trials import Seen
 from vlmdoctor.subject import canonical_name, role_of
@@ -28,15 +28,15 @@ _BACKENDS = {"eager": "sdpa", "sdpa": "eager"}
 Move = Callable[[torch.Tensor], torch.Tensor]
 
 
-def shift_positions(bench: Bench) -> Results:
+def shift_positions(reference: Reference) -> Results:
     """All rotary positions moved by the same number: attention sees differences only, so nothing moves."""
-    bench.need_logits()
-    if bench.inputs.reads_labels or bench.inputs.ids == "decoder_input_ids":
+    reference.need_logits()
+    if reference.inputs.reads_labels or reference.inputs.ids == "decoder_input_ids":
         raise Unavailable("an encoder-decoder has two sequences of positions")
-    length = bench.valid.shape[1]
-    shift = min(SHIFT, _room(bench, length))
-    modules = rotary_modules(bench.trials.model)
-    tables = [] if modules else _tables(bench.trials.model, length + LEAST_SHIFT)
+    length = reference.valid.shape[1]
+    shift = min(SHIFT, _room(reference, length))
+    modules = rotary_modules(reference.trials.model)
+    tables = [] if modules else _tables(reference.trials.model, length + LEAST_SHIFT)
     if tables:
         shift = min(shift, min(max(table.tensor.shape[:-1]) for table in tables) - length)
     if not modules and not tables:
@@ -47,37 +47,40 @@ def shift_positions(bench: Bench) -> Results:
     def seen(move: Move) -> Seen:
         moves = _moved_tables(tables, move, length) if tables else _moved_positions(modules, move, length)
         with moves:
-            return bench.trials.run()
+            return reference.trials.run()
 
     # Where the positions of images have several axes, some models mix two of them in one rotation
     # (HunYuan-VL): with one count for all of them the question is the same, and what is asked is certain.
-    flat = seen(_one_axis) if modules else bench.before
-    shifted = bench.moved(seen(lambda positions: _one_axis(positions) + shift), flat)
-    scrambled = bench.moved(seen(lambda positions: positions.amax() - _one_axis(positions)), flat)
-    effect = float(scrambled[bench.valid].max())
-    if effect <= bench.rounded:
+    flat = seen(_one_axis) if modules else reference.before
+    shifted = reference.moved(seen(lambda positions: _one_axis(positions) + shift), flat)
+    scrambled = reference.moved(seen(lambda positions: positions.amax() - _one_axis(positions)), flat)
+    effect = float(scrambled[reference.valid].max())
+    if effect <= reference.rounded:
         raise Unavailable("positions hardly move this model's logits")
     at = tuple(canonical_name(name) for name, _ in modules) or tuple(table.name for table in tables)
-    allowed = max(_SHARE * effect, bench.rounded)
-    yield "positions", change(f"all positions by {shift}", shifted, bench.valid, allowed, effect, tables=at)
+    allowed = max(_SHARE * effect, reference.rounded)
+    yield (
+        "positions",
+        change(f"all positions by {shift}", shifted, reference.valid, allowed, effect, tables=at),
+    )
 
 
-def switch_backend(bench: Bench) -> Results:
+def switch_backend(reference: Reference) -> Results:
     """The other of eager and sdpa attention: the same function, so that nothing moves but by rounding."""
-    bench.need_logits()
-    model = bench.trials.model
+    reference.need_logits()
+    model = reference.trials.model
     model = getattr(model, "get_base_model", lambda: model)()
-    current = getattr(bench.config, "_attn_implementation", None)
+    current = getattr(reference.config, "_attn_implementation", None)
     if current not in _BACKENDS or not hasattr(model, "set_attn_implementation"):
         raise Unavailable("the model has no attention back ends that can be switched")
     if not getattr(model, "_supports_sdpa", False) or not model._can_set_attn_implementation():
         raise Unavailable("the model has one attention back end only")
-    if bench.setting("attn_logit_softcapping"):
+    if reference.setting("attn_logit_softcapping"):
         raise Unavailable("only eager attention caps its scores in this model, by design")
     with _attention(model, _BACKENDS[current]):
-        apart = bench.moved(bench.trials.run())
-    allowed = max(bench.rounded, 1e-3 * bench.scale)
-    yield "backend", change(f"{current} to {_BACKENDS[current]}", apart, bench.valid, allowed, None)
+        apart = reference.moved(reference.trials.run())
+    allowed = max(reference.rounded, 1e-3 * reference.scale)
+    yield "backend", change(f"{current} to {_BACKENDS[current]}", apart, reference.valid, allowed, None)
 
 
 def _one_axis(positions: torch.Tensor) -> torch.Tensor:
@@ -85,9 +88,9 @@ def _one_axis(positions: torch.Tensor) -> torch.Tensor:
     return positions[:1].expand_as(positions) if positions.ndim == 3 else positions
 
 
-def _room(bench: Bench, length: int) -> int:
-    rope = bench.setting("rope_parameters")
-    limits = [bench.setting("max_position_embeddings")]
+def _room(reference: Reference, length: int) -> int:
+    rope = reference.setting("rope_parameters")
+    limits = [reference.setting("max_position_embeddings")]
     if isinstance(rope, dict):
         limits.append(rope.get("original_max_position_embeddings"))
     known = [limit for limit in limits if isinstance(limit, int)]

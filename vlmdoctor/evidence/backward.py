@@ -64,6 +64,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     """Runs forward and backward once, in the model's own mode, and leaves it bit for bit as it was."""
     import torch
 
+    from vlmdoctor.evidence.inputs import standard
     from vlmdoctor.evidence.raised import failure_of
     from vlmdoctor.invoke import run
     from vlmdoctor.unchanged import copy_of, unchanged
@@ -95,7 +96,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
         trainable=sum(parameter.requires_grad for _, parameter in parameters),
         parameters=len(parameters),
         failure=failure,
-        images=count_images((subject.batch,), {}),
+        images=count_images((standard(subject.model, subject.batch, subject.loss_fn),), {}),
     )
 
 

@@ -57,7 +57,7 @@ class Tracer(TorchFunctionMode):
     def __init__(self, mended: Collection[Cut] = ()) -> None:
         super().__init__()
         self.mended = frozenset(mended)
-        self.found: dict[Cut, None] = {}
+        self.found: dict[Cut, nn.Module | None] = {}
 
     def __torch_function__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
@@ -66,7 +66,7 @@ class Tracer(TorchFunctionMode):
             return function(*arguments, **keywords)
         cut = self._explicit(function)
         if cut is not None:
-            self.found[cut] = None
+            self.found.setdefault(cut, _running())
             if cut in self.mended:
                 return _kept(function, arguments)
             return function(*arguments, **keywords)
@@ -74,7 +74,7 @@ class Tracer(TorchFunctionMode):
             return function(*arguments, **keywords)
         cut = _switched_off()
         if cut is not None:
-            self.found[cut] = None
+            self.found.setdefault(cut, _running())
         if cut in self.mended:
             with torch.inference_mode(False), torch.enable_grad():
                 return function(*arguments, **keywords)
@@ -93,12 +93,15 @@ class Tracer(TorchFunctionMode):
         return None if place is None else Cut(kind, *place)
 
 
-def cuts_in(run: Callable[[], Any]) -> list[Cut]:
-    """The cuts that `run`, a forward pass with gradients enabled, comes across, in their order."""
+def cuts_in(run: Callable[[], Any]) -> dict[Cut, nn.Module | None]:
+    """The cuts that `run`, a forward pass with gradients enabled, comes across, in their order.
+
+    Each with the module that was running when it was met first; None outside of any.
+    """
     tracer = Tracer()
     with _without_compiling(), tracer, _watching_checkpoints(tracer):
         run()
-    return list(tracer.found)
+    return tracer.found
 
 
 @contextmanager
@@ -157,7 +160,7 @@ def _watching_checkpoints(tracer: Tracer) -> Iterator[None]:
         place = _place()
         cut = None if place is None else Cut("checkpoint", *place)
         if cut is not None:
-            tracer.found[cut] = None
+            tracer.found.setdefault(cut, _running())
         return run(*arguments) if cut in tracer.mended else apply(run, preserve, *arguments)
 
     function.apply = watched  # type: ignore[assignment]
@@ -217,6 +220,12 @@ def _place() -> tuple[str, int] | None:
         if isinstance(frame.f_locals.get("self"), nn.Module) and first is not None:
             return first  # a library's module cut it: its own line, not that of whoever called it
     return first
+
+
+def _running() -> nn.Module | None:
+    """The innermost module whose forward is being run."""
+    modules = (frame.f_locals.get("self") for frame in _frames())
+    return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
 def _switched_off() -> Cut | None:

@@ -28,6 +28,8 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
     padding = _first_id(
         getattr(tokenizer, "pad_token_id", None), _get(config, "pad_token_id"), _get(text, "pad_token_id")
     )
+    if padding is None and config is None:
+        padding = _padding_inside(model)
     eos = _ids(getattr(tokenizer, "eos_token_id", None))
     placeholder, placeholder_ids = _placeholder(tokenizer, processor)
     stops = _encoded(tokenizer, stop_text)[:1] if stop_text else ()
@@ -57,6 +59,14 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
         max_positions=max_positions(text),
         names=tuple((i, name) for i in sorted(named) if (name := _name(tokenizer, i)) is not None),
     )
+
+
+def _padding_inside(model: Any) -> int | None:
+    """The padding id of a model without a configuration: by that of a model inside, or by its embedding."""
+    modules = list(model.modules()) if hasattr(model, "modules") else []
+    known = {i for m in modules for i in _ids(_get(text_config(_get(m, "config")), "pad_token_id"))}
+    known |= {i for m in modules if hasattr(m, "num_embeddings") for i in _ids(_get(m, "padding_idx"))}
+    return known.pop() if len(known) == 1 else None
 
 
 def text_config(config: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence import data_model, data_pictures, data_roles, data_template
 from vlmdoctor.evidence.data import Data, Picture, Row
+from vlmdoctor.evidence.inputs import standard
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -34,8 +35,13 @@ class Reader:
         self.template, self.template_text, self.unknown = self._learn()
         end = self.template.end if self.template else ""
         self.words = data_model.words_of(model, tokenizer, processor, end)
+        self.takes_apart = subject.loss_fn is not None
         self.normalisation = data_pictures.normalisation_of(processor)
         self.types_wanted = data_model.BIDIRECTIONAL.get(self.model_type)
+
+    def standard(self, batch: Any) -> Mapping[str, Any]:
+        """The batch by the names that all else here goes by; empty without one."""
+        return {} if batch is None else standard(self.model, batch, self.takes_apart or None)
 
     def _learn(self) -> tuple[data_template.Template | None, str | None, str | None]:
         if self.tokenizer is None:
@@ -48,10 +54,8 @@ class Reader:
         except Unavailable as reason:
             return None, found[1], str(reason)
 
-    def rows(self, batch: Any, origin: str, names: Sequence[str] | None = None) -> list[Row]:
-        """The rows of a batch; none where it has no two-dimensional `input_ids`."""
-        if not isinstance(batch, Mapping):
-            return []
+    def rows(self, batch: Mapping[str, Any], origin: str, names: Sequence[str] | None = None) -> list[Row]:
+        """The rows of a batch in `standard` names; none where it has no two-dimensional `input_ids`."""
         ids = _table(batch.get("input_ids"))
         if ids is None:
             return []
@@ -120,10 +124,8 @@ class Reader:
             found.append(tuple(own))
         return found
 
-    def pictures(self, batch: Any, origin: str) -> list[Picture]:
-        """The images of a batch."""
-        if not isinstance(batch, Mapping):
-            return []
+    def pictures(self, batch: Mapping[str, Any], origin: str) -> list[Picture]:
+        """The images of a batch in `standard` names."""
         images = data_pictures.images_of(batch, self.config)
         return [
             data_pictures.picture_of(image, f"image {i} of {origin}", self.normalisation)
@@ -134,7 +136,7 @@ class Reader:
 def read(subject: Subject) -> Data:
     """All facts about a subject's batch and dataset."""
     reader = Reader(subject)
-    batch = subject.batch
+    batch = reader.standard(subject.batch)
     rows = reader.rows(batch, "batch")
     pictures = reader.pictures(batch, "the batch")
     troubles, samples = [], 0
@@ -144,13 +146,13 @@ def read(subject: Subject) -> Data:
         made, troubles = batches(
             subject.train_dataset, subject.data_collator, subject.model, subject.training_args
         )
-        for names, collated in made:
+        for names, made_of_them in made:
+            collated = reader.standard(made_of_them)
             more = reader.rows(collated, "dataset", names)
             rows += more
             samples += len(names)
             pictures += reader.pictures(collated, names[0] if len(names) == 1 else f"{names[0]} and after")
-            if batch is None and isinstance(collated, Mapping):
-                batch = collated
+            batch = batch or collated
     known = any(row.roles_known for row in rows)
     return Data(
         rows=tuple(rows),
@@ -210,11 +212,9 @@ def _table(value: Any, like: list[list[int]] | None = None) -> list[list[int]] |
     return rows
 
 
-def _outsides(batch: Any, what: str) -> tuple[tuple[str, Any], ...]:
+def _outsides(batch: Mapping[str, Any], what: str) -> tuple[tuple[str, Any], ...]:
     import torch
 
-    if not isinstance(batch, Mapping):
-        return ()
     tensors = {str(key): value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     if what == "shape":
         return tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())

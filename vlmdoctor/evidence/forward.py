@@ -26,7 +26,7 @@ class Forward:
         finite: Whether loss and logits are free of NaN and infinity; None where there are neither.
         logits_shape: The shape of the logits; None where unknown.
         vocab_size: Rows of the output head; None where unknown.
-        supervised_tokens: Labels that a shifted loss sees; None where the batch has no `labels`.
+        supervised_tokens: Labels that the loss sees; None where neither it nor the batch tells.
         training: Whether the model was in training mode.
         failure: What the forward pass raised.
         rotary: The rotary table that clashed with a query, where that is what it raised.
@@ -47,6 +47,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
     import torch
 
     from vlmdoctor import subject as subjects
+    from vlmdoctor.evidence.inputs import standard
+    from vlmdoctor.evidence.loss_calls import token_losses, watched_losses
     from vlmdoctor.evidence.raised import failure_of, frames_of
     from vlmdoctor.evidence.rotary_clash import rotary_of
     from vlmdoctor.invoke import run
@@ -64,9 +66,14 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
             return run(subject.model, copy_of(subject.batch), subject.loss_fn)
 
     loss = logits = failure = rotary = None
+    supervised = supervised_tokens(batch := standard(subject.model, subject.batch, subject.loss_fn))
     with unchanged(subject.model):
         try:
-            loss, logits = forward()
+            with watched_losses() as calls:
+                loss, logits = forward()
+            if seen := token_losses(calls, batch.get("input_ids")):
+                supervised = sum(call.counted for call in seen)
+            del calls, seen
         except Exception as error:
             failure = failure_of(error, subject.model)
             rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
@@ -76,7 +83,7 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
         finite=all(bool(torch.isfinite(tensor).all()) for tensor in known) if known else None,
         logits_shape=None if logits is None else tuple(logits.shape),
         vocab_size=subjects.vocab_size(subject.model),
-        supervised_tokens=supervised_tokens(subject.batch),
+        supervised_tokens=supervised,
         training=subject.model.training,
         failure=failure,
         rotary=rotary,

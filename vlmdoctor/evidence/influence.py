@@ -75,7 +75,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
     """Runs the model about ten times on changed copies of the batch, and leaves it as it was."""
     from vlmdoctor.evidence.influence_plan import measure
     from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
+    from vlmdoctor.watching.nonfinite import communicates, nonfinite_weights
 
     forward: Forward = gather(Forward)
     if forward.failure is not None:
@@ -84,5 +84,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
         raise Unavailable("the forward pass gives NaN or infinity")
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
+    if broken := nonfinite_weights(subject.model):
+        raise Unavailable(f"{broken[0]} holds NaN or infinity")
     with unchanged(subject.model):
         return measure(subject)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model
-from vlmdoctor.evidence.bench import Bench
 from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.evidence.reference import Reference
 from vlmdoctor.subject import Subject
 
 SECONDS = 60.0  # no further change is tried after so long: a large model on a CPU
 
-PLAN: dict[tuple[str, ...], Callable[[Bench], Iterator[tuple[str, Change | str]]]] = {
+PLAN: dict[tuple[str, ...], Callable[[Reference], Iterator[tuple[str, Change | str]]]] = {
     ("later-token", "another-sample"): attempts.edit_a_token,
     ("images", "image-of-another"): attempts_images.exchange_an_image,
     ("packed-neighbour",): attempts.edit_a_packed_sample,
@@ -27,17 +27,19 @@ PLAN: dict[tuple[str, ...], Callable[[Bench], Iterator[tuple[str, Change | str]]
 def measure(subject: Subject) -> Influence:
     """Tries every change, the most telling first; use inside `unchanged`."""
     started = time.perf_counter()
-    bench = Bench(subject)
+    reference = Reference(subject)
     tried: dict[str, Change] = {}
     untried: dict[str, str] = {}
     for names, attempt in PLAN.items():
         took = time.perf_counter() - started
         reason = None
-        if took + 2 * bench.trials.seconds > SECONDS:
-            reason = f"one forward pass takes {bench.trials.seconds:.0f} s here, and {took:.0f} s were used"
+        if took + 2 * reference.trials.seconds > SECONDS:
+            reason = (
+                f"one forward pass takes {reference.trials.seconds:.0f} s here, and {took:.0f} s were used"
+            )
         else:
             try:
-                for name, result in attempt(bench):
+                for name, result in attempt(reference):
                     if isinstance(result, Change):
                         tried[name] = result
                     else:
@@ -48,4 +50,4 @@ def measure(subject: Subject) -> Influence:
                 reason = f"the changed batch raises {type(error).__name__}: {str(error)[:120]}"
         if reason is not None:
             untried |= {name: reason for name in names if name not in tried and name not in untried}
-    return Influence(tried, untried, bench.scale, bench.rounding)
+    return Influence(tried, untried, reference.scale, reference.rounding)

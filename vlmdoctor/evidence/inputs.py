@@ -10,14 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-IGNORED = -100
+from vlmdoctor.evidence.batch_roles import IGNORED, roles_of
 
-_IDS = ("input_ids", "ids", "token_ids", "tokens", "text_ids", "text", "idx")
-_LABELS = ("labels", "label", "targets", "target", "y")
-_MASKS = ("attention_mask", "padding_mask", "mask")
-_NO_IDS = re.compile(r"label|target|mask|pos|type|segment|grid|size|thw|index|len|seq|ratio")
-_IMAGES = re.compile(r"pixel|image|img|picture|flattened_patches")
-_NO_IMAGES = re.compile(r"mask|size|grid|ratio|position|embed")
+STANDARD = ("input_ids", "labels", "attention_mask", "pixel_values")
 _PLACEHOLDER = re.compile(
     r"(image|video|audio|vision|media|img)_?\w*token_?\w*(id|index)|(boi|eoi)_token_(id|index)"
 )
@@ -27,41 +22,34 @@ class Inputs:
     """A batch by the names of its parts, so that a changed copy of it can be made.
 
     Attributes:
-        fields: What the batch holds, by name; the parts of a tuple have the names of forward's parameters.
+        fields: What the batch holds, by name; the parts of a tuple have the names of forward's parameters, or
+            `[0]`, `[1]` where a loss function takes the tuple apart.
         ids: Name of the token ids [B, T], or None.
         reads_labels: Whether `ids` are the labels, of which an encoder-decoder makes what its decoder reads.
         labels: Name of the labels [B, T], or None.
         mask: Name of the padding mask [B, T], or None.
+        hides: Whether the mask is set where padding is, and not where text is.
         images: Names of the images.
+        ignored: The label that the loss leaves out.
     """
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
+    def __init__(self, model: nn.Module, batch: Any, *, apart: bool = False) -> None:
         self._kind = type(batch)
-        self.fields: dict[str, Any] = _fields(model, batch)
-        whole = {
-            name: value
-            for name, value in self.fields.items()
-            if isinstance(value, torch.Tensor) and value.ndim == 2 and _is_integer(value)
-        }
+        self.fields: dict[str, Any] = _fields(model, batch, apart)
+        roles = roles_of(self.fields, model)
+        self.ids, self.labels, self.images = roles.ids, roles.labels, list(roles.images)
+        self.mask, self.hides, self.ignored = roles.mask, roles.hides, roles.ignored
         self.reads_labels = False
-        self.ids = _tokens(whole)
         if _has_encoder(model):
             # What the decoder reads is made of the labels, moved one to the right, unless it is given.
-            self.ids = "decoder_input_ids" if "decoder_input_ids" in whole else None
-            if self.ids is None and "labels" in whole:
+            given = {name for name in ("decoder_input_ids", "labels") if _is_text(self.fields.get(name))}
+            self.ids = "decoder_input_ids" if "decoder_input_ids" in given else None
+            self.labels = "labels" if "labels" in given else None
+            if self.ids is None and self.labels:
                 self.ids, self.reads_labels = "labels", True
-        shape = self.fields[self.ids].shape if self.ids else None
-        alike = [name for name, value in self.fields.items() if getattr(value, "shape", None) == shape]
-        self.labels = next((name for name in _LABELS if name in whole), None)
-        masks = ("decoder_attention_mask",) if _has_encoder(model) else _MASKS
-        self.mask = next((name for name in masks if name in alike), None)
-        floats = {
-            name: value
-            for name, value in self.fields.items()
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1
-        }
-        named = [name for name in floats if _IMAGES.search(name) and not _NO_IMAGES.search(name)]
-        self.images = named or [n for n, v in floats.items() if v.ndim >= 4 and not _NO_IMAGES.search(n)]
+            shape = getattr(self.fields.get(self.ids or ""), "shape", None)
+            own = getattr(self.fields.get("decoder_attention_mask"), "shape", None)
+            self.mask = "decoder_attention_mask" if own is not None and own == shape else None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.fields[name]
@@ -81,7 +69,9 @@ class Inputs:
         ids = self[self.ids]
         if self.reads_labels:
             return ids != IGNORED
-        return torch.ones_like(ids, dtype=torch.bool) if self.mask is None else self[self.mask].bool()
+        if self.mask is None:
+            return torch.ones_like(ids, dtype=torch.bool)
+        return self[self.mask] == 0 if self.hides else self[self.mask].bool()
 
     def predicting(self) -> torch.Tensor | None:
         """[B, T]: where the logits are compared with a label that is the next token.
@@ -93,7 +83,7 @@ class Inputs:
         ids, labels = self[self.ids], self[self.labels]
         if labels.device != ids.device:
             return None
-        supervised = (labels != IGNORED) & self.valid
+        supervised = (labels != self.ignored) & self.valid
         if not supervised.any():
             return None
         following = torch.zeros_like(supervised)
@@ -126,6 +116,38 @@ class Inputs:
         return numbers if _has_several(numbers, valid) else None
 
 
+def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, Any]:
+    """The batch under the names that transformers has for its parts, whatever its own are.
+
+    Its other parts keep their names. Labels that are left out are `IGNORED`; a mask is 1 where there is text.
+    """
+    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+        return batch
+    inputs = Inputs(model, batch, apart=loss_fn is not None)
+    found = dict(inputs.fields)
+    if inputs.reads_labels or inputs.ids == "decoder_input_ids":
+        return found
+    images = inputs.images[0] if inputs.images else None
+    for name, own in zip(STANDARD, (inputs.ids, inputs.labels, inputs.mask, images), strict=True):
+        if own is None or name in found:
+            continue
+        value = found.pop(own)
+        if name == "labels" and inputs.ignored != IGNORED:
+            value = value.masked_fill(value == inputs.ignored, IGNORED)
+        found[name] = inputs.valid.long() if name == "attention_mask" else value
+    return found
+
+
+def own_names(model: nn.Module, batch: Any, loss_fn: Any = None) -> dict[str, str]:
+    """What the batch calls its parts, by the names of `standard`, where it has other names for them."""
+    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+        return {}
+    inputs = Inputs(model, batch, apart=loss_fn is not None)
+    images = inputs.images[0] if inputs.images else None
+    own = dict(zip(STANDARD, (inputs.ids, inputs.labels, inputs.mask, images), strict=True))
+    return {name: mine for name, mine in own.items() if mine and name not in inputs.fields}
+
+
 def placeholders(model: nn.Module, *others: Any) -> set[int]:
     """Token ids that stand for images and the like, as configuration and processor name them."""
     config = getattr(model, "config", None)
@@ -139,18 +161,22 @@ def placeholders(model: nn.Module, *others: Any) -> set[int]:
     return found
 
 
-def _fields(model: nn.Module, batch: Any) -> dict[str, Any]:
+def _fields(model: nn.Module, batch: Any, apart: bool) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return dict(batch)
     if hasattr(batch, "_fields"):
         return batch._asdict()
     if not isinstance(batch, tuple | list):
         return {"input": batch}
-    names = [
-        p.name for p in inspect.signature(model.forward).parameters.values() if p.kind < p.VAR_POSITIONAL
-    ]
-    names += [str(place) for place in range(len(names), len(batch))]
+    # What a loss function takes apart need not be in the order of forward's parameters.
+    known = () if apart else inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in known if p.kind < p.VAR_POSITIONAL]
+    names += [f"[{place}]" for place in range(len(names), len(batch))]
     return dict(zip(names, batch, strict=False))
+
+
+def _is_of_transformers(model: Any) -> bool:
+    return hasattr(getattr(model, "config", None), "model_type")
 
 
 def _has_encoder(model: nn.Module) -> bool:
@@ -159,18 +185,12 @@ def _has_encoder(model: nn.Module) -> bool:
     return any(getattr(place, "is_encoder_decoder", False) is True for place in places)
 
 
-def _tokens(whole: dict[str, torch.Tensor]) -> str | None:
-    known = next((name for name in _IDS if name in whole), None)
-    others = [name for name in whole if not _NO_IDS.search(name) and name not in _LABELS]
-    return known or (others[0] if len(others) == 1 else None)
-
-
 def _has_several(numbers: torch.Tensor, valid: torch.Tensor) -> bool:
     return any(len(row[real].unique()) > 1 for row, real in zip(numbers, valid, strict=True))
 
 
-def _is_integer(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (torch.int64, torch.int32)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 2 and value.dtype in (torch.int64, torch.int32)
 
 
 def _is_id(value: Any) -> bool:

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmdoctor.evidence.bench import Bench
+from vlmdoctor.evidence.reference import Reference
 from vlmdoctor.evidence.trials import distances
 from vlmdoctor.subject import canonical_name
 
 
-def leaking_place(bench: Bench, changed: Any, where: torch.Tensor) -> str | None:
+def leaking_place(reference: Reference, changed: Any, where: torch.Tensor) -> str | None:
     """The first place where values at `where` [B, T] are not the same as ever: a module, or its input."""
-    before = _sums(bench, None, where)
-    after = _sums(bench, changed, where)
+    before = _sums(reference, None, where)
+    after = _sums(reference, changed, where)
     for name, (given, made) in after.items():
         known = before.get(name)
         if known is not None and given and known[0] == given and known[1] != made:
@@ -28,32 +28,38 @@ def leaking_place(bench: Bench, changed: Any, where: torch.Tensor) -> str | None
     return next((f"the input of {name}" for name in moved), None)
 
 
-def moved_with_causal_mask(bench: Bench, changed: Any, where: torch.Tensor) -> float | None:
+def moved_with_causal_mask(reference: Reference, changed: Any, where: torch.Tensor) -> float | None:
     """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
-    length = bench.before.logits.shape[1]
+    length = reference.before.logits.shape[1]
     with _causal(length) as used:
-        one, other = bench.trials.run(), bench.trials.run(changed)
+        one, other = reference.trials.run(), reference.trials.run(changed)
     if not used or one.logits is None or other.logits is None:
         return None
-    return float(distances(bench.text(one.logits), bench.text(other.logits)).cpu()[where].max())
+    return float(distances(reference.text(one.logits), reference.text(other.logits)).cpu()[where].max())
 
 
-def _sums(bench: Bench, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
+def _sums(reference: Reference, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
     """For each module, in the order in which they end: sums of its inputs and of its outputs at `where`."""
     found: dict[str, tuple[tuple, tuple]] = {}
-    shape = (where.shape[0], where.shape[1] + bench.offset)
-    kept = torch.zeros(shape, dtype=torch.bool)
-    kept[:, bench.offset :] = where
+    rows, length = where.shape
+
+    def kept(value: torch.Tensor) -> torch.Tensor | None:
+        """[B, L]: the places in a sequence that may have features in front, or lack what is not foretold."""
+        more = value.shape[1] - length
+        if value.shape[0] != rows or more < -reference.trials.unseen:
+            return None
+        return functional.pad(where, (more, 0)) if more > 0 else where[:, : length + more]
 
     def of(values: Any) -> tuple:
         values = values.values() if isinstance(values, dict) else values
         values = values if isinstance(values, tuple | list) else (values,)
-        whole = [v for v in values if isinstance(v, torch.Tensor) and v.ndim == 3 and v.shape[:2] == shape]
-        kept_values = [v[kept.to(v.device)].double() for v in whole if v.is_floating_point()]
+        whole = [v for v in values if isinstance(v, torch.Tensor) and v.ndim == 3 and v.is_floating_point()]
+        placed = [(v, places) for v in whole if (places := kept(v)) is not None]
+        kept_values = [v[places.to(v.device)].double() for v, places in placed]
         return tuple((float(v.sum()), float(v.square().sum())) for v in kept_values)
 
     with contextlib.ExitStack() as hooks:
-        for raw_name, module in bench.trials.model.named_modules():
+        for raw_name, module in reference.trials.model.named_modules():
             name = canonical_name(raw_name + ".").rstrip(".") or type(module).__name__
 
             def hook(
@@ -62,7 +68,7 @@ def _sums(bench: Bench, batch: Any, where: torch.Tensor) -> dict[str, tuple[tupl
                 found[name] = (of((*given, *keywords.values())), of(output))
 
             hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        bench.trials.run(batch)
+        reference.trials.run(batch)
     return found
 
 

@@ -1,99 +1,83 @@
-"""Listening to torch's loss functions while a model runs."""
+"""The token losses of a forward pass, seen where torch computes them, whoever calls for them."""
 
 from __future__ import annotations
 
-import inspect
-import math
-import random
-import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from vlmdoctor.evidence.loss_terms import LossTerms, Term
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
-from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of, unchanged
-
-MOST_ROWS = 1024  # targets whose numbers are looked at
-_FUNCTIONS = {
-    functional.cross_entropy: "cross_entropy",
-    functional.nll_loss: "nll_loss",
-    functional.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
-}
+_NAMES = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction")
 
 
-def listen(subject: Subject) -> LossTerms:
-    """One pass over the batch of `subject`, in the mode that its model is in."""
-    model = innermost(subject.model) if subject.loss_fn is None else subject.model
-    with unchanged(subject.model), torch.no_grad(), warnings.catch_warnings(), _Listener() as listener:
-        warnings.simplefilter("ignore")
-        random.seed(0)
-        torch.manual_seed(0)
-        loss, _ = run(model, copy_of(subject.batch), subject.loss_fn)
-    return LossTerms(None if loss is None else float(loss), tuple(listener.terms))
+@dataclass
+class LossCall:
+    """One call of `cross_entropy` or `nll_loss` with whole numbers as targets.
+
+    Attributes:
+        scores: What it was given for each target, [N, V].
+        targets: [N].
+        rows: How many rows the targets had before they were made flat; None where they came flat.
+        ignored: The target that it leaves out.
+        summed: Whether it adds the targets' losses up.
+    """
+
+    scores: torch.Tensor
+    targets: torch.Tensor
+    rows: int | None
+    ignored: int
+    summed: bool
+
+    @property
+    def counted(self) -> int:
+        """How many targets it does not leave out."""
+        return int((self.targets != self.ignored).sum())
 
 
-class _Listener(TorchFunctionMode):
-    """Notes the calls of loss functions, and changes nothing of them."""
-
+class _Watcher(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.terms: list[Term] = []
+        self.calls: list[LossCall] = []
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        name = _FUNCTIONS.get(function)
-        if name is not None and isinstance(result, torch.Tensor):
-            given = inspect.signature(function).bind(*args, **(kwargs or {}))
-            given.apply_defaults()
-            term = _term(name, given.arguments, result)
-            if term is not None:
-                self.terms.append(term)
-        return result
+    def __torch_function__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if function in (functional.cross_entropy, functional.nll_loss):
+            call = _call(dict(zip(_NAMES, arguments, strict=False)) | keywords)
+            if call is not None:
+                self.calls.append(call)
+        return function(*arguments, **keywords)
 
 
-def _term(function: str, given: dict[str, Any], result: torch.Tensor) -> Term | None:
-    values, target = given["input"], given["target"]
-    if function == "binary_cross_entropy_with_logits":
-        rows = values.reshape(-1, 1)
-        known = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    elif target.is_floating_point() or values.ndim < 1:
-        return None  # the targets are probabilities, of which any may count
-    else:
-        rows = values[None] if values.ndim == 1 else values.movedim(1, -1).flatten(0, -2)
-        known = (target != given["ignore_index"]).flatten()
-    count, places = int(known.sum()), known.numel()
-    if not count or len(rows) != places:
+@contextmanager
+def watched_losses() -> Iterator[list[LossCall]]:
+    """Inside, calls are noted in the list, with the very tensors that they were given."""
+    watcher = _Watcher()
+    with watcher:
+        yield watcher.calls
+
+
+def token_losses(calls: Sequence[LossCall], ids: torch.Tensor | None) -> list[LossCall]:
+    """Those over a vocabulary that has the ids, of one width: a contrastive loss is over a few samples."""
+    if ids is None or not ids.numel() or ids.is_meta:
+        return []
+    least = int(ids.max())
+    wide = [call for call in calls if call.scores.shape[-1] > least]
+    return [call for call in wide if call.scores.shape[-1] == wide[0].scores.shape[-1]]
+
+
+def _call(given: dict[str, Any]) -> LossCall | None:
+    scores, targets = given.get("input"), given.get("target")
+    if not isinstance(scores, torch.Tensor) or not isinstance(targets, torch.Tensor):
         return None
-    where = known.nonzero()[:, 0]
-    where = where[:: max(1, count // MOST_ROWS)]
-    chosen = rows[where].float()
-    sums, log_sums = chosen.sum(-1), chosen.logsumexp(-1)
-    finite = [v for v in (sums, log_sums, chosen) if not bool(v.isfinite().all())]
-    if finite:
-        return None  # NaN and infinity have rules of their own; tables masked by -inf are not judged
-    weighted = given.get("weight") is not None or given.get("pos_weight") is not None
-    return Term(
-        function,
-        places=places,
-        targets=count,
-        classes=rows.shape[-1],
-        reduction=given["reduction"],
-        total=None if weighted else _total(given["reduction"], result, count),
-        low=float(chosen.min()),
-        high=float(chosen.max()),
-        sums=(float(sums.min()), float(sums.max())),
-        log_sums=(float(log_sums.min()), float(log_sums.max())),
-        rows=len(chosen),
-    )
-
-
-def _total(reduction: str, result: torch.Tensor, count: int) -> float | None:
-    total = float(result.double().sum()) * (count if reduction == "mean" else 1)
-    return total if math.isfinite(total) else None
+    if targets.is_floating_point() or targets.is_meta or scores.ndim != targets.ndim + 1 or not targets.ndim:
+        return None
+    rows = int(targets.shape[0]) if targets.ndim == 2 else None
+    if scores.ndim > 2:
+        scores = scores.movedim(1, -1)
+    ignored = given.get("ignore_index", -100)
+    summed = given.get("reduction", "mean") == "sum"
+    return LossCall(scores.detach().flatten(0, -2), targets.detach().flatten(), rows, int(ignored), summed)

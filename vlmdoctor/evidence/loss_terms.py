@@ -72,7 +72,7 @@ class LossTerms:
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> LossTerms:
     """Runs the model once and listens to torch's loss functions; the model is left as it was."""
-    from vlmdoctor.evidence.loss_calls import listen
+    from vlmdoctor.evidence.loss_listening import listen
 
     forward: Forward = gather(Forward)
     if forward.failure is not None:

@@ -61,7 +61,9 @@ def frames_of(error: BaseException) -> list[LiveFrame]:
     traceback: types.TracebackType | None = error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if found or not code.co_filename.startswith(_HERE):
+        ours = code.co_filename.startswith(_HERE)
+        # What watches torch's functions stands between the user's lines and torch's.
+        if not ours or (found and code.co_name != "__torch_function__"):
             count = code.co_argcount + code.co_kwonlyargcount
             found.append(
                 LiveFrame(

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vlmdoctor import subject as subjects
-from vlmdoctor.evidence.inputs import Inputs
+from vlmdoctor.evidence.inputs import IGNORED, Inputs
+from vlmdoctor.evidence.loss_calls import LossCall, token_losses, watched_losses
 from vlmdoctor.invoke import call, logits_in, loss_in
 from vlmdoctor.subject import Subject
 from vlmdoctor.unchanged import copy_of
@@ -41,11 +43,13 @@ class Trials:
         model: The model without compilation and data-parallel wrappers.
         inputs: The user's batch.
         seconds: How long the first pass took.
+        unseen: How many logits at the end of each row were never seen, since the loss takes none there.
+        targets: What the loss compares with, [B, T], `IGNORED` where there is nothing; None where not seen.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.model = innermost(subject.model)
-        self.inputs = Inputs(self.model, subject.batch)
+        self.inputs = Inputs(self.model, subject.batch, apart=subject.loss_fn is not None)
         self._subject = subject
         self._vocabulary = subjects.vocab_size(self.model)
         # Families that tell the prompt from the answer by token types look both ways in the prompt, and
@@ -54,6 +58,8 @@ class Trials:
         for module in self.model.modules():
             module.training = trains and not NOISY.search(type(module).__name__)
         self.seconds = 0.0
+        self.unseen = 0
+        self.targets: torch.Tensor | None = None
         self._seen_types: set[torch.dtype] = set()
 
     def run(self, batch: Any = None) -> Seen:
@@ -64,7 +70,7 @@ class Trials:
         started = time.perf_counter()
         random.seed(0)
         torch.manual_seed(0)
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls:
             warnings.simplefilter("ignore")
             if loss_fn is None:
                 outputs.append(call(model, batch))
@@ -74,6 +80,12 @@ class Trials:
                     loss = loss_in(loss_fn(model, batch))
         self.seconds = self.seconds or time.perf_counter() - started
         logits = self._logits(outputs[-1]) if outputs else None
+        seen = token_losses(calls, self.inputs[self.inputs.ids] if self.inputs.ids else None)
+        if seen:
+            self.inputs.ignored = seen[0].ignored
+        if len(seen) == 1:
+            logits = self._compared(seen[0]) if logits is None else logits
+            self.targets = self._targets(seen[0]) if self.targets is None else self.targets
         return Seen(logits, None if loss is None else float(loss))
 
     def jittered(self) -> Seen:
@@ -107,6 +119,28 @@ class Trials:
         """Whether tokens are grouped by experts, so that others change the order of its additions."""
         return any(_EXPERTS.search(type(module).__name__) for module in self.model.modules())
 
+    def _compared(self, seen: LossCall) -> torch.Tensor | None:
+        """[B, T, C]: what the loss was given, where the model keeps its logits to itself."""
+        rows, length = self.inputs[self.inputs.ids].shape
+        each, rest = divmod(len(seen.targets), rows)
+        if rest or each < length - 1 or seen.rows not in (None, rows):
+            return None
+        self.unseen = int(each == length - 1)  # the last one foretells nothing that is in the batch
+        scores = seen.scores[..., :: self._step(seen.scores)].unflatten(0, (rows, each))
+        self._seen_types.add(scores.dtype)
+        return functional.pad(scores, (0, 0, 0, self.unseen))
+
+    def _targets(self, seen: LossCall) -> torch.Tensor | None:
+        rows, length = self.inputs[self.inputs.ids].shape
+        missing = rows * length - len(seen.targets)
+        if missing not in (0, rows):
+            return None
+        targets = seen.targets.masked_fill(seen.targets == seen.ignored, IGNORED)
+        return functional.pad(targets.unflatten(0, (rows, -1)), (0, missing // rows), value=IGNORED)
+
+    def _step(self, logits: torch.Tensor) -> int:
+        return max(1, logits.shape[-1] // COLUMNS)
+
     def _logits(self, output: Any) -> torch.Tensor | None:
         ids = self.inputs[self.inputs.ids] if self.inputs.ids else None
         if ids is None:
@@ -124,8 +158,12 @@ class Trials:
             logits = logits.unflatten(0, tuple(ids.shape))
         if logits.ndim != 3 or logits.shape[0] != ids.shape[0]:
             return None
+        # A loss function may give the model all but the last token, which foretells nothing.
+        self.unseen = int(self._subject.loss_fn is not None and logits.shape[1] == ids.shape[1] - 1)
+        if self.unseen:
+            logits = functional.pad(logits, (0, 0, 0, 1))
         self._seen_types.add(logits.dtype)
-        return logits.detach()[..., :: max(1, logits.shape[-1] // COLUMNS)].clone()
+        return logits.detach()[..., :: self._step(logits)].clone()
 
 
 def innermost(model: nn.Module) -> nn.Module:
@@ -150,7 +188,7 @@ def _could_be(value: Any, ids: torch.Tensor) -> bool:
         return False
     if value.ndim == 2:
         return value.shape[0] == ids.numel() and ids.shape[0] > 1
-    return value.ndim == 3 and value.shape[0] == ids.shape[0] and value.shape[1] >= ids.shape[1]
+    return value.ndim == 3 and value.shape[0] == ids.shape[0] and value.shape[1] >= ids.shape[1] - 1
 
 
 @contextlib.contextmanager

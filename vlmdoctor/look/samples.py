@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def looks_of(subject: Subject, wanted: int) -> tuple[list[Look], Data]:
 
 
 def _batches(subject: Subject, wanted: int) -> Iterator[tuple[str, list[str] | None, Any]]:
-    if isinstance(subject.batch, Mapping):
+    if subject.batch is not None:
         yield "batch", None, subject.batch
     if subject.train_dataset is not None:
         from vlmdoctor.evidence.data_samples import batches
@@ -105,8 +105,9 @@ def _nothing(subject: Subject) -> str:
 
 
 def _of_batch(reader: Reader, batch: Any, origin: str, names: list[str] | None) -> list[Look]:
+    batch = reader.standard(batch)
     rows = reader.rows(batch, origin, names)
-    tensors = data_pictures.images_of(batch, reader.config) if isinstance(batch, Mapping) else []
+    tensors = data_pictures.images_of(batch, reader.config)
     shares = _images_per_row(rows, len(tensors))
     found, start = [], 0
     for row, many in zip(rows, shares, strict=True):

@@ -7,9 +7,10 @@ import torch
 from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import IGNORED_LABEL
+from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.finding import Finding
 from vlmdoctor.proving import Tried
+from vlmdoctor.relabel import relabel
 
 DEPTH = "forward"
 COPIES = True
@@ -18,11 +19,15 @@ OF_PARAMETERS = False
 
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     """Where the labels are ahead of the ids, and not where the model's own loss shifts too far."""
-    ahead = finding.measured.get("labels_ahead_by", 0)
-    labels = bench.batch.get("labels") if isinstance(bench.batch, dict) else None
-    if ahead < 1 or not isinstance(labels, torch.Tensor):
+    ahead, more = finding.measured["labels_ahead_by"], finding.measured["loss_shifts_by"]
+    too_far = min(ahead, ahead + more - 1)
+    if too_far < 1:
         raise Unavailable("the shift is the model's own, and not in the labels")
-    moved = labels.roll(ahead, dims=-1)
-    moved[..., :ahead] = IGNORED_LABEL
-    bench.batch = {**bench.batch, "labels": moved}
-    return Tried(f"the labels shifted back by {ahead}")
+
+    def made(inputs: Inputs) -> torch.Tensor:
+        moved = inputs[inputs.labels].roll(too_far, dims=-1)
+        moved[..., :too_far] = inputs.ignored
+        return moved
+
+    relabel(bench, gather, made)
+    return Tried(f"the labels shifted back by {too_far}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
@@ -15,6 +16,7 @@ from vlmdoctor.evidence.cuts import Cut, cuts_in, mended, outputs_of
 from vlmdoctor.evidence.raised import is_users, line_of, shown_path
 from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
+from vlmdoctor.subject import canonical_name
 
 DEPTH = "backward"
 COPIES = False
@@ -62,7 +64,7 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     if not chosen:
         raise NotProven(_seen(bench, finding, len(likely)))
     bench.around.append(partial(mended, chosen))
-    return _told(chosen)
+    return _told(bench, finding, chosen, candidates)
 
 
 def measure(bench: Bench, finding: Finding) -> Measured:
@@ -116,8 +118,12 @@ def _seen(bench: Bench, finding: Finding, tried: int) -> str:
     return f"{name} runs and its output has no graph; {met}" if output else met
 
 
-def _told(cuts: Sequence[Cut]) -> Tried:
+def _told(
+    bench: Bench, finding: Finding, cuts: Sequence[Cut], met_in: Mapping[Cut, nn.Module | None]
+) -> Tried:
     done, causes = [], []
+    names = {module: canonical_name(f"{name}.").rstrip(".") for name, module in bench.model.named_modules()}
+    places = dict.fromkeys(name for cut in cuts if (name := names.get(met_in[cut])))
     for cut in cuts:
         place = f"{shown_path(cut.file)}:{cut.line}"
         code = line_of(cut.file, cut.line)
@@ -126,9 +132,13 @@ def _told(cuts: Sequence[Cut]) -> Tried:
             causes.append(f"gradients are switched off around {cut.function} by what it is wrapped in")
         else:
             done.append(_DONE[cut.kind].format(place=place))
-            causes.append(f"{_CAUSES[cut.kind]}: {code or 'source unknown'}  ({place})")
+            where = names.get(met_in[cut])
+            causes.append(
+                f"{_CAUSES[cut.kind]}{f' in {where}' if where else ''}: {code or 'source unknown'}  ({place})"
+            )
     first = cuts[0]
     learned: dict[str, Any] = {"cause": "; ".join(causes), "fix": _FIXES[first.kind]}
+    learned["at"] = tuple(dict.fromkeys((*places, *finding.at)))
     if is_users(first.file):  # the line of a library that was wrapped is not where the fault is
         learned |= {"file": shown_path(first.file), "line": first.line}
     return Tried(" and ".join(done), learned)

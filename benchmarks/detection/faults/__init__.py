@@ -7,6 +7,7 @@ from benchmarks.detection.faults import (
     attention,
     batches,
     gradients,
+    handwritten,
     losses,
     optimizers,
     weights,
@@ -14,7 +15,7 @@ from benchmarks.detection.faults import (
 )
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, losses, optimizers, weights, wiring)
+AREAS = (attention, batches, gradients, handwritten, losses, optimizers, weights, wiring)
 
 
 def cases() -> list[Case]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.detection.case import Made
-from benchmarks.detection.faults.plant import alter, fault, graft
+from benchmarks.detection.faults.plant import STRANGERS, alter, fault, graft
 from benchmarks.detection.handwritten.nanovlm import rotate_half
 from benchmarks.detection.healthy import pad_a_row
 
@@ -80,7 +80,12 @@ def batch_mean(made: Made) -> None:
     alter(made["projector"], lambda out: out - out.mean(0, keepdim=True))
 
 
-@fault("X-samples-leak-in-the-decoder", families="llava llama nanovlm minivlm", rules="MASK* sample*", at="")
+@fault(
+    "X-samples-leak-in-the-decoder",
+    families=f"llava llama nanovlm minivlm {STRANGERS}",
+    rules="MASK* sample*",
+    at="",
+)
 def samples_leak(made: Made) -> None:
     """A decoder layer adds the mean over the batch."""
     layers = made["layers"] if made.parts else made.model.model.layers

@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor
 
 from benchmarks.detection.batches import placeholder
 from benchmarks.detection.case import Made
-from benchmarks.detection.faults.plant import alter, fault
+from benchmarks.detection.faults.plant import STRANGERS, alter, fault
 from benchmarks.detection.healthy import pad_a_row
 
 COUNT = "image-token* placeholder* IMG* DATA*"
@@ -59,7 +59,7 @@ def no_placeholder(made: Made) -> None:
 
 @fault(
     "B05-images-of-other-rows",
-    families="llava gemma3 internvl nanovlm minivlm",
+    families=f"llava gemma3 internvl nanovlm minivlm {STRANGERS}",
     rules="wrong-image IMG* MASK*",
 )
 def images_of_other_rows(made: Made) -> None:

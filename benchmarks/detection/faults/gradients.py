@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.detection.case import Made
-from benchmarks.detection.faults.plant import alter, fault, graft
+from benchmarks.detection.faults.plant import STRANGERS, alter, fault, graft
 
 CUT = "no-gradient gradient-cut* GRAD2*"
 IMAGE = "image-ignored image-cut-off image-has-no-influence IMG* GRAD2*"
@@ -18,7 +18,7 @@ IMAGE = "image-ignored image-cut-off image-has-no-influence IMG* GRAD2*"
 
 @fault(
     "E03-tower-under-no-grad",
-    families="llava internvl smolvlm paligemma nanovlm minivlm",
+    families=f"llava internvl smolvlm paligemma nanovlm minivlm {STRANGERS}",
     rules=CUT,
     at="part:vision",
 )
@@ -31,7 +31,7 @@ def tower_under_no_grad(made: Made) -> None:
 
 @fault(
     "E02-features-detached",
-    families="llava qwen2_5_vl gemma3 internvl nanovlm llava_scratch minivlm",
+    families=f"llava qwen2_5_vl gemma3 internvl nanovlm llava_scratch minivlm {STRANGERS}",
     rules=CUT,
     at="part:projector part:vision",
 )
@@ -40,7 +40,12 @@ def features_detached(made: Made) -> None:
     alter(made["projector"], Tensor.detach)
 
 
-@fault("X-features-through-numpy", families="llava smolvlm nanovlm", rules=CUT, at="part:projector")
+@fault(
+    "X-features-through-numpy",
+    families=f"llava smolvlm nanovlm {STRANGERS}",
+    rules=CUT,
+    at="part:projector",
+)
 def features_through_numpy(made: Made) -> None:
     """The features take a round trip through numpy."""
     alter(made["projector"], lambda out: torch.from_numpy(out.detach().numpy().copy()))
@@ -48,9 +53,9 @@ def features_through_numpy(made: Made) -> None:
 
 @fault(
     "X-detach-between-layers",
-    families="llava internvl nanovlm minivlm llama",
+    families=f"llava internvl nanovlm minivlm llama {STRANGERS}",
     rules=CUT,
-    at="layers.0 blocks.0",
+    at="layers.0 blocks.0 h.0 dec.0",
 )
 def detach_between_layers(made: Made) -> None:
     """The first decoder layer's output is detached."""
@@ -66,7 +71,7 @@ def argmax_in_the_path(made: Made) -> None:
 
 @fault(
     "X-dead-relu-projector",
-    families="llava smolvlm nanovlm minivlm",
+    families=f"llava smolvlm nanovlm minivlm {STRANGERS}",
     rules=f"{CUT} {IMAGE} dead*",
     at="part:projector",
 )
@@ -77,7 +82,7 @@ def dead_relu(made: Made) -> None:
 
 @fault(
     "X-features-overwritten",
-    families="llava qwen2_5_vl internvl nanovlm",
+    families=f"llava qwen2_5_vl internvl nanovlm {STRANGERS}",
     rules=f"{CUT} {IMAGE}",
     at="part:projector part:vision image",
 )
@@ -86,7 +91,12 @@ def features_overwritten(made: Made) -> None:
     alter(made["projector"], torch.zeros_like)
 
 
-@fault("X-same-features-for-all", families="llava nanovlm minivlm", rules="MASK* IMG* sample* DATA*", at="")
+@fault(
+    "X-same-features-for-all",
+    families=f"llava nanovlm minivlm {STRANGERS}",
+    rules="MASK* IMG* sample* DATA*",
+    at="",
+)
 def first_image_for_all(made: Made) -> None:
     """Every row gets the features of the first row's image."""
     alter(made["projector"], lambda out: out[:1].expand_as(out).contiguous())
@@ -196,7 +206,12 @@ def hidden_labels_in_the_mean(made: Made) -> None:
     made.loss_fn = loss_fn
 
 
-@fault("X-second-tower-unused", families="llava nanovlm", rules="no-gradient unused*", at="extra_tower")
+@fault(
+    "X-second-tower-unused",
+    families=f"llava nanovlm {STRANGERS}",
+    rules="no-gradient unused*",
+    at="extra_tower",
+)
 def second_tower(made: Made) -> None:
     """A large trainable branch that the forward pass does not use."""
     made.model.extra_tower = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64))

@@ -16,7 +16,11 @@ SAMPLES = 4
 _FIRST_LAYER = re.compile(r"patch_?embed|patch_conv|stem|conv1|conv_in|embeddings")
 
 
-@rule("blank-images", "IMG102", explains=("image-ignored", "no-gradient", "accuracy-below-gate"))
+@rule(
+    "blank-images",
+    "IMG102",
+    explains=("pixels-not-usable", "image-ignored", "no-gradient", "accuracy-below-gate"),
+)
 def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
     """Finds runs whose images are blank: every pixel is exactly 0.
 

@@ -25,7 +25,7 @@ LINKS = (
 )
 
 
-@rule("image-token-count", "IMG301", explains=("forward-raises",))
+@rule("image-token-count", "IMG301", explains=("forward-raises", "no-gradient"))
 def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
     """Image placeholders in the text and features of the images differ in number.
 

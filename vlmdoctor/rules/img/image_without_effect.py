@@ -53,10 +53,7 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
         )
     else:
         message = "the images have no effect: no logit moves when they are exchanged for noise"
-        why = (
-            "the features are not put into the sequence, or the branch that does it is not taken; "
-            "which was not established"
-        )
+        why = _why(seen)
         fix = Fix(
             "check that the placeholder in the text is the one that the model looks for",
             ('print((batch["input_ids"] == model.config.image_token_id).sum())',),
@@ -64,13 +61,44 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
     yield Finding(
         message=message,
         severity=Severity.ERROR,
-        at=("images",),
+        at=tuple(
+            dict.fromkeys(
+                (*(seen.detail[key] for key in ("never", "ends_in", "last") if key in seen.detail), "images")
+            )
+        ),
         measured={"moved": seen.moved, "moved_anywhere": seen.effect, "positions": seen.positions},
         threshold={"moved": seen.allowed},
         cause=why,
         fix=fix,
         links=LINKS,
     )
+
+
+def _why(seen: Change) -> str:
+    if never := seen.detail.get("never"):
+        return f"the forward pass never calls {never}"
+    last, ends_in = seen.detail.get("last"), seen.detail.get("ends_in")
+    if ends_in and ends_in != last:
+        return (
+            f"the way of the images ends in {ends_in}: what {last} makes of them still changes with them, "
+            f"and what {ends_in} gives out does not, as behind a dead activation or where features are "
+            "replaced"
+        )
+    if ends_in or last:
+        return (
+            f"the way of the images ends behind {ends_in or last}: nothing that is computed after it changes "
+            "with them; its features are not put into the sequence, or the branch that does it is not taken"
+        )
+    return (
+        "the features are not put into the sequence, or the branch that does it is not taken; "
+        "which was not established"
+    )
+
+
+@image_without_effect.bad
+def dead_activation() -> Influence:
+    path = {"last": "projector.linear", "ends_in": "projector"}
+    return Influence({"images": Change("all images", 0.0, 0.0, 0.0, 20, 0, 0, 0, path)})
 
 
 @image_without_effect.bad

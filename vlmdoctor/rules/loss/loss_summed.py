@@ -13,7 +13,7 @@ CLOSE = 1e-4  # relative
 FEWEST = 4  # labels
 
 
-@rule("loss-summed", "LOSS142", explains=("initial-loss",))
+@rule("loss-summed", "LOSS142", explains=("initial-loss", "tokens-summed", "masked-tokens-in-mean"))
 def loss_summed(terms: LossTerms) -> Iterator[Finding]:
     """The loss is no mean over the labels: it is their sum, or hidden labels were counted too.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
@@ -39,7 +40,7 @@ LINKS = (
         "accuracy-below-gate",
     ),
 )
-def nothing_supervised(data: Data | None, steps: Steps | None) -> Iterator[Finding]:
+def nothing_supervised(data: Data | None, steps: Steps | None, forward: Forward | None) -> Iterator[Finding]:
     """Finds data and runs in which every label is masked (-100), so that there is nothing to learn from.
 
     ## Why it matters
@@ -60,10 +61,14 @@ def nothing_supervised(data: Data | None, steps: Steps | None) -> Iterator[Findi
     ## What to do
     Print one batch's labels as text. If nothing is left, look at the template, the markers and the length.
     """
-    if steps is None and (data is None or not data.labelled):
+    labelled = data is not None and bool(data.labelled)
+    seen = None if forward is None or labelled else forward.supervised_tokens
+    if steps is None and not labelled and seen is None:
         raise Unavailable("no labels beside input_ids were given")
     if data is not None and (found := _in_data(data)) is not None:
         yield found
+    elif seen == 0:
+        yield _in_the_loss()
     elif steps is not None:
         yield from _in_steps(steps)
 
@@ -99,6 +104,19 @@ def _in_data(data: Data) -> Finding | None:
             "look at what is supervised; then mend the template, the markers or the length",
             ("vlmdoctor look TARGET",),
         ),
+        links=LINKS,
+    )
+
+
+def _in_the_loss() -> Finding:
+    return Finding(
+        "every target of the loss is one that it ignores: there is nothing to learn from",
+        Severity.ERROR,
+        at=("the loss",),
+        measured={"targets_that_count": 0},
+        cause="all targets that cross_entropy is given equal its ignore_index; what made them so was not "
+        "established",
+        fix=Fix("look at what the loss is given", ("print((targets != ignore_index).sum())",)),
         links=LINKS,
     )
 
@@ -168,6 +186,12 @@ def one_masked_batch() -> tuple[Parameters, Steps]:
 @nothing_supervised.bad
 def all_masked_before_the_run() -> Data:
     return sample_data("miiiiuuumaaasmpp", "miiiiuumaasmpppp")
+
+
+@nothing_supervised.bad
+def all_targets_ignored() -> Forward:
+    """As where a trainer makes the labels itself."""
+    return Forward(loss=0.0, finite=True, logits_shape=(2, 8, 680), vocab_size=680, supervised_tokens=0)
 
 
 @nothing_supervised.good

@@ -12,7 +12,11 @@ from vlmdoctor.rulebook import rule
 FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
 
 
-@rule("probabilities-as-logits", "LOSS140", explains=("loss-not-falling", "initial-loss"))
+@rule(
+    "probabilities-as-logits",
+    "LOSS140",
+    explains=("loss-not-falling", "initial-loss", "softmax-twice", "batch-not-learned"),
+)
 def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
     """The output goes through a softmax or a sigmoid before the loss, which does that itself.
 

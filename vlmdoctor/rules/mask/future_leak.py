@@ -52,7 +52,7 @@ def future_leak(influence: Influence) -> Iterator[Finding]:
         measured={"moved": seen.moved, "moved_at_the_token": seen.effect, "changed": seen.what},
         threshold={"moved": seen.allowed},
         cause=_cause(seen),
-        proof=_proof(seen),
+        proof=proof_of(seen),
         fix=_fix(seen),
         links=LINKS,
     )
@@ -82,7 +82,8 @@ def _proven(seen: Change) -> bool:
     return mended is not None and mended <= seen.allowed
 
 
-def _proof(seen: Change) -> Proof | None:
+def proof_of(seen: Change) -> Proof | None:
+    """What a causal mask in memory did; None where it was not tried or did not help."""
     if not _proven(seen):
         return None
     mended = seen.detail["moved_with_causal_mask"]

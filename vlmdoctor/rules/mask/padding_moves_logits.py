@@ -15,7 +15,7 @@ LINKS = (
 )
 
 
-@rule("padding-moves-logits", "MASK104")
+@rule("padding-moves-logits", "MASK104", explains=("left-padding-seen",))
 def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
     """The logits of real tokens move when the batch is padded a little more.
 

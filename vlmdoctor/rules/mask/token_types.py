@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Row
+from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
@@ -24,8 +25,8 @@ LINKS = {
 BOTH_WAYS = {"gemma3": 1, "paligemma": 0}
 
 
-@rule("token-types", "MASK301")
-def token_types(data: Data) -> Iterator[Finding]:
+@rule("token-types", "MASK301", explains=("future-leak",))
+def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
     """`token_type_ids` are missing or all alike in a model whose attention needs them.
 
     ## Why it matters
@@ -62,6 +63,17 @@ def token_types(data: Data) -> Iterator[Finding]:
         )
         return
     missing = [row for row in rows if row.types is None]
+    later = None if influence is None else influence.changes.get("later-token")
+    if missing and model == "paligemma" and later is not None and later.moves:
+        yield _finding(
+            data,
+            f"{key} is missing, and answers see the tokens that come after them",
+            Severity.ERROR,
+            missing,
+            "a collator or a list of columns dropped it; without it all of the text is taken for the prompt, "
+            "which is seen both ways",
+        )
+        return
     if missing:
         yield _finding(
             data,
@@ -120,6 +132,12 @@ def dropped_by_the_collator() -> Data:
 @token_types.bad
 def the_answer_sees_itself() -> Data:
     return _as("paligemma", sample_row("iiiiuuuAAAS", types=(0,) * 11))
+
+
+@token_types.bad
+def dropped_and_seen() -> tuple[Data, Influence]:
+    moved = Change("token 10 of row 0", 0.02, 4e-6, 0.4, 3, 3, 0, 9)
+    return _as("paligemma", sample_row("iiiiuuuAAAS")), Influence({"later-token": moved})
 
 
 @token_types.good

@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 MOST, ALL = 0.05, 0.5  # of a weight, in one step
 
 
-@rule("decay-erases-weights", "OPT111", explains=("loss-not-falling", "weights-not-moving"))
+@rule("decay-erases-weights", "OPT111", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
     """Finds a weight decay that, times the learning rate, shrinks the weights by a twentieth in one step.
 

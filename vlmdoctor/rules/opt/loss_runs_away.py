@@ -15,7 +15,13 @@ CERTAIN = 10.0  # times the first loss
 @rule(
     "loss-runs-away",
     "OPT370",
-    explains=("non-finite", "exploding-gradient", "loss-not-falling", "batch-not-learned"),
+    explains=(
+        "non-finite",
+        "exploding-gradient",
+        "loss-not-falling",
+        "batch-not-learned",
+        "updates-too-large",
+    ),
 )
 def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     """With the given optimizer the loss of one batch runs away in a few steps, where another learns it.

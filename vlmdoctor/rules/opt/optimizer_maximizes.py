@@ -10,7 +10,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
-@rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving"))
+@rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterator[Finding]:
     """Finds an optimizer with `maximize=True` under a loss that is positive.
 

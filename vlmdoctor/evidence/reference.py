@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.alignment_seen import places_ahead
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.inputs import Inputs, placeholders
+from vlmdoctor.evidence.inputs import IGNORED, Inputs, placeholders
 from vlmdoctor.evidence.trials import Seen, Trials, distances
 from vlmdoctor.subject import Subject
 
@@ -17,7 +18,7 @@ _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would
 _NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
 
 
-class Bench:
+class Reference:
     """A subject with its logits on the unchanged batch, and how far rounding moves them."""
 
     def __init__(self, subject: Subject) -> None:
@@ -29,6 +30,9 @@ class Bench:
         again = self.trials.run()
         self.noise = self.rounding = self.scale = 0.0
         self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
+        if self.valid is not None and self.trials.unseen:
+            self.valid = self.valid.clone()
+            self.valid[:, -self.trials.unseen :] = False
         if self.valid is not None and not self.valid.any():
             raise Unavailable("the attention mask hides every token")
         self.offset = 0
@@ -94,7 +98,11 @@ class Bench:
         if inputs.reads_labels or inputs.ids == "decoder_input_ids":
             return self.valid
         if (known := inputs.predicting()) is not None:
-            return known.cpu()
+            return known.cpu() & self.valid
+        if inputs.labels is None and (targets := self.trials.targets) is not None:
+            found = places_ahead(inputs[inputs.ids], targets)
+            if found is not None and found[0] == 1:
+                return (targets != IGNORED).cpu() & self.valid
         if inputs.labels is None and generates is not None and "token_type_ids" not in inputs.fields:
             return self.valid
         raise Unavailable("the labels are not the next tokens, so that the model may be meant to look ahead")

@@ -1,0 +1,76 @@
+"""mask-inverted: a token sees those behind it, and none in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.mask.future_leak import proof_of
+
+
+@rule(
+    "mask-inverted",
+    "MASK160",
+    explains=(
+        "future-leak",
+        "image-without-effect",
+        "no-gradient",
+        "padding-moves-logits",
+        "attention-backends-differ",
+        "wrong-image",
+    ),
+)
+def mask_inverted(influence: Influence) -> Iterator[Finding]:
+    """The causal mask is inverted: a token sees itself and the later ones, and nothing that came before.
+
+    ## Why it matters
+    What stands in front of the answer (the question, the image) has no effect on it, and the next token,
+    which is to be foretold, can be read off: the loss falls, and nothing that is of use is learned. True
+    means "hidden" to `nn.MultiheadAttention` and "visible" to `scaled_dot_product_attention`
+    ([LLMs-from-scratch 1062](https://github.com/rasbt/LLMs-from-scratch/issues/1062)).
+
+    ## How sure it is
+    Both are measured: a changed later token moves supervised logits in front of it, and a changed early token
+    moves its own logits and none behind it.
+
+    ## What to do
+    Turn the mask around, and keep its diagonal open:
+
+        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look, for scaled_dot_product_attention
+        nn_mha_mask = ~mask  # True: hidden, for nn.MultiheadAttention
+    """
+    seen = influence.of("later-token")
+    if not seen.moves or seen.detail.get("looks_back") is not False:
+        return
+    place = seen.detail.get("place")
+    yield Finding(
+        "the causal mask is inverted: tokens see the later ones, and nothing that came before them",
+        Severity.ERROR,
+        at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
+        measured={"moved_by_a_later_token": seen.moved, "moved_by_an_earlier_token": 0.0},
+        threshold={"moved_by_a_later_token": seen.allowed},
+        cause="the mask of the attention is turned around; "
+        f"{place or 'an unknown place'} is where the future gets through first",
+        proof=proof_of(seen),
+        fix=Fix(
+            "turn the mask around", ("mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look",)
+        ),
+        links=("https://github.com/rasbt/LLMs-from-scratch/issues/1062",),
+    )
+
+
+def _influence(looks_back: bool) -> Influence:
+    detail = {"token": 15, "place": "lm.layers.0", "moved_with_causal_mask": 0.0, "looks_back": looks_back}
+    return Influence({"later-token": Change("token 15 of row 0", 0.02, 4e-6, 0.4, 11, 11, 0, 14, detail)})
+
+
+@mask_inverted.bad
+def upside_down() -> Influence:
+    return _influence(looks_back=False)
+
+
+@mask_inverted.good
+def looks_back_only() -> Influence:
+    return Influence({"later-token": Change("token 15 of row 0", 0.0, 4e-6, 0.4, 11, 0, 0, 1)})
