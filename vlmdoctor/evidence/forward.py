@@ -67,6 +67,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
     with unchanged(subject.model):
         try:
             loss, logits = forward()
+        except Unavailable:  # a loss function that can't be had outside of a run
+            raise
         except Exception as error:
             failure = failure_of(error, subject.model)
             rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
