@@ -19,7 +19,7 @@ def first_batch(loader: Any, source: str) -> Any:
 
     if isinstance(loader, Mapping):
         return {key: first_batch(one, f"{source} ({key})") for key, one in loader.items()}
-    if isinstance(loader, list | tuple):
+    if isinstance(loader, list | tuple) and loader and all(hasattr(one, "dataset") for one in loader):
         return [first_batch(one, source) for one in loader]
     with same_random_states(), blamed_on_user(f"reading a batch of {source}"):
         for batch in loader:
