@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_vlm import TinyVLM, adamw, batch
 from torch import nn
 
 import vlmdoctor
-from tiny_vlm import TinyVLM, adamw, batch
 from vlmdoctor.integrations.lightning_module import module_in
 from vlmdoctor.target import subject_of
 
@@ -95,6 +95,9 @@ class Data:
         return self.rows
 
 
+OTHER = adamw(nn.Linear(1, 1))
+
+
 def found(report: Any) -> list[str]:
     return [finding.rule for finding in report.findings]
 
@@ -139,7 +142,11 @@ def test_what_the_optimizer_leaves_out_is_found() -> None:
         (lambda o, s: {"optimizer": o}, False, False),
         (lambda o, s: {"optimizer": o, "lr_scheduler": s}, False, False),
         (lambda o, s: {"optimizer": o, "lr_scheduler": {"scheduler": s, "interval": "step"}}, False, True),
-        (lambda o, s: ({"optimizer": o, "lr_scheduler": s}, {"optimizer": adamw(nn.Linear(1, 1))}), True, False),
+        (
+            lambda o, s: ({"optimizer": o, "lr_scheduler": s}, {"optimizer": adamw(nn.Linear(1, 1))}),
+            True,
+            False,
+        ),
         (lambda o, s: [o, adamw(nn.Linear(1, 1))], True, False),
     ],
 )
@@ -203,7 +210,9 @@ def test_adapters_in_it() -> None:
 
 def test_the_users_own_loss_function_sees_the_module() -> None:
     module = Lit()
-    subject = subject_of(vlmdoctor.Subject(module, batch(0), loss_fn=lambda m, b: m.model(**b).loss), "the test")
+    subject = subject_of(
+        vlmdoctor.Subject(module, batch(0), loss_fn=lambda m, b: m.model(**b).loss), "the test"
+    )
     assert subject.model is module
     assert subject.loss_fn(module, subject.batch) > 0
 
@@ -226,7 +235,7 @@ class TestOneClearSentence:
 
     def test_an_empty_loader(self) -> None:
         module = Split(TinyVLM())
-        module.train_dataloader = lambda: []
+        module.train_dataloader = list
         data = Data()
         data.setup = lambda stage: setattr(data, "rows", [])
         with pytest.raises(vlmdoctor.UserError, match="train_dataloader of Data gives no batch"):
