@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from test_lightning_module import Lit
 from test_trainer_subject import trainer
 from tiny_vlm import TinyVLM, adamw, batch
 
@@ -57,6 +61,43 @@ class TestCallback:
             VLMDoctorCallback(stop_on="never")
         with pytest.raises(package.UserError, match="no report before training"):
             VLMDoctorCallback().report()
+
+
+class TestLightning:
+    @pytest.fixture
+    def callback(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """The callback with `object` as Lightning's base class."""
+        library = ModuleType("lightning.pytorch")
+        library.Callback = object
+        monkeypatch.setitem(sys.modules, "lightning", ModuleType("lightning"))
+        monkeypatch.setitem(sys.modules, "lightning.pytorch", library)
+        monkeypatch.delitem(sys.modules, "vlmdoctor.integrations.lightning", raising=False)
+        yield importlib.import_module("vlmdoctor.integrations.lightning").VLMDoctorCallback(stop_on="error")
+        sys.modules.pop("vlmdoctor.integrations.lightning")
+
+    @pytest.mark.parametrize("way", ["scatter", "data"])
+    def test_a_run_is_watched(self, callback: Any, way: str) -> None:
+        module = Lit(TinyVLM(way=way))
+        run = SimpleNamespace(
+            optimizers=[adamw(module)],
+            estimated_stepping_batches=12,
+            global_step=0,
+            accumulate_grad_batches=1,
+            should_stop=False,
+        )
+        callback.on_train_start(run, module)
+        for step in range(12):
+            loss = module.model(**batch(step)).loss
+            loss.backward()
+            run.optimizers[0].step()
+            run.optimizers[0].zero_grad()
+            run.global_step += 1
+            callback.on_train_batch_end(run, module, {"loss": loss.detach()}, None, step)
+        callback.on_train_end(run, module)
+        found = [finding.rule for finding in callback.report().findings]
+        assert found == ([] if way == "scatter" else ["no-gradient"])
+        assert run.should_stop == (way == "data")
+        assert callback.watcher.steps == 12
 
 
 class TestFixture:

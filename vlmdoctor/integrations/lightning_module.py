@@ -52,7 +52,7 @@ def subject_of(module: Any, given: Subject, source: str) -> Subject:
         )
     subject = dataclasses.replace(given)
     subject.model = module
-    inner = None if given.loss_fn is not None else _only_network(module)
+    inner = None if given.loss_fn is not None else only_network(module)
     if given.optimizer is None:
         subject.optimizer, scheduler = _configured(module, name)
         subject.lr_scheduler = given.lr_scheduler or scheduler
@@ -87,7 +87,7 @@ def _unwrapped(model: Any, kind: type) -> Any:
     return next((part for part in model.modules() if isinstance(part, kind)), model)
 
 
-def _only_network(module: Any) -> str | None:
+def only_network(module: Any) -> str | None:
     """The attribute that holds all parameters and buffers and can be called; None where there is none."""
     from torch import nn
 
