@@ -79,22 +79,34 @@ def subject_of(made: Any, source: str) -> Subject:
     """The Subject in what a factory returned: a module, a tuple with batch and optimizer, or a Subject."""
     from torch import nn
 
+    from vlmdoctor.integrations.adapting import adapted
+
     if isinstance(made, Subject):
         subject = made
-    elif isinstance(made, nn.Module):
+    elif _is_model(made):
         subject = Subject(made)
-    elif isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module):
+    elif isinstance(made, tuple) and len(made) in (2, 3) and _is_model(made[0]):
         subject = Subject(*made[:2], optimizer=made[2] if len(made) == 3 else None)
     else:
         raise UserError(
             f"{source} returned {_described(made)}; it should return a module, (model, batch), "
-            f"(model, batch, optimizer) or a vlmdoctor.Subject."
+            f"(model, batch, optimizer), a Trainer or a vlmdoctor.Subject."
         )
+    subject = adapted(subject, source)
     if not isinstance(subject.model, nn.Module) and callable(subject.model):
         subject.model = _called(subject.model, f"the model of {source}")
+        subject = adapted(subject, source)
     if not isinstance(subject.model, nn.Module):
         raise UserError(f"the model of {source} is {_described(subject.model)}, not a torch module.")
     return subject
+
+
+def _is_model(value: Any) -> bool:
+    from torch import nn
+
+    from vlmdoctor.integrations.adapting import is_adaptable
+
+    return isinstance(value, nn.Module) or is_adaptable(value)
 
 
 def _described(value: Any) -> str:
@@ -135,7 +147,7 @@ def _from_file(text: str, path: Path, factory: str) -> Target:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     with _first_on_path(path.resolve().parent):
-        with _blamed_on_user(str(path)):
+        with blamed_on_user(str(path)):
             spec.loader.exec_module(module)
         return _from_module(text, module, factory)
 
@@ -149,12 +161,11 @@ def _import(text: str, name: str) -> ModuleType:
         raise UserError(f"importing {name} raised {_told(error)}.") from error
     if found is None:
         raise UserError(f"there is no module '{name}' to import for '{text}': {FORMS}.")
-    with _blamed_on_user(name):
+    with blamed_on_user(name):
         return importlib.import_module(name)
 
 
 def _from_module(text: str, module: ModuleType, factory: str) -> Target:
-    from torch import nn
 
     place = text.rpartition(":")[0]
     made: Any = module
@@ -169,7 +180,7 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
             raise UserError(f"{text.rpartition(':')[0]} has no '{factory}'; {hint}")
         made = getattr(made, part)
     source = f"{factory}() of {place}"
-    if not isinstance(made, nn.Module | Subject | tuple):
+    if not (isinstance(made, Subject | tuple) or _is_model(made)):
         if not callable(made):
             raise UserError(
                 f"'{factory}' of {text.rpartition(':')[0]} is {_described(made)}, not a function."
@@ -195,7 +206,7 @@ def _called(factory: Any, source: str) -> Any:
         raise UserError(
             f"{source} needs arguments ({', '.join(needed)}); name a function that can be called without any."
         )
-    with _blamed_on_user(source):
+    with blamed_on_user(source):
         return factory()
 
 
@@ -210,7 +221,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _blamed_on_user(source: str) -> Iterator[None]:
+def blamed_on_user(source: str) -> Iterator[None]:
     """Turns whatever the user's code raises into one sentence with the place."""
     try:
         yield

@@ -4,6 +4,7 @@ python -m benchmarks.detection                         # both corpora, two proce
 python -m benchmarks.detection --only 'vlm/*' --jobs 1
 python -m benchmarks.detection --only '*E03*' --verbose
 python -m benchmarks.detection --json out.json --markdown docs/detection.md
+python -m benchmarks.detection --rivals --environments DIR [--only PAT]   # other tools, kept for the table
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.detection.corpus import by_name
+from benchmarks.detection.rivals.rival import NAMES
+from benchmarks.detection.rivals.run import run_rivals
 from benchmarks.detection.runner import TIMEOUT, Outcome, run_all
 from benchmarks.detection.score import one_line, score
 from benchmarks.detection.table import markdown, summary
@@ -36,6 +39,16 @@ def main() -> int:
     parser.add_argument(
         "--verbose", action="store_true", help="every finding, also of cases that are as they should be"
     )
+    parser.add_argument(
+        "--rivals",
+        nargs="*",
+        choices=NAMES,
+        metavar="TOOL",
+        help="run other tools instead (all, or those named) and keep what they say for the table",
+    )
+    parser.add_argument(
+        "--environments", type=Path, metavar="DIR", help="where their environments are, or will be made"
+    )
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     given = parser.parse_args()
     cases = by_name()
@@ -52,6 +65,10 @@ def main() -> int:
     if not names:
         print("no case fits", file=sys.stderr)
         return 2
+    if given.rivals is not None:
+        if given.environments is None:
+            parser.error("--rivals needs --environments DIR, the folder for their environments")
+        return _rivals(names, given.environments, given.rivals or list(NAMES), given.jobs)
     done = 0
 
     def told(outcome: Outcome) -> None:
@@ -69,6 +86,15 @@ def main() -> int:
     if given.markdown:
         given.markdown.write_text(markdown(scored), encoding="utf-8")
     return int(scored.healthy_errors > 0)
+
+
+def _rivals(names: list[str], folder: Path, tools: list[str], jobs: int) -> int:
+    def told(tool: str, answer: Outcome) -> None:
+        said = answer.get("error") or ", ".join(f"{one[0]} {one[1]}" for one in answer["said"])
+        print(f"{tool} {answer['case']}: {said or 'nothing'}", file=sys.stderr, flush=True)
+
+    run_rivals(names, folder, tools, jobs, told)
+    return 0
 
 
 if __name__ == "__main__":

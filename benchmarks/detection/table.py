@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from benchmarks.detection.rivals.run import read_record
+from benchmarks.detection.rivals.table import beside
 from benchmarks.detection.score import ALARMS, Scored, Verdict
 
 
@@ -70,8 +72,8 @@ def markdown(scored: Scored) -> str:
         )
     missed = [v.case.name for v in scored.faults if not v.right]
     lines += ["", "## Missed, or named otherwise", "", *(f"- {name}" for name in missed or ["nothing"])]
-    lines += ["", "## The healthy", "", *_healthy(scored)]
-    return "\n".join(lines) + "\n"
+    lines += ["", "## The healthy", "", *_healthy(scored), "", *beside(scored, read_record())]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _healthy(scored: Scored) -> list[str]:

@@ -74,6 +74,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
             if seen := token_losses(calls, batch.get("input_ids")):
                 supervised = sum(call.counted for call in seen)
             del calls, seen
+        except Unavailable:  # a loss function that can't be had outside of a run
+            raise
         except Exception as error:
             failure = failure_of(error, subject.model)
             rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
