@@ -17,6 +17,8 @@ from vlmdoctor.evidence.failure import Failure, TensorFact
 from vlmdoctor.subject import canonical_name
 
 _HERE = str(Path(__file__).resolve().parents[1]) + os.sep
+# The executor of the dry run stands between the model and torch.
+_EXECUTOR = _HERE + "dryrun" + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 # Where transformers keeps its assertions: the line that asked for one tells more.
 _CHECKS = f"{os.sep}transformers{os.sep}utils{os.sep}"
@@ -61,7 +63,8 @@ def frames_of(error: BaseException) -> list[LiveFrame]:
     traceback: types.TracebackType | None = error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if found or not code.co_filename.startswith(_HERE):
+        ours = _EXECUTOR if found else _HERE
+        if not code.co_filename.startswith(ours):
             count = code.co_argcount + code.co_kwonlyargcount
             found.append(
                 LiveFrame(

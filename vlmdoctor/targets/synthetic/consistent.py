@@ -29,7 +29,7 @@ def consistent(config: Any) -> Any:
             config.mm_tokens_per_image = (vision.image_size // vision.patch_size // 2) ** 2
     for part in (text, config):
         _sections(part)
-    for name in ("image_token_id", "image_token_index"):
+    for name in ("image_token_id", "image_token_index", "video_token_index"):
         if hasattr(config, name) and getattr(config, name) is None:
             setattr(config, name, field(text, "vocab_size", default=2) - 1)
     return config

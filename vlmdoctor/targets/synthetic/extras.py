@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.targets.synthetic.fields import field
+from vlmdoctor.targets.synthetic.fields import field, kind_of
 
 
 def extras(
@@ -23,7 +23,7 @@ def extras(
         more["moe_mm_token_type_ids"] = marked
     if "token_type_ids" in names:
         # PaliGemma's mark what attends causally (the answer), Gemma 3's the image.
-        prefix = type(config).__name__.startswith("PaliGemma")
+        prefix = kind_of(config) == "paligemma"
         more["token_type_ids"] = 1 - marked if prefix else marked
     if "cross_attention_mask" in names and "pixel_values" in batch:
         _, images, tiles = batch["pixel_values"].shape[:3]

@@ -22,7 +22,11 @@ def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
         return None
     accepted = inspect.signature(owner.get_image_features).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    given = {name: value for name, value in inputs.items() if name in accepted or takes_all}
+    if "image_patches" in inputs and "image_patches" not in accepted:  # Fuyu's two names for them
+        inputs = {**inputs, "pixel_values": inputs["image_patches"]}
+    given = {
+        name: value for name, value in inputs.items() if name in accepted or takes_all
+    }
     with torch.no_grad(), Abstract():
         found = owner.get_image_features(**given)
     return _rows(found)

@@ -8,10 +8,18 @@ from typing import Any
 def field(config: Any, *names: str, default: Any = None) -> Any:
     """The first of `names` that `config` (an object or a mapping) holds and that is not None."""
     for name in names:
-        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        try:
+            value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        except RuntimeError:  # it differs between layers, and transformers refuses to name one
+            continue
         if value is not None:
             return value
     return default
+
+
+def kind_of(config: Any) -> str:
+    """The model type, such as `qwen2_vl`."""
+    return str(field(config, "model_type", default=""))
 
 
 def side(config: Any, *names: str, default: int) -> int:
@@ -50,7 +58,8 @@ IMAGE_TOKEN = (
 
 def image_token(config: Any) -> int | None:
     """The id that stands for one image feature in the text."""
-    found = field(config, *IMAGE_TOKEN)
+    names = ("video_token_index",) if kind_of(config) == "instructblipvideo" else IMAGE_TOKEN
+    found = field(config, *names)
     return int(found) if isinstance(found, int) and found >= 0 else None
 
 
