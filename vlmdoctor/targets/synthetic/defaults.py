@@ -33,12 +33,25 @@ def _emu3() -> dict[str, int]:
 _CHANGES: dict[str, Any] = {
     "aya_vision": lambda: {"vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 16}},
     "chameleon": lambda: {"vocabulary_map": _chameleon()},
+    "cohere_compass": lambda: {"text_config": {"rope_parameters": {"full_attention": _FULL}}},
+    "deepseek_ocr2": lambda: {
+        "text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 11, "num_hidden_layers": 12},
+    },
+    "diffusion_gemma": lambda: {
+        "text_config": {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+    },
     "emu3": lambda: {"vocabulary_map": _emu3()},
     "gemma4": lambda: {"vision_config": {"model_type": "gemma4_vision"}},
     "gemma4_unified": lambda: {"vision_config": {"model_type": "gemma4_unified_vision"}},
     "glm4v": lambda: {"text_config": {"rope_parameters": _HALF_ROTATED}},
     "glm46v": lambda: {"text_config": {"rope_parameters": _HALF_ROTATED}},
     "glmga": lambda: {"text_config": {"rope_parameters": _HALF_ROTATED}},
+    "granite4_vision": lambda: {"deepstack_layer_map": [[-2, 9], [-8, 6]], "downsample_rate": "4/8"},
+    "hunyuan_vl": lambda: {
+        "text_config": {"head_dim": 128, "rope_parameters": {**_FULL, "mrope_section": [16, 16, 16, 16]}}
+    },
+    "molmo2": lambda: {"adapter_config": {"text_hidden_size": 4096}},
+    "ovis2": lambda: {"hidden_size": 4096},
     "llama4": lambda: {"vision_config": {"hidden_size": 1408, "vision_output_dim": 4096}},
     "glm4v_moe": lambda: {"text_config": {"rope_parameters": _HALF_ROTATED, "head_dim": 128}},
 }

@@ -33,7 +33,9 @@ def side(config: Any, *names: str, default: int) -> int:
 def vision_config(config: Any) -> Any:
     """The part of a configuration that describes the eyes; the configuration itself where there is none."""
     thinker = field(config, "thinker_config")
-    found = field(config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config")
+    found = field(
+        config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config", "vq_config"
+    )
     if found is None and thinker is not None:
         return vision_config(thinker)
     return config if found is None else found

@@ -153,7 +153,10 @@ def sized(config: Any, names: set[str], images: int, rows: int, size: int | None
 def plain(config: Any, names: set[str], images: int, rows: int, size: int | None) -> Inputs:
     """Everything else: images of one size."""
     across = image_side(config, size)
-    return {"pixel_values": pixels(rows * images, channels(config), across, across)}
+    inputs = {"pixel_values": pixels(rows * images, channels(config), across, across)}
+    if "image_sizes" in names:
+        inputs["image_sizes"] = torch.tensor([[across, across]] * (rows * images))
+    return inputs
 
 
 _Mechanism = Callable[[Any, set[str], int, int, int | None], Inputs]
