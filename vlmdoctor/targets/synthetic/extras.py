@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.targets.synthetic.drawn import pixels
 from vlmdoctor.targets.synthetic.fields import field, kind_of
 
 
@@ -46,6 +47,10 @@ def extras(
         more["qformer_attention_mask"] = torch.ones(rows, 4, dtype=torch.long)
     if "bbox" in names:
         more["bbox"] = torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(rows, length, 4).contiguous()
+    if {"state", "actions"} <= names:
+        wide, steps = field(config, "max_action_dim", default=32), field(config, "chunk_size", default=50)
+        more["state"] = pixels(rows, field(config, "max_state_dim", default=32))
+        more["actions"], more["timestep"] = pixels(rows, steps, wide), pixels(rows).sigmoid()
     if "decoder_input_ids" in names and not hasattr(config, "qformer_config"):
         more["decoder_input_ids"] = batch["input_ids"].clone()
     return {**batch, **more}

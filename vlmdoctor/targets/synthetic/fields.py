@@ -32,13 +32,14 @@ def side(config: Any, *names: str, default: int) -> int:
 
 def vision_config(config: Any) -> Any:
     """The part of a configuration that describes the eyes; the configuration itself where there is none."""
-    thinker = field(config, "thinker_config")
+    inner = field(config, "thinker_config", "vlm_config")
     found = field(
         config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config", "vq_config"
     )
-    if found is None and thinker is not None:
-        return vision_config(thinker)
-    return config if found is None else found
+    if found is None:
+        return config if inner is None else vision_config(inner)
+    nested = None if isinstance(found, dict) else field(found, "vision_config", "sam_config")
+    return found if nested is None else nested
 
 
 def text_config(config: Any) -> Any:
@@ -61,7 +62,7 @@ IMAGE_TOKEN = (
 def image_token(config: Any) -> int | None:
     """The id that stands for one image feature in the text."""
     names = ("video_token_index",) if kind_of(config) == "instructblipvideo" else IMAGE_TOKEN
-    found = field(config, *names)
+    found = field(config, *names, default=field(field(config, "vlm_config", default={}), *names))
     return int(found) if isinstance(found, int) and found >= 0 else None
 
 

@@ -154,7 +154,7 @@ def plain(config: Any, names: set[str], images: int, rows: int, size: int | None
     """Everything else: images of one size."""
     across = image_side(config, size)
     inputs = {"pixel_values": pixels(rows * images, channels(config), across, across)}
-    if "image_sizes" in names:
+    if "image_sizes" in names and field(config, "vq_config") is not None:
         inputs["image_sizes"] = torch.tensor([[across, across]] * (rows * images))
     return inputs
 
