@@ -46,5 +46,9 @@ def _rows(found: Any) -> int | None:
             return _rows(found[0])
         counts = [_rows(part) for part in found]
         return sum(count for count in counts if count is not None)
+    deep = getattr(found, "deepstack_features", None)
+    if isinstance(deep, list) and deep and isinstance(deep[0], tuple):
+        # Granite: (layer of the text, features for it), as many for each layer.
+        return _rows(deep[0][1])
     last = getattr(found, "last_hidden_state", None)
     return None if last is None else _rows(last)
