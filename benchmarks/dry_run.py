@@ -1,13 +1,13 @@
 """Time and memory of the dry run: against size, and over every family that transformers has.
 
-    python benchmarks/dry_run.py                       # Qwen2.5-VL and LLaVA at full size, and a trillion parameters
+    python benchmarks/dry_run.py                       # Qwen2.5-VL and LLaVA at full size, a trillion parameters
     python benchmarks/dry_run.py --sweep               # one step of every image-text-to-text family
     python benchmarks/dry_run.py --sweep llava smolvlm # of these alone
     python benchmarks/dry_run.py --sweep --text        # one step of every decoder-only family
 
-Each line: the model, its parameters, seconds of processor time to lay it out and to run forward and backward,
-the peak memory of its process, and how it ended. Every model has a process of its own, which is ended when it takes
-too long, so that one family can't spoil the others.
+Each line: the model, its parameters, seconds of processor time to lay it out and to run forward and
+backward, the peak memory of its process, and how it ended. Every model has a process of its own, which is
+ended when it takes too long, so that one family can't spoil the others.
 """
 
 from __future__ import annotations

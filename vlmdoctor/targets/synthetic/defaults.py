@@ -36,7 +36,12 @@ _CHANGES: dict[str, Any] = {
     "chameleon": lambda: {"vocabulary_map": _chameleon()},
     "cohere_compass": lambda: {"text_config": {"rope_parameters": {"full_attention": _FULL}}},
     "deepseek_ocr2": lambda: {
-        "text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 11, "num_hidden_layers": 12, "num_experts_per_tok": 6, "moe_intermediate_size": 896},
+        "text_config": {
+            "mlp_layer_types": ["dense"] + ["sparse"] * 11,
+            "num_hidden_layers": 12,
+            "num_experts_per_tok": 6,
+            "moe_intermediate_size": 896,
+        },
         "vision_config": {
             "encoder_config": {
                 "hidden_size": 896,

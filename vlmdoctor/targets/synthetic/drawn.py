@@ -33,7 +33,9 @@ def channels(config: Any) -> int:
 def image_side(config: Any, size: int | None, default: int = 224) -> int:
     """Height and width of an image: `size`, or what the configuration says."""
     vision = vision_config(config)
-    return size or side(vision, "image_size", "resolution", default=side(config, "image_size", default=default))
+    return size or side(
+        vision, "image_size", "resolution", default=side(config, "image_size", default=default)
+    )
 
 
 def places(rows: int, columns: int, indexing: str = "xy") -> torch.Tensor:

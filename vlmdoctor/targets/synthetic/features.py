@@ -24,9 +24,7 @@ def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     if "image_patches" in inputs and "image_patches" not in accepted:  # Fuyu's two names for them
         inputs = {**inputs, "pixel_values": inputs["image_patches"]}
-    given = {
-        name: value for name, value in inputs.items() if name in accepted or takes_all
-    }
+    given = {name: value for name, value in inputs.items() if name in accepted or takes_all}
     with torch.no_grad(), Abstract():
         found = owner.get_image_features(**given)
     return _rows(found)

@@ -34,7 +34,13 @@ def vision_config(config: Any) -> Any:
     """The part of a configuration that describes the eyes; the configuration itself where there is none."""
     inner = field(config, "thinker_config", "vlm_config")
     found = field(
-        config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config", "vq_config"
+        config,
+        "vision_config",
+        "vision_model_config",
+        "encoder",
+        "visual_config",
+        "image_config",
+        "vq_config",
     )
     if found is None:
         return config if inner is None else vision_config(inner)
