@@ -1,6 +1,6 @@
 """Time and memory of the dry run: against size, and over every family that transformers has.
 
-    python benchmarks/dry_run.py                       # Qwen2.5-VL and LLaVA at full size, a trillion parameters
+    python benchmarks/dry_run.py                       # Qwen2.5-VL and LLaVA at full size, a trillion
     python benchmarks/dry_run.py --sweep               # one step of every image-text-to-text family
     python benchmarks/dry_run.py --sweep llava smolvlm # of these alone
     python benchmarks/dry_run.py --sweep --text        # one step of every decoder-only family
