@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -27,6 +29,15 @@ _FINITE = {
     aten.isfinite: True,
     aten.isposinf: False,
     aten.isneginf: False,
+}
+# Copies of an abstract tensor's shape that are filled with one number, and where their arguments say it.
+_FILLING: dict[Any, Callable[[Any], Any]] = {
+    aten.full_like: lambda args: args[1],
+    aten.ones_like: lambda args: 1,
+    aten.zeros_like: lambda args: 0,
+    aten.new_full: lambda args: args[2],
+    aten.new_ones: lambda args: 1,
+    aten.new_zeros: lambda args: 0,
 }
 _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 _NEEDS_VALUES = {
@@ -67,6 +78,17 @@ class Abstract(TorchDispatchMode):
         self._observe = observe
         # Real tensors that were written into from abstract ones: the shape holds, the values do not.
         self._unknown: set[int] = set()
+        # What abstract tensors hold that were filled with one number, until something is written into them.
+        self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._literals = _Literals()
+
+    def __enter__(self) -> Abstract:
+        self._literals.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._literals.__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -86,13 +108,19 @@ class Abstract(TorchDispatchMode):
         if packet in _NEEDS_VALUES:
             raise ValueUnknown(f"aten.{packet.__name__}")
         if packet is aten._to_copy:
-            return func(*args, **_placed(kwargs, _META))
-        if "device" in kwargs:
+            return self._converted(func, args, kwargs)
+        if "device" in kwargs or packet in _FILLING:
             # zeros_like, new_ones and the like: the values are not those of the input.
             dtype = kwargs.get("dtype") or tensors[0].dtype
             if not _is_float(dtype):
                 return func(*_emptied(args), **_placed(kwargs, _CPU))
-            return func(*args, **_placed(kwargs, _META))
+            made = func(*args, **_placed(kwargs, _META))
+            if packet in _FILLING:
+                storage = made.untyped_storage()
+                self._filled[storage._cdata] = (weakref.ref(storage), _FILLING[packet](args))
+            return made
+        if _writes(func) and args[0].is_meta:
+            self._filled.pop(_storage(args[0]), None)
         if packet in _INDEXING:
             args = (args[0], self._indices(args[0], args[1]), *args[2:])
         elif packet is aten.embedding:
@@ -137,6 +165,14 @@ class Abstract(TorchDispatchMode):
         ):
             return _to_meta(out)
         return out
+
+    def _converted(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A tensor in another dtype; one that was filled with a number has it still."""
+        source, dtype = args[0], kwargs.get("dtype")
+        held, value = self._filled.get(_storage(source), (None, None))
+        if held is None or held() is None or dtype is None or _is_float(dtype):
+            return func(*args, **_placed(kwargs, _META))
+        return torch.full(source.shape, value, dtype=source.dtype).to(dtype)
 
     def _indices(self, indexed: torch.Tensor, indices: Any) -> list[Any]:
         """Boolean indices as integer ones, all of them abstract, after a look at their range."""
@@ -198,6 +234,28 @@ class Abstract(TorchDispatchMode):
         func(*shapes, **more)
         self._unknown.add(_storage(real))
         return real
+
+
+class _Literals(TorchFunctionMode):
+    """Tensors made of numbers in the code have their values, whatever device they are asked for.
+
+    `torch.tensor(..., device=x.device)` reaches no dispatch mode before it is made.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and _on_meta(kwargs.get("device")):
+            data = args[0] if args else kwargs.get("data")
+            if not any(t.is_meta for t in _tensors(data)):
+                kwargs = {**kwargs, "device": _CPU}
+        elif func is torch.Tensor.new_tensor and args[0].is_meta and len(args) > 1:
+            wanted = {"dtype": args[0].dtype, **kwargs, "device": _CPU}
+            return torch.tensor(args[1], **wanted)
+        return func(*args, **kwargs)
+
+
+def _on_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
 
 
 @contextlib.contextmanager
@@ -263,11 +321,14 @@ def _fresh(func: Any) -> bool:
     return all(result.alias_info is None for result in func._schema.returns)
 
 
-def _writes_into_real(func: Any, args: Any) -> bool:
-    if not args or not isinstance(args[0], torch.Tensor) or args[0].is_meta:
-        return False
-    alias = func._schema.arguments[0].alias_info
+def _writes(func: Any) -> bool:
+    """Whether an operator writes into its first argument."""
+    alias = func._schema.arguments[0].alias_info if func._schema.arguments else None
     return alias is not None and alias.is_write
+
+
+def _writes_into_real(func: Any, args: Any) -> bool:
+    return bool(args) and isinstance(args[0], torch.Tensor) and not args[0].is_meta and _writes(func)
 
 
 def _storage(tensor: torch.Tensor) -> int:

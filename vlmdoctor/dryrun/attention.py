@@ -38,8 +38,10 @@ class Kernel(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         usual = query.ndim == 4 and query.is_meta and key.is_meta and query.shape[-1] == value.shape[-1]
-        # Dropout inside attention has no kernel of its own on a CPU.
-        composite = self._device == "cpu" and dropout_p > 0
+        # A mask that learns, such as SAM's relative positions.
+        learns = attn_mask is not None and attn_mask.requires_grad
+        # Neither dropout inside attention nor a gradient of its mask has a kernel of its own on a CPU.
+        composite = self._device == "cpu" and (dropout_p > 0 or learns)
         if not usual or composite or query.shape[-1] != key.shape[-1]:
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -49,7 +51,8 @@ class Kernel(TorchFunctionMode):
             shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
             # Raises where the mask does not fit, as the kernel would.
             torch.broadcast_shapes(attn_mask.shape, shape)
-            bias = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta").expand(shape)
+            bias = attn_mask if learns else torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
+            bias = bias.to(query.dtype).expand(shape)
         flash = bias is None and query.dtype in (torch.float16, torch.bfloat16)
         if self._device == "cuda" and flash and query.shape[-1] <= _MOST_FLASH_WIDTH:
             found = aten._scaled_dot_product_flash_attention(

@@ -17,6 +17,8 @@ from vlmdoctor.evidence.failure import Failure, TensorFact
 from vlmdoctor.subject import canonical_name
 
 _HERE = str(Path(__file__).resolve().parents[1]) + os.sep
+# The executor of the dry run stands between the model and torch.
+_EXECUTOR = _HERE + "dryrun" + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 # Where transformers keeps its assertions: the line that asked for one tells more.
 _CHECKS = f"{os.sep}transformers{os.sep}utils{os.sep}"
@@ -61,9 +63,10 @@ def frames_of(error: BaseException) -> list[LiveFrame]:
     traceback: types.TracebackType | None = error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        ours = code.co_filename.startswith(_HERE)
+        ours = code.co_filename.startswith(_EXECUTOR if found else _HERE)
         # What watches torch's functions stands between the user's lines and torch's.
-        if not ours or (found and code.co_name != "__torch_function__"):
+        watches = code.co_filename.startswith(_HERE) and code.co_name == "__torch_function__"
+        if not ours and not watches:
             count = code.co_argcount + code.co_kwonlyargcount
             found.append(
                 LiveFrame(

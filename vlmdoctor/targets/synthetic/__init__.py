@@ -2,5 +2,6 @@
 
 from vlmdoctor.targets.synthetic.batch import batch_for
 from vlmdoctor.targets.synthetic.consistent import consistent
+from vlmdoctor.targets.synthetic.defaults import default_config
 
-__all__ = ["batch_for", "consistent"]
+__all__ = ["batch_for", "consistent", "default_config"]

@@ -48,7 +48,7 @@ def batch_for(
     per_sample = 0
     token = image_token(config)
     if pixels and token is not None:
-        per_sample = (_features(model, config, pixels) or 0) // batch_size
+        per_sample = _image_tokens(model, config, pixels, images, batch_size)
     if length is not None:
         text = max(length - per_sample, images + 1)
     if batch_size * (per_sample + text) > _MOST_TOKENS:
@@ -69,6 +69,19 @@ def batch_for(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()
     )
     return {name: value for name, value in batch.items() if name in names or (takes_all and name == "labels")}
+
+
+def _image_tokens(model: Any, config: Any, pixels: Any, images: int, batch_size: int) -> int:
+    """Placeholders in each sample."""
+    queries = field(config, "num_query_tokens")
+    if queries is not None:
+        frames = pixels["pixel_values"].shape[1] if pixels["pixel_values"].ndim == 5 else images
+        return int(queries) * frames
+    try:
+        return (_features(model, config, pixels) or 0) // batch_size
+    except (RuntimeError, ValueError, IndexError):
+        # The step raises it again, and tells in which module.
+        return images
 
 
 def _features(model: Any, config: Any, pixels: dict[str, torch.Tensor]) -> int | None:

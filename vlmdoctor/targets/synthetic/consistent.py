@@ -25,11 +25,13 @@ def consistent(config: Any) -> Any:
                 setattr(vision, name, hidden)
         if kind == "janus":
             vision.projection_dim = hidden
-        if hasattr(config, "mm_tokens_per_image"):
-            config.mm_tokens_per_image = (vision.image_size // vision.patch_size // 2) ** 2
+    for part in (config, field(config, "encoder")):
+        if field(part, "mm_tokens_per_image") and field(part, "vision_config"):
+            eyes = part.vision_config
+            part.mm_tokens_per_image = (eyes.image_size // eyes.patch_size // 2) ** 2
     for part in (text, config):
         _sections(part)
-    for name in ("image_token_id", "image_token_index"):
+    for name in ("image_token_id", "image_token_index", "video_token_index"):
         if hasattr(config, name) and getattr(config, name) is None:
             setattr(config, name, field(text, "vocab_size", default=2) - 1)
     return config

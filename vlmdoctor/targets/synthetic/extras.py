@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.targets.synthetic.fields import field
+from vlmdoctor.targets.synthetic.drawn import pixels
+from vlmdoctor.targets.synthetic.fields import field, kind_of
 
 
 def extras(
@@ -23,7 +24,7 @@ def extras(
         more["moe_mm_token_type_ids"] = marked
     if "token_type_ids" in names:
         # PaliGemma's mark what attends causally (the answer), Gemma 3's the image.
-        prefix = type(config).__name__.startswith("PaliGemma")
+        prefix = kind_of(config) == "paligemma"
         more["token_type_ids"] = 1 - marked if prefix else marked
     if "cross_attention_mask" in names and "pixel_values" in batch:
         _, images, tiles = batch["pixel_values"].shape[:3]
@@ -46,6 +47,10 @@ def extras(
         more["qformer_attention_mask"] = torch.ones(rows, 4, dtype=torch.long)
     if "bbox" in names:
         more["bbox"] = torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(rows, length, 4).contiguous()
+    if {"state", "actions"} <= names:
+        wide, steps = field(config, "max_action_dim", default=32), field(config, "chunk_size", default=50)
+        more["state"] = pixels(rows, field(config, "max_state_dim", default=32))
+        more["actions"], more["timestep"] = pixels(rows, steps, wide), pixels(rows).sigmoid()
     if "decoder_input_ids" in names and not hasattr(config, "qformer_config"):
         more["decoder_input_ids"] = batch["input_ids"].clone()
     return {**batch, **more}

@@ -22,6 +22,8 @@ def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
         return None
     accepted = inspect.signature(owner.get_image_features).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    if "image_patches" in inputs and "image_patches" not in accepted:  # Fuyu's two names for them
+        inputs = {**inputs, "pixel_values": inputs["image_patches"]}
     given = {name: value for name, value in inputs.items() if name in accepted or takes_all}
     with torch.no_grad(), Abstract():
         found = owner.get_image_features(**given)
@@ -42,5 +44,9 @@ def _rows(found: Any) -> int | None:
             return _rows(found[0])
         counts = [_rows(part) for part in found]
         return sum(count for count in counts if count is not None)
+    deep = getattr(found, "deepstack_features", None)
+    if isinstance(deep, list) and deep and isinstance(deep[0], tuple):
+        # Granite: (layer of the text, features for it), as many for each layer.
+        return _rows(deep[0][1])
     last = getattr(found, "last_hidden_state", None)
     return None if last is None else _rows(last)

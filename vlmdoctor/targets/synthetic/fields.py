@@ -8,10 +8,18 @@ from typing import Any
 def field(config: Any, *names: str, default: Any = None) -> Any:
     """The first of `names` that `config` (an object or a mapping) holds and that is not None."""
     for name in names:
-        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        try:
+            value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        except RuntimeError:  # it differs between layers, and transformers refuses to name one
+            continue
         if value is not None:
             return value
     return default
+
+
+def kind_of(config: Any) -> str:
+    """The model type, such as `qwen2_vl`."""
+    return str(field(config, "model_type", default=""))
 
 
 def side(config: Any, *names: str, default: int) -> int:
@@ -24,11 +32,20 @@ def side(config: Any, *names: str, default: int) -> int:
 
 def vision_config(config: Any) -> Any:
     """The part of a configuration that describes the eyes; the configuration itself where there is none."""
-    thinker = field(config, "thinker_config")
-    found = field(config, "vision_config", "vision_model_config", "encoder", "visual_config", "image_config")
-    if found is None and thinker is not None:
-        return vision_config(thinker)
-    return config if found is None else found
+    inner = field(config, "thinker_config", "vlm_config")
+    found = field(
+        config,
+        "vision_config",
+        "vision_model_config",
+        "encoder",
+        "visual_config",
+        "image_config",
+        "vq_config",
+    )
+    if found is None:
+        return config if inner is None else vision_config(inner)
+    nested = None if isinstance(found, dict) else field(found, "vision_config", "sam_config")
+    return found if nested is None else nested
 
 
 def text_config(config: Any) -> Any:
@@ -50,7 +67,8 @@ IMAGE_TOKEN = (
 
 def image_token(config: Any) -> int | None:
     """The id that stands for one image feature in the text."""
-    found = field(config, *IMAGE_TOKEN)
+    names = ("video_token_index",) if kind_of(config) == "instructblipvideo" else IMAGE_TOKEN
+    found = field(config, *names, default=field(field(config, "vlm_config", default={}), *names))
     return int(found) if isinstance(found, int) and found >= 0 else None
 
 

@@ -1,0 +1,95 @@
+"""Batches made from a configuration alone: what single families take, held against real steps of tiny models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from benchmarks.detection.shrink import tiny_config, tiny_model
+from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.layout import laid_out
+from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.evidence.shapes import shapes_of
+from vlmdoctor.subject import canonical_name
+from vlmdoctor.targets.synthetic import batch_for, default_config
+
+# One for each way of laying images out.
+FAMILIES = (
+    "fuyu",
+    "gemma4",
+    "granite_docling",
+    "instructblip",
+    "lfm2_vl",
+    "llama4",
+    "llava_next",
+    "minicpmv4_6",
+    "mistral3",
+    "mllama",
+    "qwen3_vl",
+    "smolvlm",
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_made_batch_runs_for_real_and_reaches_what_the_dry_run_says(family: str) -> None:
+    config = tiny_config(family)
+    model_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model = tiny_model(model_class, config)
+    batch = batch_for(model, batch_size=2)
+    step = dry_step(laid_out(model), batch, device="cpu")
+    loss = model(**batch).loss
+    loss.backward()
+    assert step.error is None and torch.isfinite(loss)
+    reached = {canonical_name(name) for name, p in model.named_parameters() if p.grad is not None}
+    assert step.reached == reached
+
+
+@pytest.mark.parametrize("family", ["blip", "udop", "pi0"])
+def test_a_default_configuration_is_carried_at_its_full_size(family: str) -> None:
+    config = default_config(family)
+    model_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = model_class._from_config(config)
+    shapes = shapes_of(model, batch_for(model, batch_size=1), dtype=torch.bfloat16)
+    assert shapes.failure is None and shapes.loss
+
+
+def test_numbers_in_the_code_keep_their_values() -> None:
+    activations = torch.empty(2, 3, device="meta")
+    with Abstract():
+        grid = torch.tensor([[1, 4, 4]], device=activations.device)
+        same = activations.new_tensor([5], dtype=torch.long)
+    assert grid.tolist() == [[1, 4, 4]] and same.tolist() == [5]
+
+
+def test_a_tensor_filled_with_one_number_is_known_until_it_is_written_into() -> None:
+    activations = torch.empty(2, 3, device="meta")
+    with Abstract():
+        assert torch.full_like(activations, True).bool().all()
+        written = torch.zeros_like(activations)
+        written.add_(activations)
+        with pytest.raises(ValueUnknown):
+            bool(written.bool().any())
+        view = torch.ones_like(activations)
+        view[0].mul_(activations[0])
+        with pytest.raises(ValueUnknown):
+            bool(view.bool().all())
+
+
+def test_a_mask_that_learns_gets_its_gradient() -> None:
+    class Relative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(torch.zeros(1, 1, 4, 4))
+            self.query = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.query(x)
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=self.places).sum()
+
+    for device in ("cpu", "cuda"):
+        batch = {"x": torch.randn(1, 2, 4, 8)}
+        step = dry_step(laid_out(Relative()), batch, lambda model, batch: model(**batch), device=device)
+        assert step.error is None and step.reached == {"places", "query.weight"}
