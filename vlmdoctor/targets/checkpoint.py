@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.weightless import Weightless
@@ -14,6 +14,7 @@ from vlmdoctor.targets.weightless import Weightless
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 BATCH_SIZE, LENGTH = 2, 16
+MOST_TEXT = 300  # of an exception: some list every model type that there is
 # Above this share of the free memory a model is only laid out, without its weights.
 MEMORY_SHARE = 0.5
 
@@ -72,7 +73,10 @@ def _config(config_file: Path, trust_remote_code: bool) -> Any:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise UserError(_needs_trust(config_file.parent)) from error
-        raise UserError(f"{config_file} makes no model configuration: {_first_line(error)}.") from error
+        raised = first_line(error)
+        raise NotBuilt(
+            f"{config_file} makes no model configuration: {raised}.", f"{type(error).__name__}: {raised}"
+        ) from error
 
 
 def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
@@ -113,7 +117,7 @@ def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
             folder, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:
-        raise UserError(f"the weights in {folder} can't be loaded: {_first_line(error)}.") from error
+        raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
 
 
 def _initialised(model_class: Any, config: Any) -> Any:
@@ -130,7 +134,7 @@ def _initialised(model_class: Any, config: Any) -> Any:
     except Exception as error:
         raise UserError(
             f"{model_class.__name__} can't be built from its config.json: "
-            f"{type(error).__name__}: {_first_line(error)}."
+            f"{type(error).__name__}: {first_line(error)}."
         ) from error
 
 
@@ -166,6 +170,10 @@ def _text_batch(model: Any) -> tuple[dict[str, Any] | None, str | None]:
     }, None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+def first_line(error: BaseException) -> str:
+    """What it says, in a line; where validation of transformers wraps the reason, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if len(lines) > 1 and text.endswith(":"):
+        text = f"{text} {lines[1]}"
+    return (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…").rstrip(".")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 
@@ -56,9 +56,9 @@ class Weightless:
                 f"{model_class.__name__} needs a package that is not installed: {_line(error)}."
             ) from error
         except Exception as error:
-            raise UserError(
-                f"{model_class.__name__} can't be built from its config.json: "
-                f"{type(error).__name__}: {_line(error)}."
+            raised = f"{type(error).__name__}: {_line(error)}"
+            raise NotBuilt(
+                f"{model_class.__name__} can't be built from its config.json: {raised}.", raised
             ) from error
         facts = {**facts, "weights": "none: a dry run needs none", "batch": MADE}
         subject = Subject(model)
@@ -67,8 +67,9 @@ class Weightless:
         except UserError:
             raise
         except Exception as error:
-            reason = f"no batch could be made from its configuration ({type(error).__name__}: {_line(error)})"
-            return Target(subject, text, facts, missing_batch=reason)
+            raised = f"{type(error).__name__}: {_line(error)}"
+            reason = f"no batch could be made from its configuration ({raised})"
+            return Target(subject, text, facts, missing_batch=reason, raised=raised)
         return Target(subject, text, facts)
 
     def batch(self, model: Any, config: Any) -> dict[str, Any]:
@@ -104,5 +105,6 @@ def _refuse_endless(config: Any, model_class: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
+    from vlmdoctor.targets.checkpoint import first_line
+
+    return first_line(error)
