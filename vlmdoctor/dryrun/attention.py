@@ -39,7 +39,9 @@ class Kernel(TorchFunctionMode):
     ) -> torch.Tensor:
         usual = query.ndim == 4 and query.is_meta and key.is_meta and query.shape[-1] == value.shape[-1]
         # Dropout inside attention has no kernel of its own on a CPU.
-        composite = self._device == "cpu" and dropout_p > 0
+        # Nor has a mask that learns, such as relative positions that are added to the scores.
+        learned = attn_mask is not None and attn_mask.requires_grad
+        composite = (self._device == "cpu" and dropout_p > 0) or learned
         if not usual or composite or query.shape[-1] != key.shape[-1]:
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
