@@ -64,8 +64,11 @@ def mutated(draw: Any, families: tuple[str, ...] = FAMILIES) -> tuple[str, dict[
             except (KeyError, IndexError, TypeError):
                 place = None
                 break
-        if not isinstance(place, dict | list) or (isinstance(place, list) and path[-1] >= len(place)):
-            continue
+        if not (
+            isinstance(place, dict)
+            or (isinstance(place, list) and type(path[-1]) is int and path[-1] < len(place))
+        ):
+            continue  # an earlier change took it away
         old = place[path[-1]] if isinstance(place, list) else place.get(path[-1])
         new = draw(_near(old) if type(old) is int and draw(st.booleans()) else _VALUES)
         if isinstance(new, str) and new == REMOVED:
@@ -134,7 +137,7 @@ def outcome(folder: Path, values: dict[str, Any]) -> str:
             )
     except UserError as error:
         text = str(error)
-        if "\n" in text or len(text) > 600 or not text.endswith(("." , "?")):
+        if "\n" in text or len(text) > 600 or not text.endswith((".", "?")):
             return f"no clear sentence: {text[:900]!r}"
         return "refused"
     except TookTooLong:

@@ -66,6 +66,7 @@ def dry_run(
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
     from vlmdoctor.dryrun.blame import NotThere, blamed
+    from vlmdoctor.dryrun.parts import parts_of, ropes_of
     from vlmdoctor.dryrun.plan import Plan, outlook, prepared, shapes_under
     from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
@@ -132,6 +133,8 @@ def dry_run(
                 if plan.gpu is not None:
                     given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
+    if "modules" in facts.get("dry_run", {}):
+        facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
     return examine(
         subject,
         target=target,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import tempfile
 import time
@@ -38,12 +39,16 @@ def contradictions(
     if written.get("auto_map"):
         return Contradictions()
     values = config.to_dict() if config is not None else with_defaults(written)
+    suspects = list(itertools.islice(suspicions(values, tokens), MOST_TRIES))
+    tries = [(one,) for one in suspects]
+    if len(suspects) > 1:
+        tries.append(tuple(suspects))  # several faults at once
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for number, suspicion in enumerate(suspicions(values, tokens)):
-            if number == MOST_TRIES or time.monotonic() - started > MOST_SECONDS:
+        for together in tries:
+            if time.monotonic() - started > MOST_SECONDS:
                 break
-            changed = _changed(written, suspicion.change)
+            changed = _changed(written, {path: v for one in together for path, v in one.change.items()})
             if changed is None:
                 continue
             (Path(folder) / "config.json").write_text(json.dumps(changed), encoding="utf-8")
@@ -52,7 +57,8 @@ def contradictions(
                     continue
             except (UserError, Unavailable):
                 continue
-            return Contradictions((_told(suspicion, written, failed, config is not None),))
+            built = config is not None
+            return Contradictions(tuple(_told(one, written, failed, built) for one in together))
     return Contradictions()
 
 

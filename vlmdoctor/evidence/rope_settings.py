@@ -97,6 +97,10 @@ def _ropes(name: str, module: Any, top: Any) -> Iterator[Rope]:
         settings = _settings(config, layers)
         finite = bool(torch.isfinite(frequencies).all() and (frequencies >= 0).all())
         slow = float(frequencies[frequencies > 0].min()) if finite and bool((frequencies > 0).any()) else None
+        # Height and width use the same frequencies on images.
+        rotated, head = 2 * frequencies.numel(), _head_dim(config)
+        if settings.get("rope_type") == "axial" and head is not None and 2 * rotated <= head:
+            rotated *= 2
         sections = settings.get("mrope_section") or getattr(real, "mrope_section", None) or ()
         yield Rope(
             where=canonical_name(name),
@@ -104,8 +108,8 @@ def _ropes(name: str, module: Any, top: Any) -> Iterator[Rope]:
             part="vision" if _VISION.search(f"{name} {type(module).__name__}".lower()) else "text",
             layers=layers,
             kind=str(settings.get("rope_type", "default")),
-            head_dim=_head_dim(config),
-            rotated=2 * frequencies.numel(),
+            head_dim=head,
+            rotated=rotated,
             theta=_number(settings.get("rope_theta", getattr(config, "rope_theta", None))),
             slowest=2 * math.pi / slow if slow else None,
             finite=finite,

@@ -9,7 +9,7 @@ from typing import Any
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
-from vlmdoctor.targets.weightless import Weightless
+from vlmdoctor.targets.weightless import Weightless, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -27,9 +27,13 @@ def checkpoint(
     Given `weightless`, it is laid out without weights, with a batch made from its configuration.
     """
     config_file = path / "config.json" if path.is_dir() else path
-    _read(config_file)
+    values = _read(config_file)
     folder = config_file.parent
-    config = _config(config_file, trust_remote_code)
+    try:
+        config = _config(config_file, trust_remote_code)
+    except NotBuilt:
+        refuse_sizes(values, f"the model of {config_file}")  # a zero is told as "integer modulo by zero"
+        raise
     model_class = _model_class(config, folder, trust_remote_code)
     facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
     if weightless is not None:

@@ -15,6 +15,7 @@ MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
 _COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval")
 _MOST_LAYERS = 10_000
+_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "patch_size", "image_size")
 _MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
 
 
@@ -47,7 +48,7 @@ class Weightless:
         import torch
 
         self._refuse_nonsense()
-        _refuse_endless(config, model_class)
+        refuse_sizes(config.to_dict(), model_class.__name__)
         try:
             with torch.device("meta"):
                 model = model_class._from_config(config)
@@ -88,8 +89,8 @@ class Weightless:
                 raise UserError(f"{option} {value} is more than the dry run takes ({most}).")
 
 
-def _refuse_endless(config: Any, model_class: Any) -> None:
-    """Without weights any width costs nothing, but every layer is built."""
+def refuse_sizes(values: dict[str, Any], model: str) -> None:
+    """Without weights any width costs nothing, but every layer is built; and a size of 0 is none."""
 
     def look(values: dict[str, Any], prefix: str) -> None:
         for name, value in values.items():
@@ -97,11 +98,13 @@ def _refuse_endless(config: Any, model_class: Any) -> None:
                 look(value, f"{prefix}{name}.")
             elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
                 raise UserError(
-                    f"{model_class.__name__} is not built: {prefix}{name} is {value}, "
+                    f"{model} is not built: {prefix}{name} is {value}, "
                     f"more than {_MOST_LAYERS}."
                 )
+            elif name in _SIZES and type(value) is int and value <= 0:
+                raise UserError(f"{model} is not built: {prefix}{name} is {value}.")
 
-    look(config.to_dict(), "")
+    look(values, "")
 
 
 def _line(error: BaseException) -> str:
