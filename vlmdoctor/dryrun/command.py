@@ -118,6 +118,8 @@ def dry_run(
         else:
             given.append(shapes)
             facts["dry_run"] = _told(shapes)
+            if "images" in facts and shapes.images:
+                facts["dry_run"]["images_are"] = facts["images"]
             if shapes.failure is not None and made:
                 progress("looking for what contradicts itself")
                 failed = f"raises {shapes.failure.type}: {shapes.failure.message.partition(chr(10))[0]}"

@@ -201,7 +201,7 @@ def _layers(prefix: str, part: Values) -> Iterator[Suspicion]:
         room = depth[1] + name.startswith("vision_feature")  # the embeddings count as a layer there
         outside = [n for n in numbers if not -room <= n < room]
         if outside:
-            fitting = [max(0, min(n, depth[1] - 1)) if n in outside else n for n in numbers]
+            fitting = [(-1 if n < 0 else depth[1] - 1) if n in outside else n for n in numbers]
             yield Suspicion(
                 f"{prefix}{name} names layer {outside[0]}, {where}{depth[0]} is {depth[1]}",
                 {f"{prefix}{name}": value, f"{where}{depth[0]}": depth[1]},

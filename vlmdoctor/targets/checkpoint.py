@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
-from vlmdoctor.targets.weightless import Weightless, refuse_sizes
+from vlmdoctor.targets.processor_files import image_side
+from vlmdoctor.targets.weightless import Weightless, one_size, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -37,6 +39,12 @@ def checkpoint(
     model_class = _model_class(config, folder, trust_remote_code)
     facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
     if weightless is not None:
+        found = image_side(folder) if one_size(config) else None
+        if found is not None:
+            facts["images"] = f"{found[0]} pixels wide and high, as {found[1]} says"
+            weightless = replace(weightless, image_size=found[0])
+        else:
+            facts["images"] = "of the size that the configuration suggests"
         return weightless.target(text, model_class, config, facts)
     if any((folder / name).is_file() for name in SAFE_WEIGHTS):
         facts["weights"] = "safetensors"

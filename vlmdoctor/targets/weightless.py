@@ -27,11 +27,13 @@ class Weightless:
         batch_size: Samples.
         images: Images in each.
         length: Tokens in each, those of images included; None: the images and a short text.
+        image_size: Pixels of an image's side, for towers of one size; None: as the configuration suggests.
     """
 
     batch_size: int = 1
     images: int = 1
     length: int | None = None
+    image_size: int | None = None
 
     def building(self) -> AbstractContextManager[Any]:
         """Inside, a user's factory allocates no weights, and its integers are real."""
@@ -77,7 +79,14 @@ class Weightless:
         """A training batch for `model`."""
         from vlmdoctor.targets.synthetic import batch_for
 
-        return batch_for(model, config, images=self.images, batch_size=self.batch_size, length=self.length)
+        return batch_for(
+            model,
+            config,
+            images=self.images,
+            batch_size=self.batch_size,
+            length=self.length,
+            image_size=self.image_size if one_size(config) else None,
+        )
 
     def _refuse_nonsense(self) -> None:
         for option, value, most in (
@@ -87,6 +96,11 @@ class Weightless:
         ):
             if value > most:
                 raise UserError(f"{option} {value} is more than the dry run takes ({most}).")
+
+
+def one_size(config: Any) -> bool:
+    """Whether the tower is made for images of one size."""
+    return isinstance(getattr(getattr(config, "vision_config", None), "image_size", None), int)
 
 
 def refuse_sizes(values: dict[str, Any], model: str) -> None:
