@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection.models import DECODERS, VLMS
-from benchmarks.detection.shrink import tiny_config
 from hypothesis import strategies as st
 
+from benchmarks.detection.models import DECODERS, VLMS
+from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run
 from vlmdoctor.errors import UserError
 from vlmdoctor.examine import model_rules

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.detection.shrink import tiny_config
 from hypothesis import HealthCheck, Phase, given, settings
 from mutations import mutated, outcome
 
+from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.cli.main import run
 
 MUTATIONS = int(os.environ.get("VLMDOCTOR_MUTATIONS", "60"))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.detection.models import make
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.detection.models import make
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
 from vlmdoctor.dryrun.attention import Kernel
 from vlmdoctor.dryrun.layout import laid_out

@@ -15,7 +15,12 @@ from vlmdoctor.targets.weightless import Weightless
 
 
 def blamed(
-    target: str, weightless: Weightless, plan: Plan, failed: str, config: Any = None, tokens: int | None = None
+    target: str,
+    weightless: Weightless,
+    plan: Plan,
+    failed: str,
+    config: Any = None,
+    tokens: int | None = None,
 ) -> Contradictions:
     """The values of the target's config.json that are to blame; empty where nothing that was tried helps.
 

@@ -1,4 +1,4 @@
-"""The table of modules as an indented tree, and the totals of its parts: cells, and which of them there is room for."""
+"""The table of modules as an indented tree, and the totals of its parts, as wide as there is room."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ def module_rows(modules: Any) -> Iterator[dict[str, str]]:
         name = "" if index == 0 else module["name"]
         depth = sum(part != "*" for part in name.split(".") if part)
         stack = name.endswith("*") and module["count"] > 1
-        if depth > DEPTH + stack or not module["parameters"] or module["kind"] in ("ModuleList", "ModuleDict"):
+        if (
+            depth > DEPTH + stack
+            or not module["parameters"]
+            or module["kind"] in ("ModuleList", "ModuleDict")
+        ):
             continue
         while above and not (above[-1] == "" or name.startswith(f"{above[-1]}.")):
             above.pop()

@@ -1,4 +1,4 @@
-"""What learns, part by part, what gets no gradient and why, and how positions turn: plain values to be shown."""
+"""What learns in each part, what gets no gradient and why, and how positions turn, as plain values."""
 
 from __future__ import annotations
 

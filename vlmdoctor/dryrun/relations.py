@@ -15,7 +15,14 @@ from typing import Any
 Values = Mapping[str, Any]
 
 HIDDEN = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim")
-HEADS = ("num_attention_heads", "num_heads", "n_head", "attention_heads", "n_heads", "encoder_attention_heads")
+HEADS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_head",
+    "attention_heads",
+    "n_heads",
+    "encoder_attention_heads",
+)
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "encoder_layers")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
@@ -26,6 +33,7 @@ _LAYER_NUMBERS = re.compile(
     r"vision_feature_layers?|deepstack_visual_indexes|intermediate_layers_indices|cross_attention_layers"
     r"|fullatt_block_indexes|full_attn_idxs|global_attn_indexes"
 )
+_ACTIVATION = re.compile(r"(\w+_)?(hidden_act|activation|activation_function|hidden_activation)")
 _NEEDED = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
@@ -111,8 +119,8 @@ def _heads(prefix: str, part: Values) -> Iterator[Suspicion]:
         name, number = width
         fitting = _nearest_divisor(number, count, multiple_of=kept[1] if kept else 1, head_multiple=4)
         yield Suspicion(
-            f"a head is {number // count} wide ({prefix}{name} {number} / {prefix}{heads_at} {count}): rotary "
-            f"embeddings turn pairs of numbers in a head, those of images two pairs",
+            f"a head is {number // count} wide ({prefix}{name} {number} / {prefix}{heads_at} {count}): "
+            f"rotary embeddings turn pairs of numbers in a head, those of images two pairs",
             {f"{prefix}{name}": number, f"{prefix}{heads_at}": count},
             {f"{prefix}{heads_at}": fitting},
         )
@@ -134,7 +142,11 @@ def _one_rope(at: str, rope: Values, prefix: str, part: Values) -> Iterator[Susp
 
     share = rope.get("partial_rotary_factor", part.get("partial_rotary_factor", 1.0))
     if _is_number(share) and not 0 < share <= 1:
-        path = f"{at}partial_rotary_factor" if "partial_rotary_factor" in rope else f"{prefix}partial_rotary_factor"
+        path = (
+            f"{at}partial_rotary_factor"
+            if "partial_rotary_factor" in rope
+            else f"{prefix}partial_rotary_factor"
+        )
         yield Suspicion(
             f"{path} {share:g} is no share of a head: it lies between 0 and 1", {path: share}, {path: 1.0}
         )
@@ -223,14 +235,13 @@ def _activation(prefix: str, part: Values) -> Iterator[Suspicion]:
     from transformers.activations import ACT2FN
 
     for name, value in part.items():
-        if re.fullmatch(r"(\w+_)?(hidden_act|activation|activation_function|hidden_activation)", name):
-            if isinstance(value, str) and value not in ACT2FN:
-                close = difflib.get_close_matches(value, list(ACT2FN), n=1) or ["gelu"]
-                yield Suspicion(
-                    f"{prefix}{name} '{value}' is no activation that transformers knows",
-                    {f"{prefix}{name}": value},
-                    {f"{prefix}{name}": close[0]},
-                )
+        if _ACTIVATION.fullmatch(name) and isinstance(value, str) and value not in ACT2FN:
+            close = difflib.get_close_matches(value, list(ACT2FN), n=1) or ["gelu"]
+            yield Suspicion(
+                f"{prefix}{name} '{value}' is no activation that transformers knows",
+                {f"{prefix}{name}": value},
+                {f"{prefix}{name}": close[0]},
+            )
 
 
 def _image(prefix: str, part: Values) -> Iterator[Suspicion]:
@@ -254,8 +265,8 @@ def _image(prefix: str, part: Values) -> Iterator[Suspicion]:
     factor = part.get("scale_factor")
     if _is_size(factor) and across % factor:
         yield Suspicion(
-            f"an image is {across} patches wide ({where}image_size {image} / {where}patch_size {patch}), which "
-            f"can't be divided by {prefix}scale_factor {factor}",
+            f"an image is {across} patches wide ({where}image_size {image} / {where}patch_size {patch}), "
+            f"which can't be divided by {prefix}scale_factor {factor}",
             {f"{where}image_size": image, f"{where}patch_size": patch, f"{prefix}scale_factor": factor},
             {f"{where}image_size": patch * factor * max(1, across // factor)},
         )
@@ -276,7 +287,7 @@ def _positions(prefix: str, part: Values, tokens: int | None) -> Iterator[Suspic
     room = _first(part, POSITIONS)
     if room is not None and tokens is not None and tokens > room[1] and "vision" not in prefix:
         yield Suspicion(
-            f"a sample has {tokens} tokens, those of its images among them, and {prefix}{room[0]} is {room[1]}",
+            f"a sample has {tokens} tokens, with those of its images; {prefix}{room[0]} is {room[1]}",
             {f"{prefix}{room[0]}": room[1]},
             {f"{prefix}{room[0]}": tokens},
         )
@@ -303,7 +314,7 @@ def _vocabulary(values: Values) -> Iterator[Suspicion]:
 
 
 def rotated_half(part: Values, share: Any = 1.0) -> int | None:
-    """Half of the numbers in a head that rotary embeddings turn; None where the configuration does not say."""
+    """Half of the numbers in a head that rotary embeddings turn; None where nothing says it."""
     width, heads = _first(part, HIDDEN), _first(part, HEADS)
     head_dim = part.get("head_dim")
     if not _is_size(head_dim):

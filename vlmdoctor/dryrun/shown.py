@@ -13,6 +13,7 @@ from rich.text import Text
 from vlmdoctor.dryrun.module_table import STYLE, counted, print_tables, sized, tables_html
 from vlmdoctor.dryrun.parts import idle_line, rope_line
 
+
 def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
     """The table of modules and what the step costs."""
     if "not_possible" in told:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "shapes"
+MOST_PAIRS = 1 << 16  # in a head; more are a slip of the keys, and would take time and memory
 # The types of `rope_type` that transformers computes.
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "axial")
 _FREQUENCIES = re.compile(r"(?:(?P<layers>\w+)_)?(?<!original_)inv_freq")
@@ -80,7 +81,11 @@ def _ropes(name: str, module: Any, top: Any) -> Iterator[Rope]:
 
     from vlmdoctor.subject import canonical_name
 
-    names = {n: match for n, _ in module.named_buffers(recurse=False) if (match := _FREQUENCIES.fullmatch(n))}
+    names = {
+        own: match
+        for own, buffer in module.named_buffers(recurse=False)
+        if (match := _FREQUENCIES.fullmatch(own)) and buffer.numel() <= MOST_PAIRS
+    }
     config = getattr(module, "config", None)
     if not names or config is None:
         return

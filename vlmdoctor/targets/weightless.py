@@ -15,7 +15,14 @@ MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
 _COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval")
 _MOST_LAYERS = 10_000
-_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "patch_size", "image_size")
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "patch_size",
+    "image_size",
+)
 _MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
 
 
@@ -111,10 +118,7 @@ def refuse_sizes(values: dict[str, Any], model: str) -> None:
             if isinstance(value, dict):
                 look(value, f"{prefix}{name}.")
             elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
-                raise UserError(
-                    f"{model} is not built: {prefix}{name} is {value}, "
-                    f"more than {_MOST_LAYERS}."
-                )
+                raise UserError(f"{model} is not built: {prefix}{name} is {value}, more than {_MOST_LAYERS}.")
             elif name in _SIZES and type(value) is int and value <= 0:
                 raise UserError(f"{model} is not built: {prefix}{name} is {value}.")
 

@@ -10,7 +10,6 @@ from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
 from vlmdoctor.rulebook import rule
 
-
 MOST_LISTED = 8
 
 

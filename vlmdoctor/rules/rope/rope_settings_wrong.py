@@ -67,7 +67,7 @@ def _judged(one: Rope) -> Iterator[Finding]:
             f"{at}.mrope_section {list(one.sections)} adds up to {sum(one.sections)}, and "
             f"{one.rotated // 2} pairs turn",
             Severity.WARNING,
-            "time, height and width share the pairs of a head: what lies behind the sum is cut off or not theirs",
+            "time, height and width share the pairs of a head: what lies behind is nobody's",
         )
     factor = settings.get("factor")
     if one.kind in STRETCHING and isinstance(factor, int | float) and not factor >= 1:
@@ -79,7 +79,12 @@ def _judged(one: Rope) -> Iterator[Finding]:
             "a factor is new length / old length; below 1 positions are pressed together the other way",
         )
     low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
-    if one.kind == "llama3" and isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+    if (
+        one.kind == "llama3"
+        and isinstance(low, int | float)
+        and isinstance(high, int | float)
+        and low >= high
+    ):
         yield _finding(
             one,
             at,
@@ -88,7 +93,8 @@ def _judged(one: Rope) -> Iterator[Finding]:
             "between the two the scaling fades in, from slow pairs to fast ones",
         )
     fast, slow = settings.get("beta_fast", 32), settings.get("beta_slow", 1)
-    if one.kind == "yarn" and isinstance(fast, int | float) and isinstance(slow, int | float) and fast < slow:
+    both = isinstance(fast, int | float) and isinstance(slow, int | float)
+    if one.kind == "yarn" and both and fast < slow:
         yield _finding(
             one,
             at,
@@ -105,15 +111,21 @@ def _judged(one: Rope) -> Iterator[Finding]:
             Severity.WARNING,
             "the scaling is for contexts longer than the original one",
         )
-    short = one.kind == "default" and one.part == "text" and one.rotated >= LEAST_WIDTH
-    if short and one.context and one.slowest is not None and one.slowest < SHORTEST_SHARE * one.context:
+    usual = one.kind == "default" and one.part == "text" and one.rotated >= LEAST_WIDTH
+    if (
+        usual
+        and one.theta is not None
+        and one.context
+        and one.slowest is not None
+        and one.slowest < SHORTEST_SHARE * one.context
+    ):
         yield _finding(
             one,
             at,
             f"{at}.rope_theta {one.theta:g} lets the slowest pair turn {one.context / one.slowest:.0f} times "
             f"within {one.context} positions",
             Severity.WARNING,
-            f"it takes {one.slowest:.0f} tokens for a turn: tokens that far apart look as if they were neighbours",
+            f"a turn takes it {one.slowest:.0f} tokens: two that far apart look like neighbours",
         )
 
 
