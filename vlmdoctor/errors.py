@@ -9,6 +9,18 @@ class UserError(Exception):
     """
 
 
+class NotBuilt(UserError):
+    """No model can be built from a configuration; the message says what transformers or the model raised.
+
+    Attributes:
+        raised: Type and first line of what was raised, such as `ValueError: …`.
+    """
+
+    def __init__(self, message: str, raised: str) -> None:
+        super().__init__(message)
+        self.raised = raised
+
+
 class Unavailable(Exception):
     """A probe can't gather its evidence here; the message is the reason shown beside the skipped rules."""
 

@@ -35,6 +35,7 @@ class Target:
         facts: What is to be told about how it was made, such as where the weights came from.
         file: The user's source file, where the target names one.
         missing_batch: Why there is no batch, where there is none.
+        raised: What the model raised when a batch was to be made for it, such as `ValueError: …`.
     """
 
     subject: Subject
@@ -42,6 +43,7 @@ class Target:
     facts: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
     missing_batch: str | None = None
+    raised: str | None = None
 
 
 def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightless | None = None) -> Target:

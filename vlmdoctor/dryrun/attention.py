@@ -46,6 +46,13 @@ class Kernel(TorchFunctionMode):
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
+        heads, kept = query.shape[1], key.shape[1]
+        if heads % kept or (heads != kept and not enable_gqa and kept != 1):
+            # The functions for meta tensors don't look, the kernels do.
+            raise RuntimeError(
+                f"The number of heads in key and value ({kept}) must divide the number of heads in query "
+                f"({heads}), and equal it without enable_gqa"
+            )
         bias = None
         if attn_mask is not None:
             shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.dryrun.cost import RESERVED
-from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def dry_run(
     budget: float | None = None,
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
+    from vlmdoctor.dryrun.blame import NotThere, blamed
+    from vlmdoctor.dryrun.parts import parts_of, ropes_of
     from vlmdoctor.dryrun.plan import Plan, outlook, prepared, shapes_under
+    from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
     from vlmdoctor.target import resolve
     from vlmdoctor.targets.weightless import MADE, Weightless
@@ -84,7 +87,15 @@ def dry_run(
         length=options.seq_len,
     )
     progress("laying out the model")
-    resolved = resolve(target, trust_remote_code=trust_remote_code, weightless=weightless)
+    try:
+        resolved = resolve(target, trust_remote_code=trust_remote_code, weightless=weightless)
+    except NotBuilt as error:
+        progress("looking for what contradicts itself")
+        told = blamed(target, weightless, plan, f"raises {error.raised}")
+        if not told.found:
+            raise
+        facts = {"not_built": str(error)}
+        return judge(rules, NotThere(told), command="check", target=target, fail_on=fail_on, facts=facts)
     subject = resolved.subject
     made = resolved.facts.get("batch") == MADE
     sized = [name for name in options.given if name in ("--batch-size", "--images", "--seq-len")]
@@ -93,6 +104,10 @@ def dry_run(
     given: list[Any] = []
     facts: dict[str, Any] = dict(resolved.facts)
     missing = resolved.missing_batch
+    if resolved.raised is not None:
+        progress("looking for what contradicts itself")
+        failed = f"raises {resolved.raised}"
+        given.append(blamed(target, weightless, plan, failed, subject.model.config))
     if subject.batch is not None:
         progress("running a step without weights")
         try:
@@ -103,6 +118,12 @@ def dry_run(
         else:
             given.append(shapes)
             facts["dry_run"] = _told(shapes)
+            if "images" in facts and shapes.images:
+                facts["dry_run"]["images_are"] = facts["images"]
+            if shapes.failure is not None and made:
+                progress("looking for what contradicts itself")
+                failed = f"raises {shapes.failure.type}: {shapes.failure.message.partition(chr(10))[0]}"
+                given.append(blamed(target, weightless, plan, failed, subject.model.config, shapes.tokens))
             if shapes.failure is None:
                 progress("reckoning what it costs")
                 again = (
@@ -114,6 +135,8 @@ def dry_run(
                 if plan.gpu is not None:
                     given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
+    if "modules" in facts.get("dry_run", {}):
+        facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
     return examine(
         subject,
         target=target,

@@ -10,13 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-DEPTH = 3  # dotted parts, numbers aside: deeper modules are in the JSON
-STYLE = """
-.vlmdoctor table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.vlmdoctor td,.vlmdoctor th{padding:.1rem .6rem;text-align:right}
-.vlmdoctor td:first-child,.vlmdoctor th:first-child{text-align:left}
-"""
-HEADINGS = ("module", "parameters", "in", "out", "kept", "FLOPs", "learns")
+from vlmdoctor.dryrun.module_table import STYLE, counted, print_tables, sized, tables_html
+from vlmdoctor.dryrun.parts import idle_line, rope_line
 
 
 def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
@@ -25,14 +20,7 @@ def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
         console.print(Text(f"no dry run: {told['not_possible']}"))
         console.print()
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in HEADINGS:
-        left = heading == "module"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in module_rows(told["modules"]):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
-    console.print()
+    print_tables(console, told)
     lines = Table.grid(padding=(0, 2))
     for name, value in cost_rows(told):
         lines.add_row(Text(name, style="dim"), Text(value))
@@ -47,37 +35,16 @@ def dry_run_html(facts: Mapping[str, Any]) -> str:
         return ""
     if "not_possible" in told:
         return f"<p>no dry run: {escape(told['not_possible'])}</p>"
-    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in module_rows(told["modules"])
-    )
     costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(told))
-    return f"<style>{STYLE}</style><table><tr>{head}</tr>{body}</table><dl>{costs}</dl>"
-
-
-def module_rows(modules: Any) -> Iterator[tuple[str, ...]]:
-    """The cells of the modules that are worth a line: with parameters, and not too deep."""
-    for module in modules:
-        depth = sum(part != "*" for part in module["name"].split("."))
-        if depth > DEPTH or not module["parameters"] or module["kind"] == "ModuleList":
-            continue
-        count = f"  × {module['count']}" if module["count"] > 1 else ""
-        trainable, gradient = module["trainable"], module["gradient"]
-        learns = "frozen" if not trainable else {True: "yes", False: "not all", None: ""}[gradient]
-        yield (
-            module["name"] + count,
-            _count(module["parameters"]),
-            _shape(module["shape_in"]),
-            _shape(module["shape_out"]),
-            _bytes(module["kept"]) if module["shape_out"] else "",
-            _count(module["flops"]) if module["flops"] else "",
-            learns,
-        )
+    return f"<style>{STYLE}</style>{tables_html(told)}<dl>{costs}</dl>"
 
 
 def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Labelled lines: the batch, the bytes, the GPU."""
+    for rope in told.get("rope", ()):
+        yield "rope", rope_line(rope)
+    for idle in told.get("idle", ()):
+        yield "no gradient", idle_line(idle)
     tokens = told["tokens"]
     if tokens is not None:
         images = f", {told['image_tokens']} of them of images" if told["image_tokens"] else ""
@@ -86,26 +53,28 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if told["context"] and told["image_tokens"] and told["images"] and told["batch_size"]:
         each = told["image_tokens"] / max(1, told["images"] // told["batch_size"])
         yield "images", f"{each:.0f} tokens each: at most {int(told['context'] // each)} in a context"
+    if "images_are" in told:
+        yield "", told["images_are"]
     cost = told.get("cost")
     if cost is None:
         return
     parts = cost["bytes"]
     held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
     listed = ", ".join(
-        f"{name} {_bytes(parts[part])}" for name, part in (*held, ("activations", "activations"))
+        f"{name} {sized(parts[part])}" for name, part in (*held, ("activations", "activations"))
     )
     yield (
         "memory",
-        f"{_bytes(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
+        f"{sized(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
     )
-    yield "work", f"{_count(parts['flops'])} floating-point operations a step"
+    yield "work", f"{counted(parts['flops'])} floating-point operations a step"
     gpu = cost.get("gpu")
     if gpu is None:
         fitting = cost.get("fits_on", [])
         yield "fits", f"on one {', '.join(fitting)}" if fitting else "on no single GPU that is known here"
         return
     fits = "fits" if gpu["fits"] else "does not fit"
-    yield gpu["name"], f"{fits} in {_bytes(gpu['memory'])}, of which 1.1 GB are left to CUDA"
+    yield gpu["name"], f"{fits} in {sized(gpu['memory'])}, of which 1.1 GB are left to CUDA"
     if not gpu["fits"]:
         yield (
             "instead",
@@ -120,21 +89,3 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"about {gpu['tokens_a_second']:,.0f} tokens a second at {cost['utilisation']:.0%} of the peak "
             f"rate",
         )
-
-
-def _shape(shape: Any) -> str:
-    return "×".join(str(size) for size in shape) if shape else ""
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
-
-
-def _count(count: int) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return str(count)

@@ -17,6 +17,14 @@ from vlmdoctor.invoke import run
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.unchanged import copy_of
 
+# What torch says where no operator is dispatched, so that `Abstract` sees nothing.
+_WITHOUT_VALUE = {
+    "Tensor.tolist": "tolist() shouldn't be called on a tensor with unallocated storage",
+    "Tensor.numpy": "can't convert meta device type tensor to numpy",
+    "aten.repeat_interleave": "cannot repeat_interleave a meta tensor",
+    "aten._to_copy": "Cannot copy out of meta tensor",
+}
+
 
 @dataclass
 class Visit:
@@ -89,6 +97,8 @@ def dry_step(
         except ValueUnknown:
             raise
         except Exception as error:
+            if (operator := _needing_a_value(error)) is not None:
+                raise ValueUnknown(operator) from error
             step.error = error
     step.peak, step.peak_at = ledger.peak, ledger.peak_at
     step.reached = frozenset(canonical_name(n) for n, p in model.named_parameters() if p.grad is not None)
@@ -99,6 +109,12 @@ def dry_step(
         else:
             step.flops_backward += count
     return step
+
+
+def _needing_a_value(error: Exception) -> str | None:
+    """The operator that met a tensor without a value, where torch itself said so."""
+    text = str(error)
+    return next((name for name, said in _WITHOUT_VALUE.items() if said in text), None)
 
 
 def _backward(loss: torch.Tensor) -> None:

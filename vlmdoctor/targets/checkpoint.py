@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
-from vlmdoctor.targets.weightless import Weightless
+from vlmdoctor.targets.processor_files import image_side
+from vlmdoctor.targets.weightless import Weightless, one_size, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 BATCH_SIZE, LENGTH = 2, 16
+MOST_TEXT = 300  # of an exception: some list every model type that there is
 # Above this share of the free memory a model is only laid out, without its weights.
 MEMORY_SHARE = 0.5
 
@@ -26,12 +29,22 @@ def checkpoint(
     Given `weightless`, it is laid out without weights, with a batch made from its configuration.
     """
     config_file = path / "config.json" if path.is_dir() else path
-    _read(config_file)
+    values = _read(config_file)
     folder = config_file.parent
-    config = _config(config_file, trust_remote_code)
+    try:
+        config = _config(config_file, trust_remote_code)
+    except NotBuilt:
+        refuse_sizes(values, f"the model of {config_file}")  # a zero is told as "integer modulo by zero"
+        raise
     model_class = _model_class(config, folder, trust_remote_code)
     facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
     if weightless is not None:
+        found = image_side(folder) if one_size(config) else None
+        if found is not None:
+            facts["images"] = f"{found[0]} pixels wide and high, as {found[1]} says"
+            weightless = replace(weightless, image_size=found[0])
+        else:
+            facts["images"] = "of the size that the configuration suggests"
         return weightless.target(text, model_class, config, facts)
     if any((folder / name).is_file() for name in SAFE_WEIGHTS):
         facts["weights"] = "safetensors"
@@ -72,7 +85,10 @@ def _config(config_file: Path, trust_remote_code: bool) -> Any:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise UserError(_needs_trust(config_file.parent)) from error
-        raise UserError(f"{config_file} makes no model configuration: {_first_line(error)}.") from error
+        raised = first_line(error)
+        raise NotBuilt(
+            f"{config_file} makes no model configuration: {raised}.", f"{type(error).__name__}: {raised}"
+        ) from error
 
 
 def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
@@ -113,7 +129,7 @@ def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
             folder, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:
-        raise UserError(f"the weights in {folder} can't be loaded: {_first_line(error)}.") from error
+        raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
 
 
 def _initialised(model_class: Any, config: Any) -> Any:
@@ -130,7 +146,7 @@ def _initialised(model_class: Any, config: Any) -> Any:
     except Exception as error:
         raise UserError(
             f"{model_class.__name__} can't be built from its config.json: "
-            f"{type(error).__name__}: {_first_line(error)}."
+            f"{type(error).__name__}: {first_line(error)}."
         ) from error
 
 
@@ -166,6 +182,10 @@ def _text_batch(model: Any) -> tuple[dict[str, Any] | None, str | None]:
     }, None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+def first_line(error: BaseException) -> str:
+    """What it says, in a line; where validation of transformers wraps the reason, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if len(lines) > 1 and text.endswith(":"):
+        text = f"{text} {lines[1]}"
+    return (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…").rstrip(".")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 
@@ -15,6 +15,14 @@ MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
 _COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval")
 _MOST_LAYERS = 10_000
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "patch_size",
+    "image_size",
+)
 _MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
 
 
@@ -26,11 +34,13 @@ class Weightless:
         batch_size: Samples.
         images: Images in each.
         length: Tokens in each, those of images included; None: the images and a short text.
+        image_size: Pixels of an image's side, for towers of one size; None: as the configuration suggests.
     """
 
     batch_size: int = 1
     images: int = 1
     length: int | None = None
+    image_size: int | None = None
 
     def building(self) -> AbstractContextManager[Any]:
         """Inside, a user's factory allocates no weights, and its integers are real."""
@@ -47,7 +57,7 @@ class Weightless:
         import torch
 
         self._refuse_nonsense()
-        _refuse_endless(config, model_class)
+        refuse_sizes(config.to_dict(), model_class.__name__)
         try:
             with torch.device("meta"):
                 model = model_class._from_config(config)
@@ -56,9 +66,9 @@ class Weightless:
                 f"{model_class.__name__} needs a package that is not installed: {_line(error)}."
             ) from error
         except Exception as error:
-            raise UserError(
-                f"{model_class.__name__} can't be built from its config.json: "
-                f"{type(error).__name__}: {_line(error)}."
+            raised = f"{type(error).__name__}: {_line(error)}"
+            raise NotBuilt(
+                f"{model_class.__name__} can't be built from its config.json: {raised}.", raised
             ) from error
         facts = {**facts, "weights": "none: a dry run needs none", "batch": MADE}
         subject = Subject(model)
@@ -67,15 +77,23 @@ class Weightless:
         except UserError:
             raise
         except Exception as error:
-            reason = f"no batch could be made from its configuration ({type(error).__name__}: {_line(error)})"
-            return Target(subject, text, facts, missing_batch=reason)
+            raised = f"{type(error).__name__}: {_line(error)}"
+            reason = f"no batch could be made from its configuration ({raised})"
+            return Target(subject, text, facts, missing_batch=reason, raised=raised)
         return Target(subject, text, facts)
 
     def batch(self, model: Any, config: Any) -> dict[str, Any]:
         """A training batch for `model`."""
         from vlmdoctor.targets.synthetic import batch_for
 
-        return batch_for(model, config, images=self.images, batch_size=self.batch_size, length=self.length)
+        return batch_for(
+            model,
+            config,
+            images=self.images,
+            batch_size=self.batch_size,
+            length=self.length,
+            image_size=self.image_size if one_size(config) else None,
+        )
 
     def _refuse_nonsense(self) -> None:
         for option, value, most in (
@@ -87,22 +105,27 @@ class Weightless:
                 raise UserError(f"{option} {value} is more than the dry run takes ({most}).")
 
 
-def _refuse_endless(config: Any, model_class: Any) -> None:
-    """Without weights any width costs nothing, but every layer is built."""
+def one_size(config: Any) -> bool:
+    """Whether the tower is made for images of one size."""
+    return isinstance(getattr(getattr(config, "vision_config", None), "image_size", None), int)
+
+
+def refuse_sizes(values: dict[str, Any], model: str) -> None:
+    """Without weights any width costs nothing, but every layer is built; and a size of 0 is none."""
 
     def look(values: dict[str, Any], prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, dict):
                 look(value, f"{prefix}{name}.")
             elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
-                raise UserError(
-                    f"{model_class.__name__} is not built: {prefix}{name} is {value}, "
-                    f"more than {_MOST_LAYERS}."
-                )
+                raise UserError(f"{model} is not built: {prefix}{name} is {value}, more than {_MOST_LAYERS}.")
+            elif name in _SIZES and type(value) is int and value <= 0:
+                raise UserError(f"{model} is not built: {prefix}{name} is {value}.")
 
-    look(config.to_dict(), "")
+    look(values, "")
 
 
 def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")
+    from vlmdoctor.targets.checkpoint import first_line
+
+    return first_line(error)

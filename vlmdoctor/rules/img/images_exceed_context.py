@@ -9,7 +9,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
-@rule("images-exceed-context", "IMG401")
+@rule("images-exceed-context", "IMG401", explains=("sequence-too-long",))
 def images_exceed_context(shapes: Shapes) -> Iterator[Finding]:
     """The images of one sample take more tokens than the configuration has positions.
 

@@ -1,0 +1,189 @@
+"""rope-settings-wrong: rotary settings of the configuration that make no sense for this model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.rope_settings import Rope, RopeSettings
+from vlmdoctor.evidence.shapes import Shapes
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+SHORTEST_SHARE = 0.05  # of the context that the slowest pair has to span in one turn
+LEAST_WIDTH = 16  # narrower heads turn fast whatever the base is
+STRETCHING = ("linear", "dynamic", "yarn", "llama3")
+
+
+@rule("rope-settings-wrong", "ROPE190")
+def rope_settings_wrong(rope: RopeSettings, shapes: Shapes | None) -> Iterator[Finding]:
+    """Rotary settings that leave positions wrong or without a number, in a model that runs all the same.
+
+    ## Why it matters
+    A wrong base, a scaling factor below one or sections that don't add up raise nothing: positions come
+    out wrong, and the model learns worse than it should, or forgets what it knew. Settings that are lost on
+    the way do the same ([DeepSpeed 8345](https://github.com/deepspeedai/DeepSpeed/issues/8345)).
+
+    ## How sure it is
+    The frequencies are computed by the model's own code from its configuration. Without a number for one,
+    or all the same, it is an error. What depends on intent (a base under which the slowest pair turns many
+    times within the context, a factor below one) is a warning. Silent about a step that raises: there
+    the exception is the finding.
+
+    ## What to do
+    Take the values of the pretrained checkpoint's own config.json; scale with a factor of new length / old
+    length.
+    """
+    if shapes is not None and shapes.failure is not None:
+        return
+    for one in rope.ropes:
+        yield from _judged(one)
+
+
+def _judged(one: Rope) -> Iterator[Finding]:
+    settings = dict(one.settings)
+    at = f"{one.path}.{one.layers}" if one.layers else one.path
+    if not one.finite:
+        yield _finding(
+            one,
+            at,
+            f"{_what(one)}: frequencies are no positive numbers",
+            Severity.ERROR,
+            f"{at} gives them: " + ", ".join(f"{name} {value}" for name, value in one.settings),
+        )
+        return
+    if one.theta is not None and one.theta <= 1:
+        yield _finding(
+            one,
+            at,
+            f"{at}.rope_theta is {one.theta:g}: the pairs of a head don't turn slower and slower",
+            Severity.ERROR,
+            "pair i turns by theta^(-2i/d) at each position, which falls with i only where theta is above 1",
+        )
+        return
+    if one.sections and sum(one.sections) != one.rotated // 2:
+        yield _finding(
+            one,
+            at,
+            f"{at}.mrope_section {list(one.sections)} adds up to {sum(one.sections)}, and "
+            f"{one.rotated // 2} pairs turn",
+            Severity.WARNING,
+            "time, height and width share the pairs of a head: what lies behind is nobody's",
+        )
+    factor = settings.get("factor")
+    if one.kind in STRETCHING and isinstance(factor, int | float) and not factor >= 1:
+        yield _finding(
+            one,
+            at,
+            f"{at}.factor is {factor:g}: it stretches positions only from 1 on",
+            Severity.WARNING,
+            "a factor is new length / old length; below 1 positions are pressed together the other way",
+        )
+    low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
+    if (
+        one.kind == "llama3"
+        and isinstance(low, int | float)
+        and isinstance(high, int | float)
+        and low >= high
+    ):
+        yield _finding(
+            one,
+            at,
+            f"{at}.low_freq_factor {low:g} is not below high_freq_factor {high:g}",
+            Severity.WARNING,
+            "between the two the scaling fades in, from slow pairs to fast ones",
+        )
+    fast, slow = settings.get("beta_fast", 32), settings.get("beta_slow", 1)
+    both = isinstance(fast, int | float) and isinstance(slow, int | float)
+    if one.kind == "yarn" and both and fast < slow:
+        yield _finding(
+            one,
+            at,
+            f"{at}.beta_fast {fast:g} is below beta_slow {slow:g}",
+            Severity.WARNING,
+            "pairs that turn more often than beta_fast within the old length are kept as they are",
+        )
+    old = settings.get("original_max_position_embeddings")
+    if one.kind in STRETCHING and isinstance(old, int) and one.context and old > one.context:
+        yield _finding(
+            one,
+            at,
+            f"{at}.original_max_position_embeddings {old} is more than max_position_embeddings {one.context}",
+            Severity.WARNING,
+            "the scaling is for contexts longer than the original one",
+        )
+    usual = one.kind == "default" and one.part == "text" and one.rotated >= LEAST_WIDTH
+    if (
+        usual
+        and one.theta is not None
+        and one.context
+        and one.slowest is not None
+        and one.slowest < SHORTEST_SHARE * one.context
+    ):
+        yield _finding(
+            one,
+            at,
+            f"{at}.rope_theta {one.theta:g} lets the slowest pair turn {one.context / one.slowest:.0f} times "
+            f"within {one.context} positions",
+            Severity.WARNING,
+            f"a turn takes it {one.slowest:.0f} tokens: two that far apart look like neighbours",
+        )
+
+
+def _what(one: Rope) -> str:
+    return f"the rotary embedding of the {one.part}"
+
+
+def _finding(one: Rope, at: str, message: str, severity: Severity, cause: str) -> Finding:
+    return Finding(
+        message,
+        severity,
+        at=(at, one.where),
+        measured={"head_dim": one.head_dim, "rotated": one.rotated, "theta": one.theta},
+        cause=cause,
+        fix=Fix("take the values of the checkpoint's own config.json"),
+    )
+
+
+def rope(**changes: object) -> RopeSettings:
+    """That of a Qwen2-VL, with changes."""
+    usual = {
+        "head_dim": 128,
+        "rotated": 128,
+        "theta": 1e6,
+        "slowest": 5e6,
+        "sections": (16, 24, 24),
+        "context": 32768,
+    }
+    where = ("model.language_model.rotary_emb", "text_config.rope_parameters", "text")
+    return RopeSettings((Rope(*where, **(usual | changes)),))  # type: ignore[arg-type]
+
+
+@rope_settings_wrong.bad
+def base_of_one() -> RopeSettings:
+    return rope(theta=1.0, slowest=6.3)
+
+
+@rope_settings_wrong.bad
+def no_numbers() -> RopeSettings:
+    return rope(theta=-1e6, slowest=None, finite=False)
+
+
+@rope_settings_wrong.bad
+def sections_for_a_narrower_head() -> RopeSettings:
+    return rope(sections=(8, 12, 12))
+
+
+@rope_settings_wrong.bad
+def base_too_small_for_the_context() -> RopeSettings:
+    return rope(theta=10.0, slowest=60.0)
+
+
+@rope_settings_wrong.good
+def of_a_qwen2_vl() -> RopeSettings:
+    return rope()
+
+
+@rope_settings_wrong.good
+def yarn_over_a_longer_context() -> RopeSettings:
+    settings = (("factor", 4.0), ("original_max_position_embeddings", 32768))
+    return rope(kind="yarn", settings=settings, context=131072)
