@@ -108,7 +108,7 @@ def gpu_named(name: str) -> Gpu:
 
 def room_on(gpu: Gpu) -> int:
     """The bytes that a step may take."""
-    return (gpu.memory << 30) - RESERVED
+    return int(gpu.memory * (1 << 30)) - RESERVED
 
 
 def fits(cost: Cost, gpu: Gpu) -> bool:

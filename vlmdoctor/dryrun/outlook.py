@@ -94,13 +94,12 @@ def _on_gpu(
         "lacks_bfloat16": runs_in == "bfloat16" and not gpu.bfloat16,
     }
     if make_batch is not None and shapes.batch_size and shapes.tokens:
-        rows, tokens = shapes.batch_size, shapes.tokens
-        told["batch"] = asdict(largest_batch(subject, plan, measured, gpu, rows, tokens, make_batch))
+        size = (shapes.batch_size, shapes.tokens)
+        told["batch"] = asdict(largest_batch(subject, plan, measured, gpu, size, make_batch))
         told["largest_batch"] = told["batch"]["size"]
         if told["fits"]:
-            told["sequence"] = asdict(
-                largest_sequence(subject, plan, measured, gpu, rows, tokens, shapes.context, make_batch)
-            )
+            longest = largest_sequence(subject, plan, measured, gpu, size, shapes.context, make_batch)
+            told["sequence"] = asdict(longest)
     if not told["fits"]:
         told["settings"] = settings_that_fit(subject, plan, measured, gpu)
         told["would_fit"] = next((setting["options"] for setting in told["settings"]), None)

@@ -22,7 +22,7 @@ _TRIES = 4
 _CLOSE = 0.02  # of the answer: nearer is not looked for
 # Masks are real in a dry run: beyond so many elements the answer is computed and not confirmed.
 _MOST_ELEMENTS = 1 << 28
-_MOST_RANKS = 512
+_MOST_SAMPLES, _LONGEST, _MOST_RANKS = 1 << 16, 1 << 20, 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,14 @@ class Largest:
 
 
 def largest(
-    needs: Callable[[int], int], known: dict[int, int], room: int, *, guess: int, confirmable: int, most: int
+    needs: Callable[[int], int],
+    known: dict[int, int],
+    room: int,
+    *,
+    guess: int,
+    confirmable: int,
+    most: int,
+    held: int | None = None,
 ) -> Largest:
     """The largest size whose need is within `room`.
 
@@ -51,12 +58,12 @@ def largest(
         guess: Where to look first.
         confirmable: The largest size that a dry run may be made of.
         most: There is no larger size.
+        held: What is needed apart from what grows evenly with the size; None where growth is not even.
     """
-    smallest = min(known)
     for _ in range(_TRIES):
         below = [size for size, bytes_ in known.items() if bytes_ <= room]
         above = [size for size, bytes_ in known.items() if bytes_ > room]
-        if smallest in above or (below and max(below) >= most):
+        if not below or max(below) >= most or (above and len(known) > 2 and guess <= max(below)):
             break
         if above and min(above) - max(below) <= max(1, _CLOSE * max(below)):
             break
@@ -67,38 +74,37 @@ def largest(
             known[tried] = needs(tried)
         except (Unavailable, UserError):
             break
-        guess = _solved(known, room)
+        guess = _solved(known, room, held)
     below = [size for size, bytes_ in known.items() if bytes_ <= room]
     if not below:
         return Largest(None)
     best = max(below)
     if best == confirmable < most and len(known) > 1:
-        computed = min(max(_solved(known, room), best), most)
+        computed = min(max(_solved(known, room, held), best), most)
         return Largest(computed, confirmed=computed == best, limit=computed == most)
     return Largest(best, limit=best == most)
 
 
-def _solved(known: dict[int, int], room: int) -> int:
-    """Where a curve through the three sizes next to the answer reaches `room`: a parabola, else a line."""
-    nearest = sorted(known, key=lambda size: abs(known[size] - room))[:3]
-    sizes = sorted(nearest)
-    if len(sizes) == 1:
-        return sizes[0]
+def _solved(known: dict[int, int], room: int, held: int | None) -> int:
+    """Where a line, or a parabola, through the sizes next to the answer reaches `room`."""
+    points = dict(known)
+    if held is not None and len(known) == 2:
+        # The smaller may be ruled by the gradients, which do not grow; what grows starts at nothing.
+        points = {0: held, max(known): known[max(known)]}
+    wanted = 3 if held is None else 2
+    sizes = sorted(sorted(points, key=lambda size: abs(points[size] - room))[:wanted])
     if len(sizes) == 3:
         a, b, c = sizes
-        first, second = (
-            (known[b] - known[a]) / (b - a),
-            (known[c] - known[b]) / (c - b),
-        )
+        first, second = (points[b] - points[a]) / (b - a), (points[c] - points[b]) / (c - b)
         curve = (second - first) / (c - a)
         slope = first - curve * (a + b)
-        constant = known[a] - slope * a - curve * a * a - room
+        constant = points[a] - slope * a - curve * a * a - room
         inside = slope * slope - 4 * curve * constant
         if curve > 0 and inside >= 0:
             return math.floor((-slope + math.sqrt(inside)) / (2 * curve))
-    low, high = sizes[-2], sizes[-1]
-    slope = (known[high] - known[low]) / (high - low)
-    return high + math.floor((room - known[high]) / slope) if slope > 0 else 2 * high
+    low, high = sizes[0], sizes[-1]
+    slope = (points[high] - points[low]) / (high - low)
+    return high + math.floor((room - points[high]) / slope) if slope > 0 else 2 * high
 
 
 def largest_batch(
@@ -106,24 +112,29 @@ def largest_batch(
     plan: Plan,
     base: Measured,
     gpu: Gpu,
-    rows: int,
-    tokens: int,
+    size: tuple[int, int],
     make_batch: Callable[[int, int | None], Any],
 ) -> Largest:
-    """How many samples fit, each as long as those of the batch that was measured."""
-    cost = cost_of(base, plan.optimizer)
+    """How many samples fit, each as long as those of the batch that was measured.
+
+    Args:
+        size: Samples and tokens of that batch.
+    """
+    rows, tokens = size
     room = room_on(gpu)
-    each = max(base.saved // rows, 1)
+    held = _held(base, plan)
+    if cost_of(base, plan.optimizer).peak > room and (rows == 1 or _update(base, plan) > room):
+        return Largest(None)
 
-    def needs(size: int) -> int:
-        return cost_of(measure(subject, plan, make_batch(size, None)), plan.optimizer).peak
+    def needs(samples: int) -> int:
+        return held + measure(subject, plan, make_batch(samples, None)).peak
 
-    if cost.peak > room and rows > 1:
-        cost, rows = cost_of(measure(subject, plan, make_batch(1, None)), plan.optimizer), 1
-    fixed = cost.peak - base.peak if cost.peak_in != "optimizer step" else cost.parameters + cost.optimizer
+    known = {rows: held + base.peak}
+    if known[rows] > room:
+        known[1] = needs(1)
     confirmable = max(_MOST_ELEMENTS // max(tokens * tokens, 1), rows)
-    guess = (room - fixed) // each
-    return largest(needs, {rows: cost.peak}, room, guess=int(guess), confirmable=confirmable, most=1 << 24)
+    guess = (room - held) // max(base.saved // rows, 1)
+    return largest(needs, known, room, guess=guess, confirmable=confirmable, most=_MOST_SAMPLES, held=held)
 
 
 def largest_sequence(
@@ -131,23 +142,34 @@ def largest_sequence(
     plan: Plan,
     base: Measured,
     gpu: Gpu,
-    rows: int,
-    tokens: int,
+    size: tuple[int, int],
     context: int | None,
     make_batch: Callable[[int, int | None], Any],
 ) -> Largest:
-    """How many tokens each sample may have, up to what the context holds."""
-    room = room_on(gpu)
+    """How many tokens each sample may have, up to what the context holds; the batch itself has to fit.
 
-    def needs(size: int) -> int:
-        return cost_of(measure(subject, plan, make_batch(rows, size)), plan.optimizer).peak
+    Args:
+        size: Samples and tokens of the batch that was measured.
+    """
+    rows, tokens = size
+    held = _held(base, plan)
 
-    most = context or 1 << 20
+    def needs(length: int) -> int:
+        return held + measure(subject, plan, make_batch(rows, length)).peak
+
+    most = max(context or _LONGEST, tokens)
     confirmable = max(math.isqrt(_MOST_ELEMENTS // rows), tokens)
-    if most <= tokens:
-        return Largest(tokens if cost_of(base, plan.optimizer).peak <= room else None, limit=True)
-    known = {tokens: cost_of(base, plan.optimizer).peak}
-    return largest(needs, known, room, guess=most, confirmable=confirmable, most=most)
+    known = {tokens: held + base.peak}
+    return largest(needs, known, room_on(gpu), guess=most, confirmable=confirmable, most=most)
+
+
+def _held(base: Measured, plan: Plan) -> int:
+    """Bytes that are there from the first to the last moment of a step."""
+    return base.parameters + base.buckets + cost_of(base, plan.optimizer).optimizer
+
+
+def _update(base: Measured, plan: Plan) -> int:
+    return cost_of(replace(base, peak=0), plan.optimizer).peak
 
 
 def settings_that_fit(subject: Subject, plan: Plan, base: Measured, gpu: Gpu) -> list[dict[str, Any]]:
