@@ -116,8 +116,11 @@ def dry_run(
 
                 def sized_batch(rows: int, length: int | None) -> Any:
                     resized = replace(weightless, batch_size=rows, length=length or weightless.length)
-                    with without_pixels():
-                        return resized.batch(subject.model, subject.model.config)
+                    try:
+                        with without_pixels():
+                            return resized.batch(subject.model, subject.model.config)
+                    except (RuntimeError, IndexError, ValueError) as error:
+                        raise Unavailable(f"no such batch could be made: {error}") from error
 
                 try:
                     cost = outlook(subject, plan, shapes, sized_batch if made else None)

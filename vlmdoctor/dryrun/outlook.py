@@ -124,15 +124,14 @@ class _Unmade(TorchDispatchMode):
     """Random floats are not drawn: in a dry run nobody looks at them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func.overloadpacket in (torch.ops.aten.randn, torch.ops.aten.rand):
-            return torch.empty(args[0], device="meta")
-        return func(*args, **(kwargs or {}))
+            return torch.empty(args[0], dtype=kwargs.get("dtype"), device="meta")
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def without_pixels() -> Iterator[None]:
     """Batches that are made inside have pixels without content: any number of them takes no memory."""
-    from vlmdoctor.dryrun.abstract import Abstract
-
-    with Abstract(), _Unmade():
+    with _Unmade():
         yield
