@@ -252,62 +252,54 @@ from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.ranks import local, sharded
 
 # the model
-rank, store, lower = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+# the mode
+def step(lower):
+    model = sharded(Stack(), init_device_mesh("cpu", (2,)), lower)
+    watching = Observing()
+    watching.ledger.already(map(local, model.parameters()))
+    with watching.ledger.resizes(), watching:
+        model(torch.randn(64, 10)).backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    return {
+        "parameters": sum(local(p).nbytes for p in model.parameters()),
+        "gradients": sum(local(p.grad).nbytes for p in model.parameters()),
+        "optimizer": sum(local(v).nbytes for s in optimizer.state.values() for v in s.values() if v.ndim),
+        "peak": watching.ledger.peak,
+    }
+
+rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-model = sharded(Stack(), init_device_mesh("cpu", (2,)), getattr(torch, lower, None))
-ledger = Ledger()
-ledger.already(map(local, model.parameters()))
-
-class Observing(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        ledger.observe(func, args, kwargs or {}, out)
-        return out
-
-with ledger.resizes(), Observing():
-    loss = model(torch.randn(64, 10))
-    loss.backward()
-optimizer = torch.optim.AdamW(model.parameters())
-optimizer.step()
-state = sum(local(v).nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
-print(json.dumps({
-    "parameters": sum(local(p).nbytes for p in model.parameters()),
-    "gradients": sum(local(p.grad).nbytes for p in model.parameters()),
-    "optimizer": state,
-    "peak": ledger.peak,
-}))
+print(json.dumps({"plain": step(None), "amp-bf16": step(torch.bfloat16)}))
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("precision", [None, "amp-bf16"])
-def test_a_rank_holds_what_a_real_one_holds(tmp_path: Path, precision: str | None) -> None:
+def test_a_rank_holds_what_a_real_one_holds(tmp_path: Path) -> None:
     """Two processes that really exchange, by gloo."""
-    plan = Plan(precision=precision, shard="fsdp2", world_size=2)
-    lower = "bfloat16" if precision else "none"
-    program = REAL_RANK.replace("# the model\n", inspect.getsource(Block) + inspect.getsource(Stack))
-    command = [sys.executable, "-c", program]
+    program = "from typing import Any\n" + REAL_RANK.replace(
+        "# the model\n", inspect.getsource(Block) + inspect.getsource(Stack)
+    ).replace("# the mode\n", inspect.getsource(Observing))
     running = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), lower],
+            [sys.executable, "-c", program, str(rank), str(tmp_path / "store")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    ended = [process.communicate(timeout=120) for process in running]
+    ended = [process.communicate(timeout=240) for process in running]
     assert all(process.returncode == 0 for process in running), ended
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in ended)
-    measured = measure(Subject(Stack(), {"x": torch.randn(64, 10)}), plan)
-    cost = cost_of(measured)
-    assert first["parameters"] > second["parameters"]
-    assert (cost.parameters, cost.gradients, cost.optimizer) == (
-        first["parameters"],
-        first["gradients"],
-        first["optimizer"],
-    )
-    assert measured.peak == pytest.approx(first["peak"], rel=0.05)
+    for setting, precision in (("plain", None), ("amp-bf16", "amp-bf16")):
+        plan = Plan(precision=precision, shard="fsdp2", world_size=2)
+        measured = measure(Subject(Stack(), {"x": torch.randn(64, 10)}), plan)
+        cost, real = cost_of(measured), first[setting]
+        assert real["parameters"] > second[setting]["parameters"]
+        for part in ("parameters", "gradients", "optimizer"):
+            assert getattr(cost, part) == real[part]
+        assert measured.peak == pytest.approx(real["peak"], rel=0.05)
 
 
 def test_ranks_leave_nothing_behind() -> None:
@@ -386,8 +378,8 @@ def test_the_largest_batch_and_sequence_are_shown_to_fit(tmp_path: Path) -> None
     assert found.confirmed and found.size is not None
     assert cost_of(measure(subject, plan, make(found.size, None))).peak <= room
     assert cost_of(measure(subject, plan, make(round(found.size * 1.05) + 1, None))).peak > room
-    longest = largest_sequence(subject, plan, base, gpu, (1, tokens), None, make)
-    assert longest.size is not None and longest.size > tokens
+    longest = largest_sequence(subject, plan, base, gpu, (1, tokens), 4 * tokens, make)
+    assert longest == Largest(4 * tokens, limit=True)
 
 
 def test_the_command_tells_of_ranks_and_settings(tmp_path: Path) -> None:
