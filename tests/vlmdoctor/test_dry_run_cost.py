@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.cost import GPUS, cost_of
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ledger import Ledger
-from vlmdoctor.dryrun.measure import Measured, measure
+from vlmdoctor.dryrun.measure import measure
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.ranks import blocks_of, ranks
@@ -91,6 +92,8 @@ def real_peak(model: nn.Module, batch: Any, optimizer: Any, autocast: bool) -> i
         tracker.ledger.already(own)
     with tracker:
         for _ in range(2):
+            if whole:
+                tracker.reset_mod_stats()
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss, logits = run(model, copy_of(batch), None)
             del logits
@@ -118,24 +121,15 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("family", "setting", "kind"), STEPS)
-def test_the_peak_is_that_of_real_steps(family: str, setting: str, kind: Any) -> None:
+def test_the_peak_is_that_of_real_steps(
+    family: str, setting: str, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batch = trained(family, setting)
     learning = [p for p in model.parameters() if p.requires_grad]
     real = real_peak(model, batch, kind(learning, lr=1e-4, foreach=True), autocast=setting == "amp")
-    lower = torch.bfloat16 if setting == "amp" else None
-    done = dry_step(laid_out(model), batch, device="cpu", autocast=lower)
-    assert done.error is None
-    measured = Measured(
-        parameters=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
-        gradients=sum(p.nbytes for p in learning),
-        buckets=0,
-        learning=tuple(learning),
-        saved=done.saved,
-        gathered=0,
-        peak=done.peak,
-        peak_at=done.peak_at,
-        flops=0,
-    )
+    monkeypatch.setattr("vlmdoctor.dryrun.measure.dry_step", partial(dry_step, device="cpu"))
+    plan = Plan(precision="amp-bf16" if setting == "amp" else None)
+    measured = measure(Subject(model, batch), plan)
     said = cost_of(measured, "adamw" if kind is torch.optim.AdamW else "sgd").peak
     assert said == pytest.approx(real, rel=0.1)
 
@@ -326,7 +320,7 @@ def test_ddp_holds_the_gradients_twice() -> None:
     with ranks(4), Abstract(ledger.observe):
         wrapped = DistributedDataParallel(twin, init_sync=False)
     measured = measure(Subject(Stack(), {"x": torch.randn(4, 10)}), Plan(shard="ddp", world_size=4))
-    assert measured.buckets == measured.gradients
+    assert measured.buckets == measured.gradients  # all of it learns
     assert ledger.live == pytest.approx(measured.buckets, rel=0.02)
     del wrapped
 
@@ -389,7 +383,7 @@ def test_the_command_tells_of_ranks_and_settings(tmp_path: Path) -> None:
     assert told["precision"] == "float32 under bfloat16 autocast"
     assert told["gpu"]["fits"] and told["gpu"]["lacks_bfloat16"]
     whole = check(target, shard="ddp", world_size=2).facts["dry_run"]["cost"]["bytes"]
-    assert told["bytes"]["parameters"] < whole["parameters"] and whole["buckets"] == whole["gradients"]
+    assert told["bytes"]["parameters"] < whole["parameters"] and whole["buckets"] >= whole["gradients"]
 
 
 def test_training_arguments_are_taken(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ranks import blocks_of, local, ranks, sharded, without_weights
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.subject import canonical_name
 
 if TYPE_CHECKING:
     from vlmdoctor.dryrun.plan import Plan
@@ -29,8 +31,8 @@ class Measured:
     Attributes:
         parameters: Bytes of what the rank holds between steps, buffers included.
         gradients: Bytes.
-        buckets: Bytes that data parallelism holds besides, as large as the gradients.
-        learning: Tensors without content, of the shapes and dtypes that the optimizer sees.
+        buckets: Bytes that data parallelism holds besides: as large as all that is trainable.
+        learning: Tensors without content, of the shapes and dtypes that the optimizer updates.
         saved: Bytes that are alive between forward and backward, without gathered weights.
         gathered: Bytes of weights that stay gathered from forward to backward.
         peak: The most that is alive at once beside `parameters` and `buckets`.
@@ -54,12 +56,14 @@ class Measured:
 
 def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> Measured:
     """The same, where the step was already run: by `shapes_of`, of a model that is not sharded."""
-    learning = _learning(model)
-    gradients = sum(p.nbytes for p in learning)
+    trainable = sum(p.nbytes for p in _abstract(model.parameters()))
+    # Without a gradient there is no state either.
+    unreached = set(shapes.without_gradient)
+    learning = _abstract(p for n, p in model.named_parameters() if canonical_name(n) not in unreached)
     return Measured(
         parameters=shapes.parameter_bytes + shapes.buffer_bytes,
-        gradients=gradients,
-        buckets=gradients if plan.shard == "ddp" else 0,
+        gradients=sum(p.nbytes for p in learning),
+        buckets=trainable if plan.shard == "ddp" else 0,
         learning=learning,
         saved=shapes.saved_bytes,
         gathered=0,
@@ -103,9 +107,8 @@ def _measured(
     blocks: int = 0,
     largest_block: int = 0,
 ) -> Measured:
-    learning = _learning(twin)
+    trainable = sum(p.nbytes for p in _abstract(twin.parameters()))
     parameters = sum(local(p).nbytes for p in twin.parameters()) + sum(b.nbytes for b in twin.buffers())
-    gradients = sum(p.nbytes for p in learning)
     casting = None if plan.shard == "fsdp2" else plan.autocast
     try:
         with _quiet():
@@ -114,10 +117,11 @@ def _measured(
         raise Unavailable(f"the dry run can't carry {error}") from error
     if done.error is not None:
         raise Unavailable(f"the step raises {type(done.error).__name__}: {_line(done.error)}")
+    learning = _abstract(p for p in twin.parameters() if p.grad is not None or not done.loss)
     return Measured(
         parameters=parameters,
-        gradients=gradients,
-        buckets=gradients if plan.shard == "ddp" else 0,
+        gradients=sum(p.nbytes for p in learning),
+        buckets=trainable if plan.shard == "ddp" else 0,
         learning=learning,
         saved=max(done.saved - outside, 0),
         gathered=outside,
@@ -129,8 +133,9 @@ def _measured(
     )
 
 
-def _learning(model: nn.Module) -> tuple[torch.Tensor, ...]:
-    held = (local(p.detach()) for p in model.parameters() if p.requires_grad)
+def _abstract(parameters: Iterable[nn.Parameter]) -> tuple[torch.Tensor, ...]:
+    """What this rank holds of those that learn, without content."""
+    held = (local(p.detach()) for p in parameters if p.requires_grad)
     return tuple(torch.empty(p.shape, dtype=p.dtype, device="meta") for p in held)
 
 
