@@ -1,4 +1,4 @@
-"""Batches made from a configuration alone: what single families take, held against real steps of tiny models."""
+"""Batches made from a configuration alone, held against real steps of tiny models, family by family."""
 
 from __future__ import annotations
 

@@ -59,10 +59,15 @@ def command(
         int | None, typer.Option(min=1, help="Dry run: tokens in each sample, with those of images.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Dry run: bf16, fp16 or fp32 weights. Default: the model's own.")
+        str | None,
+        typer.Option(
+            help="Dry run: bf16, fp16 or fp32 weights, or amp-bf16, amp-fp16 (autocast over fp32 weights). "
+            "Default: the model's own."
+        ),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="Dry run: adamw (default), adamw-8bit, lion, sgd-momentum, sgd.")
+        str | None,
+        typer.Option(help="Dry run: adamw (default), adamw-fused, adamw-8bit, adafactor, lion, sgd, …"),
     ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Dry run: recompute activations in backward.")
@@ -71,10 +76,32 @@ def command(
         int | None,
         typer.Option(min=1, help="Dry run: LoRA of this rank on all linear layers.", metavar="RANK"),
     ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Dry run: what does not learn: vision, projector, language, head.", metavar="ROLES"
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Dry run: what ranks share: ddp (only the work) or fsdp2 (all).")
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Dry run: ranks; what is told is for one of them.", metavar="N")
+    ] = None,
 ) -> None:
     """Examine a model before a long run: is it wired so that it can learn?"""
     options = DryRunOptions(
-        gpu, batch_size, images, seq_len, precision, optimizer, gradient_checkpointing, lora
+        gpu,
+        batch_size,
+        images,
+        seq_len,
+        precision,
+        optimizer,
+        gradient_checkpointing,
+        lora,
+        freeze,
+        shard,
+        world_size,
     )
     started = time.perf_counter()
     # What the user's code prints would spoil the report.

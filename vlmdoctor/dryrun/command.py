@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.dryrun.cost import RESERVED
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
 
@@ -28,6 +27,9 @@ class DryRunOptions:
     optimizer: str | None = None
     gradient_checkpointing: bool = False
     lora: int | None = None
+    freeze: str | None = None
+    shard: str | None = None
+    world_size: int | None = None
 
     @property
     def given(self) -> list[str]:
@@ -66,8 +68,9 @@ def dry_run(
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
     from vlmdoctor.dryrun.blame import NotThere, blamed
+    from vlmdoctor.dryrun.outlook import outlook, without_pixels
     from vlmdoctor.dryrun.parts import parts_of, ropes_of
-    from vlmdoctor.dryrun.plan import Plan, outlook, prepared, shapes_under
+    from vlmdoctor.dryrun.plan import Plan, prepared, shapes_under
     from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
     from vlmdoctor.target import resolve
@@ -78,7 +81,10 @@ def dry_run(
         optimizer=options.optimizer or "adamw",
         checkpointing=options.gradient_checkpointing,
         lora=options.lora,
+        freeze=tuple(part.strip() for part in options.freeze.split(",")) if options.freeze else (),
         gpu=options.gpu.lower() if options.gpu else None,
+        shard=options.shard,
+        world_size=options.world_size,
     )
     plan.check()
     weightless = Weightless(
@@ -101,6 +107,8 @@ def dry_run(
     sized = [name for name in options.given if name in ("--batch-size", "--images", "--seq-len")]
     if sized and not made and subject.batch is not None:
         raise UserError(f"{sized[0]} has no effect on {target}, which brings its own batch.")
+    if subject.training_args is not None:
+        plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
     given: list[Any] = []
     facts: dict[str, Any] = dict(resolved.facts)
     missing = resolved.missing_batch
@@ -126,14 +134,23 @@ def dry_run(
                 given.append(blamed(target, weightless, plan, failed, subject.model.config, shapes.tokens))
             if shapes.failure is None:
                 progress("reckoning what it costs")
-                again = (
-                    (lambda n: _resized(weightless, n).batch(subject.model, subject.model.config))
-                    if made
-                    else None
-                )
-                facts["dry_run"]["cost"] = cost = outlook(subject, plan, shapes, again)
-                if plan.gpu is not None:
-                    given.append(_fit(plan.gpu, cost))
+
+                def sized_batch(rows: int, length: int | None) -> Any:
+                    resized = replace(weightless, batch_size=rows, length=length or weightless.length)
+                    try:
+                        with without_pixels():
+                            return resized.batch(subject.model, subject.model.config)
+                    except (RuntimeError, IndexError, ValueError) as error:
+                        raise Unavailable(f"no such batch could be made: {error}") from error
+
+                try:
+                    cost = outlook(subject, plan, shapes, sized_batch if made else None)
+                except Unavailable as reason:
+                    facts["dry_run"]["cost_not_possible"] = str(reason)
+                else:
+                    facts["dry_run"]["cost"] = cost
+                    if plan.gpu is not None:
+                        given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
     if "modules" in facts.get("dry_run", {}):
         facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
@@ -151,15 +168,11 @@ def dry_run(
     )
 
 
-def _resized(weightless: Any, batch_size: int) -> Any:
-    return replace(weightless, batch_size=batch_size)
-
-
 def _fit(gpu: str, cost: dict[str, Any]) -> Fit:
     parts = cost["bytes"]
     return Fit(
         gpu,
-        memory=cost["gpu"]["memory"] - RESERVED,
+        memory=cost["gpu"]["room"],
         needed=parts["peak"],
         needed_in=parts["peak_in"],
         parts={name: parts[name] for name in ("parameters", "gradients", "optimizer", "activations")},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.shapes import Shapes
+
+if TYPE_CHECKING:
+    from vlmdoctor.dryrun.measure import Measured
 
 UTILISATION = 0.4  # of the peak rate: what well-tuned training reaches
 RESERVED = 1 << 30  # CUDA's own context, and what the allocator can't hand out
@@ -14,36 +16,36 @@ RESERVED = 1 << 30  # CUDA's own context, and what the allocator can't hand out
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: memory in GiB and dense bfloat16 (or float16) operations a second, in units of 1e12."""
+    """A GPU.
+
+    Attributes:
+        memory: In GiB.
+        half: Dense float16 operations a second, in units of 1e12; of bfloat16 too, where it has them.
+        single: Those of float32, without TF32, which PyTorch leaves off.
+        bfloat16: Whether its matrix units know that dtype.
+    """
 
     memory: int
-    tera: float
+    half: float
+    single: float
+    bfloat16: bool = True
 
 
 GPUS = {
-    "b200": Gpu(180, 2250),
-    "h200": Gpu(141, 989),
-    "h100": Gpu(80, 989),
-    "a100-80": Gpu(80, 312),
-    "a100-40": Gpu(40, 312),
-    "l40s": Gpu(48, 362),
-    "l4": Gpu(24, 121),
-    "a10": Gpu(24, 125),
-    "v100-32": Gpu(32, 125),
-    "t4": Gpu(16, 65),
-    "5090": Gpu(32, 209),
-    "4090": Gpu(24, 165),
-    "3090": Gpu(24, 71),
-    "mi300x": Gpu(192, 1307),
-}
-# Bytes of state for each byte of a trainable parameter, and, apart from these, for each number.
-OPTIMIZERS: dict[str, tuple[float, float]] = {
-    "adamw": (2, 0),
-    "adamw-8bit": (0, 2),
-    "lion": (1, 0),
-    "sgd-momentum": (1, 0),
-    "sgd": (0, 0),
-    "none": (0, 0),
+    "b200": Gpu(180, 2250, 75),
+    "h200": Gpu(141, 989, 67),
+    "h100": Gpu(80, 989, 67),
+    "a100-80": Gpu(80, 312, 19.5),
+    "a100-40": Gpu(40, 312, 19.5),
+    "l40s": Gpu(48, 362, 91.6),
+    "l4": Gpu(24, 121, 30.3),
+    "a10": Gpu(24, 125, 31.2),
+    "v100-32": Gpu(32, 125, 15.7, bfloat16=False),
+    "t4": Gpu(16, 65, 8.1, bfloat16=False),
+    "5090": Gpu(32, 209, 104.8),
+    "4090": Gpu(24, 165, 82.6),
+    "3090": Gpu(24, 71, 35.6),
+    "mi300x": Gpu(192, 1307, 163.4),
 }
 
 
@@ -55,7 +57,9 @@ class Cost:
         parameters, gradients, optimizer, activations: Bytes; activations are what backward needs.
         peak: The most that is needed at once.
         peak_in: `forward`, `backward` or `optimizer step`.
-        flops: Floating-point operations of one step.
+        flops: Floating-point operations of one step, those computed again under checkpointing included.
+        buckets: Bytes of data parallelism's copy of the gradients.
+        gathered: Bytes of weights that FSDP2 keeps gathered from forward to backward.
     """
 
     parameters: int
@@ -65,28 +69,32 @@ class Cost:
     peak: int
     peak_in: str
     flops: int
+    buckets: int = 0
+    gathered: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
 
-def cost_of(shapes: Shapes, optimizer: str = "adamw") -> Cost:
-    """The cost of the step that `shapes` tells of, once the optimizer has its state."""
-    per_byte, per_number = OPTIMIZERS[optimizer]
-    state = round(per_byte * shapes.gradient_bytes + per_number * shapes.trainable)
-    fixed = shapes.parameter_bytes + shapes.buffer_bytes + state
-    passes = fixed + shapes.peak_bytes
-    # Fused over all tensors, torch's optimizers hold one more copy of a state while they update.
-    update = fixed + shapes.gradient_bytes + (shapes.gradient_bytes if per_byte else 0)
+def cost_of(measured: Measured, optimizer: str = "adamw") -> Cost:
+    """The cost of the step that was measured, once the optimizer has its state."""
+    from vlmdoctor.dryrun.optimizers import optimizer_bytes
+
+    state, temporary = optimizer_bytes(optimizer, measured.learning)
+    fixed = measured.parameters + measured.buckets + state
+    passes = fixed + measured.peak
+    update = fixed + measured.gradients + temporary
     return Cost(
-        parameters=shapes.parameter_bytes + shapes.buffer_bytes,
-        gradients=shapes.gradient_bytes,
+        parameters=measured.parameters,
+        gradients=measured.gradients,
         optimizer=state,
-        activations=shapes.saved_bytes,
+        activations=measured.saved,
         peak=max(passes, update),
-        peak_in="optimizer step" if update > passes else shapes.peak_at[0],
-        flops=shapes.flops_forward + shapes.flops_backward,
+        peak_in="optimizer step" if update > passes else measured.peak_at[0],
+        flops=measured.flops,
+        buckets=measured.buckets,
+        gathered=measured.gathered,
     )
 
 
@@ -98,11 +106,17 @@ def gpu_named(name: str) -> Gpu:
     return found
 
 
+def room_on(gpu: Gpu) -> int:
+    """The bytes that a step may take."""
+    return int(gpu.memory * (1 << 30)) - RESERVED
+
+
 def fits(cost: Cost, gpu: Gpu) -> bool:
     """Whether the peak fits beside what the driver takes."""
-    return cost.peak <= gpu.memory * (1 << 30) - RESERVED
+    return cost.peak <= room_on(gpu)
 
 
-def seconds_a_step(cost: Cost, gpu: Gpu, utilisation: float = UTILISATION) -> float:
-    """Seconds that one step takes at this share of the GPU's peak rate."""
-    return cost.flops / (gpu.tera * 1e12 * utilisation)
+def seconds_a_step(cost: Cost, gpu: Gpu, dtype: str, utilisation: float = UTILISATION) -> float:
+    """Seconds that one step takes at this share of the GPU's peak rate in `dtype`."""
+    rate = gpu.single if dtype == "float32" else gpu.half
+    return cost.flops / (rate * 1e12 * utilisation)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +32,23 @@ class Ledger:
         self.phase = "forward"
         self.module = ""
         self._known: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def resizes(self) -> Iterator[None]:
+        """Inside, storages that are emptied and filled again are followed: so FSDP treats what it gathers."""
+        original = torch.UntypedStorage.resize_
+
+        def resize(storage: Any, size: Any) -> Any:
+            done = original(storage, size)
+            self._resized(storage)
+            return done
+
+        torch.UntypedStorage.resize_ = resize
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = original
 
     def already(self, tensors: Any) -> None:
         """Tensors that are counted elsewhere, such as parameters."""
@@ -56,17 +75,27 @@ class Ledger:
         key = storage._cdata
         if key in self._known:
             return
-        size = storage.nbytes()
 
-        def gone(_: Any, key: int = key, size: int = size) -> None:
+        def gone(_: Any, key: int = key) -> None:
             self._known.pop(key, None)
-            self.live -= size
+            self.live -= self._sizes.pop(key, 0)
 
         self._known[key] = weakref.ref(storage, gone)
+        self._sizes[key] = size = storage.nbytes()
+        self._add(size, func.overloadpacket.__name__)
+
+    def _resized(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            size = storage.nbytes()
+            self._add(size - self._sizes[key], "resize_")
+            self._sizes[key] = size
+
+    def _add(self, size: int, operator: str) -> None:
         self.live += size
         if self.live > self.peak:
             self.peak = self.live
-            self.peak_at = (self.phase, self.module, func.overloadpacket.__name__)
+            self.peak_at = (self.phase, self.module, operator)
 
 
 def _attention_flops(func: Any, args: Any) -> int:

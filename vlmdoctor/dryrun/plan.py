@@ -1,30 +1,31 @@
-"""What the user means to train with, applied to a model without weights, and what that costs."""
+"""What the user means to train with, applied to a model without weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.dryrun.cost import (
-    GPUS,
-    OPTIMIZERS,
-    RESERVED,
-    UTILISATION,
-    Cost,
-    cost_of,
-    fits,
-    gpu_named,
-    seconds_a_step,
-)
-from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.evidence.shapes import Shapes, shapes_of
-from vlmdoctor.subject import Subject
+from vlmdoctor.dryrun.cost import gpu_named
+from vlmdoctor.errors import UserError
+from vlmdoctor.subject import ROLES, Subject, canonical_name, role_of
 
-_MOST_SAMPLES = 128
-_GUESSES = 4
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+if TYPE_CHECKING:
+    import torch
+
+    from vlmdoctor.evidence.shapes import Shapes
+
+# Of the weights, and of autocast around forward.
+PRECISIONS: dict[str, tuple[str, str | None]] = {
+    "bf16": ("bfloat16", None),
+    "fp16": ("float16", None),
+    "fp32": ("float32", None),
+    "amp-bf16": ("float32", "bfloat16"),
+    "amp-fp16": ("float32", "float16"),
+}
+SHARDS = ("ddp", "fsdp2")
+_MOST_RANKS = 65536
 
 
 @dataclass(frozen=True)
@@ -32,51 +33,104 @@ class Plan:
     """The settings of a training run that decide what it costs.
 
     Attributes:
-        precision: `bf16`, `fp16` or `fp32`: of weights, gradients and activations; None: the model's own.
-        optimizer: One of `OPTIMIZERS`.
+        precision: A name of `PRECISIONS`; None: the model's own dtype.
+        own_weights: Whether weights keep their dtype under autocast, as in transformers' Trainer.
+        optimizer: A name of `OPTIMIZERS`.
         checkpointing: Whether activations are recomputed in backward.
         lora: The rank of adapters on all linear layers, everything else frozen; None without.
+        freeze: Roles whose parameters do not learn.
         gpu: A name of `GPUS`; None where no GPU was named.
+        shard: A name of `SHARDS`; None on one device.
+        world_size: Ranks; None on one device.
     """
 
     precision: str | None = None
+    own_weights: bool = False
     optimizer: str = "adamw"
     checkpointing: bool = False
     lora: int | None = None
+    freeze: tuple[str, ...] = ()
     gpu: str | None = None
+    shard: str | None = None
+    world_size: int | None = None
 
     def check(self) -> None:
         """Raises `UserError` for a setting that there is not."""
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise UserError(
-                f"--precision can't be '{self.precision}'; choose one of {', '.join(PRECISIONS)}."
-            )
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(
-                f"--optimizer can't be '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}."
-            )
+        from vlmdoctor.dryrun.optimizers import OPTIMIZERS
+
+        for option, value, choices in (
+            ("--precision", self.precision, PRECISIONS),
+            ("--optimizer", self.optimizer, OPTIMIZERS),
+            ("--shard", self.shard, SHARDS),
+            *(("--freeze", role, ROLES) for role in self.freeze),
+        ):
+            if value is not None and value not in choices:
+                raise UserError(f"{option} can't be '{value}'; choose one of {', '.join(choices)}.")
+        if self.world_size is not None and self.shard is None:
+            raise UserError("--world-size needs to know what the ranks share: --shard ddp or --shard fsdp2.")
+        if self.shard is not None and self.world_size is None:
+            raise UserError(f"--shard {self.shard} needs the number of ranks: --world-size N.")
+        if self.world_size is not None and self.world_size > _MOST_RANKS:
+            raise UserError(f"--world-size {self.world_size} is more than the dry run takes ({_MOST_RANKS}).")
         if self.gpu is not None:
             gpu_named(self.gpu)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the weights; None: their own."""
+        import torch
+
+        if self.precision is None or self.own_weights:
+            return None
+        return getattr(torch, PRECISIONS[self.precision][0])
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The lower precision of autocast; None without."""
+        import torch
+
+        lower = PRECISIONS[self.precision][1] if self.precision else None
+        return getattr(torch, lower) if lower else None
+
+    def as_trained(self, args: Any, *, optimizer_named: bool) -> Plan:
+        """With what the user's training arguments say where the command line does not."""
+        from vlmdoctor.dryrun.optimizers import OF_TRAINER
+
+        def read(name: str) -> Any:
+            return args.get(name) if isinstance(args, Mapping) else getattr(args, name, None)
+
+        plan = self
+        if plan.precision is None and (read("bf16") is True or read("fp16") is True):
+            plan = replace(plan, precision="amp-bf16" if read("bf16") else "amp-fp16", own_weights=True)
+        optim = read("optim")
+        named = OF_TRAINER.get(str(getattr(optim, "value", optim)))
+        if named is not None and not optimizer_named:
+            plan = replace(plan, optimizer=named)
+        if read("gradient_checkpointing") is True:
+            plan = replace(plan, checkpointing=True)
+        return plan
+
 
 def prepared(model: Any, plan: Plan) -> Any:
-    """`model` under the plan's settings: adapters attached, checkpointing on. Works on a laid-out copy.
+    """`model` under the plan's settings: dtype, adapters, what is frozen, checkpointing. Works on a copy.
 
     Raises:
         UserError: The model can't be trained so.
     """
     from vlmdoctor.dryrun.layout import laid_out
 
-    if plan.lora is None and not plan.checkpointing:
+    if plan.dtype is None and plan.lora is None and not plan.checkpointing and not plan.freeze:
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return _adapted(laid_out(model), plan)
+        return _adapted(laid_out(model, plan.dtype), plan)
 
 
 def _adapted(model: Any, plan: Plan) -> Any:
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
+    if plan.freeze:
+        _freeze(model, plan.freeze)
     if plan.checkpointing:
         enable = getattr(model, "gradient_checkpointing_enable", None)
         if enable is None:
@@ -88,6 +142,18 @@ def _adapted(model: Any, plan: Plan) -> Any:
             raise UserError(f"gradient checkpointing can't be enabled: {error}.") from error
         model.train()
     return model
+
+
+def _freeze(model: Any, roles: tuple[str, ...]) -> None:
+    found = set()
+    for name, parameter in model.named_parameters():
+        role = role_of(canonical_name(name))
+        if role in roles:
+            parameter.requires_grad_(False)
+            found.add(role)
+    for role in roles:
+        if role not in found:
+            raise UserError(f"--freeze {role}: {type(model).__name__} has no parameters of that role.")
 
 
 def _without_cache(model: Any) -> None:
@@ -113,107 +179,9 @@ def _with_adapters(model: Any, rank: int) -> Any:
 
 
 def shapes_under(subject: Subject, plan: Plan, batch: Any = None) -> Shapes:
-    """The dry step of the subject under the plan."""
-    import torch
+    """The dry step of the subject under the plan, on one device."""
+    from vlmdoctor.evidence.shapes import shapes_of
 
-    dtype = getattr(torch, PRECISIONS[plan.precision]) if plan.precision else None
     model = prepared(subject.model, plan)
-    return shapes_of(model, subject.batch if batch is None else batch, subject.loss_fn, dtype=dtype)
-
-
-def outlook(
-    subject: Subject, plan: Plan, shapes: Shapes, make_batch: Callable[[int], Any] | None
-) -> dict[str, Any]:
-    """What the step costs and, for a named GPU, whether it fits and what would; plain values.
-
-    Args:
-        make_batch: Makes a batch of that many samples; None where the batch is the user's own.
-    """
-    cost = cost_of(shapes, plan.optimizer)
-    told: dict[str, Any] = {
-        "precision": shapes.dtype,
-        "optimizer": plan.optimizer,
-        "gradient_checkpointing": plan.checkpointing,
-        "lora": plan.lora,
-        "bytes": cost.to_dict(),
-        "utilisation": UTILISATION,
-    }
-    if plan.gpu is None:
-        told["fits_on"] = [name for name, gpu in GPUS.items() if fits(cost, gpu)]
-        return told
-    gpu = gpu_named(plan.gpu)
-    seconds = seconds_a_step(cost, gpu)
-    told["gpu"] = {
-        "name": plan.gpu,
-        "memory": gpu.memory << 30,
-        "fits": fits(cost, gpu),
-        "seconds_a_step": seconds,
-        "tokens_a_second": (shapes.batch_size or 1) * shapes.tokens / seconds
-        if shapes.tokens and seconds
-        else None,
-    }
-    if make_batch is not None and shapes.batch_size:
-        told["gpu"]["tried_up_to"] = _MOST_SAMPLES
-        told["gpu"]["largest_batch"] = _largest_batch(subject, plan, shapes, cost, make_batch)
-    if not fits(cost, gpu):
-        told["gpu"]["would_fit"] = _cheaper(subject, plan)
-    return told
-
-
-def _largest_batch(
-    subject: Subject, plan: Plan, shapes: Shapes, cost: Cost, make_batch: Callable[[int], Any]
-) -> int | None:
-    """The largest batch that a dry step shows to fit, at most `_MOST_SAMPLES`; None where none was shown to.
-
-    What is kept for backward grows evenly with the samples, and the peak only once that outweighs the
-    gradients. So the first guess is from the former, and each next one from the peaks seen.
-    """
-    assert plan.gpu is not None and shapes.batch_size is not None
-    gpu = gpu_named(plan.gpu)
-    room = (gpu.memory << 30) - RESERVED
-    each = max(shapes.saved_bytes // shapes.batch_size, 1)
-    best, best_peak = (shapes.batch_size, cost.peak) if fits(cost, gpu) else (0, 0)
-    guess = (room - cost.parameters - cost.optimizer) // each
-    for _ in range(_GUESSES):
-        guess = max(min(int(guess), _MOST_SAMPLES), 1)
-        if guess == best:
-            break
-        try:
-            peak = cost_of(shapes_under(subject, plan, make_batch(guess)), plan.optimizer).peak
-        except (Unavailable, UserError):
-            break
-        if peak <= room and guess > best:
-            best, best_peak = guess, peak
-        guess += (room - peak) // each if peak <= room else -max((peak - room) // each, 1)
-        if peak <= room and guess <= best:
-            break
-    return best or None if best_peak <= room else None
-
-
-def _cheaper(subject: Subject, plan: Plan) -> str | None:
-    """The first of a few settings, dearest first, under which the same batch fits; None where none does."""
-    gpu = gpu_named(plan.gpu or "")
-    tries: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("--precision bf16", {"precision": "bf16"}),
-        ("--precision bf16 --gradient-checkpointing", {"precision": "bf16", "checkpointing": True}),
-        (
-            "--precision bf16 --optimizer adamw-8bit --gradient-checkpointing",
-            {"precision": "bf16", "optimizer": "adamw-8bit", "checkpointing": True},
-        ),
-        ("--precision bf16 --lora 16", {"precision": "bf16", "lora": 16}),
-        (
-            "--precision bf16 --lora 16 --gradient-checkpointing",
-            {"precision": "bf16", "lora": 16, "checkpointing": True},
-        ),
-    )
-    for options, changes in tries:
-        changed = replace(plan, **changes)
-        if changed == plan:
-            continue
-        try:
-            shapes = shapes_under(subject, changed)
-        except (Unavailable, UserError):
-            continue
-        if shapes.failure is None and fits(cost_of(shapes, changed.optimizer), gpu):
-            return options
-    return None
+    batch = subject.batch if batch is None else batch
+    return shapes_of(model, batch, subject.loss_fn, autocast=plan.autocast)

@@ -57,6 +57,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", told["images_are"]
     cost = told.get("cost")
     if cost is None:
+        if "cost_not_possible" in told:
+            yield "cost", f"not known: {told['cost_not_possible']}"
         return
     parts = cost["bytes"]
     held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
@@ -67,25 +69,50 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "memory",
         f"{sized(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
     )
+    if "ranks" in cost:
+        yield "each rank", _rank_line(cost["ranks"])
     yield "work", f"{counted(parts['flops'])} floating-point operations a step"
     gpu = cost.get("gpu")
     if gpu is None:
         fitting = cost.get("fits_on", [])
-        yield "fits", f"on one {', '.join(fitting)}" if fitting else "on no single GPU that is known here"
+        one = "each on" if "ranks" in cost else "on one"
+        yield "fits", f"{one} {', '.join(fitting)}" if fitting else "on no GPU that is known here"
         return
+    yield from _gpu_rows(gpu, cost["utilisation"])
+
+
+def _rank_line(ranks: Mapping[str, Any]) -> str:
+    if ranks["shard"] == "ddp":
+        buckets = sized(ranks["buckets"])
+        return f"one of {ranks['world_size']}, by DDP: buckets of {buckets} beside the gradients"
+    return (
+        f"one of {ranks['world_size']}, by FSDP2: {ranks['blocks']} layers gathered one by one, the largest "
+        f"{sized(ranks['largest_block'])}; {sized(ranks['gathered'])} outside them stay gathered; "
+        f"gradients reduced in {ranks['reduced_in']}"
+    )
+
+
+def _gpu_rows(gpu: Mapping[str, Any], utilisation: float) -> Iterator[tuple[str, str]]:
     fits = "fits" if gpu["fits"] else "does not fit"
     yield gpu["name"], f"{fits} in {sized(gpu['memory'])}, of which 1.1 GB are left to CUDA"
-    if not gpu["fits"]:
-        yield (
-            "instead",
-            f"{gpu['would_fit']} would fit" if gpu["would_fit"] else "no setting tried here would fit",
-        )
-    if gpu.get("largest_batch"):
-        more = "; more were not tried" if gpu["largest_batch"] >= gpu["tried_up_to"] else ""
-        yield "largest", f"a batch of {gpu['largest_batch']} fits{more}"
+    if gpu["lacks_bfloat16"]:
+        yield "", f"the {gpu['name']} has no bfloat16 units: float16 runs many times faster there"
+    settings = gpu.get("settings", ())
+    for setting in settings:
+        yield "would fit", f"{setting['options']}: {sized(setting['peak'])} ({setting['kind']})"
+    if not gpu["fits"] and not settings:
+        yield "would fit", "no setting that was tried"
+    for name, unit in (("batch", "a batch of {}"), ("sequence", "samples of {} tokens")):
+        found = gpu.get(name)
+        if found is None:
+            continue
+        what = unit.format(found["size"]) if found["size"] else f"no {name}"
+        how = "" if found["confirmed"] else ", reckoned from smaller ones"
+        whole = ", the whole context" if name == "sequence" and found["limit"] else ""
+        if found["size"] or gpu["fits"]:
+            yield "at most", f"{what}{whole}{how}"
     if gpu["fits"] and gpu["tokens_a_second"]:
         yield (
             "speed",
-            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {cost['utilisation']:.0%} of the peak "
-            f"rate",
+            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {utilisation:.0%} of the peak rate",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ from torch.autograd.graph import _engine_run_backward
 
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
 from vlmdoctor.dryrun.attention import Kernel
+from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.ledger import Ledger
+from vlmdoctor.dryrun.ranks import local
 from vlmdoctor.invoke import run
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.unchanged import copy_of
@@ -72,23 +75,35 @@ def dry_step(
     loss_fn: Callable[[Any, Any], Any] | None = None,
     *,
     device: str = "cuda",
+    autocast: torch.dtype | None = None,
 ) -> DryStep:
     """Runs forward and backward of `model`, which has to be laid out without weights (`laid_out`).
 
     Args:
-        model: It is used up: gradients and hooks stay on it.
+        model: It is used up: gradients and hooks stay on it. It may be sharded (`ranks.sharded`).
         device: Whose attention kernels are assumed: `cuda` or `cpu`.
+        autocast: The lower precision of autocast around forward; None without.
 
     Raises:
         ValueUnknown: An operator needs a value that nobody has.
     """
     ledger, step = Ledger(), DryStep()
     batch = _in_dtype(copy_of(batch), _float_dtype(model))
-    ledger.already([*model.parameters(), *model.buffers()])
+    ledger.already(map(local, [*model.parameters(), *model.buffers()]))
     _watch(model, ledger, step.visits)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), Abstract(ledger.observe), Kernel(device):
+    casting = None if autocast is None else Autocast(autocast, device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(ledger.resizes())
+        stack.enter_context(Abstract(ledger.observe))
+        stack.enter_context(Kernel(device))
+        if casting is not None:
+            stack.enter_context(casting)
         try:
             loss, logits = run(model, batch, loss_fn)
+            if casting is not None:
+                casting.forget()
             step.saved = ledger.live
             del logits
             if loss is not None and loss.requires_grad:

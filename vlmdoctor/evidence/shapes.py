@@ -127,8 +127,15 @@ def shapes_of(
     *,
     dtype: Any = None,
     device: str = "cuda",
+    autocast: Any = None,
 ) -> Shapes:
-    """One step of `model` on `batch` without weights; `dtype` is that of the weights (default: their own)."""
+    """One step of `model` on `batch` without weights.
+
+    Args:
+        dtype: Of the weights; None: their own.
+        device: Whose attention kernels, and whose autocast.
+        autocast: The lower precision of autocast; None without.
+    """
     import time
     import warnings
 
@@ -149,7 +156,7 @@ def shapes_of(
         # The model's own remarks belong to its real runs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            step = dry_step(twin, batch, loss_fn, device=device)
+            step = dry_step(twin, batch, loss_fn, device=device, autocast=autocast)
     except ValueUnknown as error:
         raise Unavailable(f"the dry run can't carry {error}") from error
     except NotImplementedError as error:
