@@ -18,9 +18,11 @@ MACHINES = Path(__file__).parent / "machines"
 # Torch is not there at all for this interpreter: importing it raises.
 WITHOUT_TORCH = """
 import sys
+# pydantic and packaging are no harm but take longer to import than the check takes.
+REFUSED = {"torch", "transformers", "matplotlib", "pandas", "numpy", "pydantic"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers", "matplotlib", "pandas", "numpy"):
+        if name.partition(".")[0] in REFUSED:
             raise ImportError(f"{name} must not be imported")
 sys.meta_path.insert(0, Refuse())
 from vlmdoctor.cli.main import run

@@ -14,9 +14,10 @@ import typer
 
 import vlmdoctor.cli
 from vlmdoctor import __version__
+from vlmdoctor.cli.quick import QuickGroup, quick_command
 from vlmdoctor.errors import UserError
 
-NOT_COMMANDS = {"main", "output"}
+NOT_COMMANDS = {"main", "output", "quick"}
 
 
 def _version(wanted: bool) -> None:
@@ -45,6 +46,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     commands = {name.replace("_", "-"): name for name in files if name not in NOT_COMMANDS}
     app = typer.Typer(
         name="vlmdoctor",
+        cls=QuickGroup,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -55,7 +57,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     app.callback()(_main)
     for command in [wanted] if wanted in commands else commands:
         module = importlib.import_module(f"vlmdoctor.cli.{commands[command]}")
-        app.command(command)(module.command)
+        app.command(command, cls=quick_command(getattr(module, "TEXTS", ())))(module.command)
     return app
 
 

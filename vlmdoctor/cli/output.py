@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +144,8 @@ def exit_status(report: Report, output: OutputOptions) -> int:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all; raises `UserError` where it can't be written."""
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False

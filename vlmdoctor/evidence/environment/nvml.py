@@ -19,7 +19,10 @@ TIMEOUT = 30.0
 
 
 class Question:
-    """NVML being asked; `answer` waits for it. Nothing is asked where there is no sign of the driver."""
+    """NVML being asked; `answer` waits for it. Nothing is asked where there is no sign of the driver.
+
+    As a context it takes care that no child outlives it: one that hangs would otherwise stay for good.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,13 @@ class Question:
             self._process = start(
                 "nvml_child.py", environ, _with_bindings(sys.path if site is None else site)
             )
+
+    def __enter__(self) -> Question:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
 
     def answer(self, seconds: float = TIMEOUT) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
         """What NVML says: its state, the GPUs, and the driver's version."""
