@@ -67,6 +67,7 @@ def read(text: str) -> Environment:
         torch=torch,
         gpus=gpus,
         driver=Driver(version=driver) if driver and re.match(r"\d+\.\d", driver) else None,
+        other_accelerator="an Apple GPU" if re.search(r"^Apple M\d", text, re.MULTILINE) else None,
         host=Host(cpus=int(cpus[1])) if cpus and int(cpus[1][:6]) > 0 else None,
         unseen=unseen,
     )

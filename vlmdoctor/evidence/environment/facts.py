@@ -155,6 +155,36 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Xid:
+    """An error that the driver wrote into the kernel's log.
+
+    Attributes:
+        code: Such as 79.
+        bus: The GPU's place on the PCI bus.
+        text: What it says.
+    """
+
+    code: int = 0
+    bus: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Mps:
+    """NVIDIA's multi-process service, as CUDA_MPS_PIPE_DIRECTORY names it.
+
+    Attributes:
+        folder: The folder that the variable names.
+        control: Whether the daemon's socket lies there.
+        daemon: Whether the daemon runs; None where processes can't be told.
+    """
+
+    folder: str = ""
+    control: bool = False
+    daemon: bool | None = None
+
+
+@dataclass(frozen=True)
 class Library:
     """A shared library of CUDA that a program would load instead of the one that torch brought.
 

@@ -92,7 +92,8 @@ def _surely_met(need: str, packages: Mapping[str, str]) -> bool:
         return True
     release = _RELEASE.fullmatch(installed)
     return release is not None and all(
-        _HOLDS[sign](_padded(release[1]), _padded(wanted)) for sign, wanted in _CLAUSE.findall(parts["clauses"])
+        _HOLDS[sign](_padded(release[1]), _padded(wanted))
+        for sign, wanted in _CLAUSE.findall(parts["clauses"])
     )
 
 
