@@ -10,7 +10,7 @@ from vlmdoctor.evidence.environment.models import capability_of
 from vlmdoctor.evidence.environment.packages import PACKAGES
 from vlmdoctor.evidence.environment.variables import kept_variables
 
-_FIELD = re.compile(r"^([A-Za-z][\w /()-]{2,40}?)\s*:(?: (.*))?$")
+_FIELD = re.compile(r"^([A-Za-z][\w /()-]{1,40}?)\s*:(?: (.*))?$")
 _PIP = re.compile(r"^\[(?:pip3?|conda|uv)\]\s+([A-Za-z0-9_.-]+)(?:==|\s+)(\S+)", re.MULTILINE)
 _ASSIGNED = re.compile(r"^([A-Z][A-Z0-9_]{2,60})=(.*)$", re.MULTILINE)
 _NOTHING = {"", "N/A", "None", "Could not collect", "No CUDA"}

@@ -38,7 +38,7 @@ def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
     worst = next(iter(by_bus.values()))[0]
     others = f" ({len(by_bus)} GPUs failed)" if len(by_bus) > 1 else ""
     yield Finding(
-        message=f"the kernel's log tells of GPU {worst.bus}: Xid {worst.code}, {HARDWARE[worst.code]}{others}",
+        message=f"the log tells of GPU {worst.bus}: Xid {worst.code}, {HARDWARE[worst.code]}{others}",
         severity=Severity.WARNING,
         at=tuple(by_bus),
         measured={"xid": sorted({xid.code for found in by_bus.values() for xid in found}), "log": worst.text},
