@@ -58,10 +58,10 @@ def understand(text: str, name: str) -> Environment:
     """The snapshot in a text; `name` is what errors call it."""
     from vlmdoctor.evidence.environment import collect_env, nvidia_smi
 
-    if "<nvidia_smi_log" in text:
-        return nvidia_smi.read(text, name)
     if text.lstrip().startswith("{"):
         return _snapshot(text, name)
+    if "<nvidia_smi_log" in text:
+        return nvidia_smi.read(text, name)
     if collect_env.is_report(text):
         return collect_env.read(text)
     raise UserError(
