@@ -141,17 +141,19 @@ class Nvml:
 
 @dataclass(frozen=True)
 class Live:
-    """What `cuInit` said in a process of its own.
+    """What `cuInit` said in a process of its own, or, in a report, what torch said.
 
     Attributes:
         state: `answered`, `refused`, `hung`, `crashed` or `absent`.
         code: The code of the CUDA driver, such as 803.
         devices: How many GPUs CUDA sees.
+        by_torch: Whether it is the word of torch, `torch.cuda.is_available()`, and not the driver's.
     """
 
     state: str = "answered"
     code: int | None = None
     devices: int | None = None
+    by_torch: bool = False
 
 
 @dataclass(frozen=True)
