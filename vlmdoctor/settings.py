@@ -31,7 +31,10 @@ def load(folder: Path | None = None) -> Settings:
     Raises:
         UserError: The file is not TOML, or a key or value in the section makes no sense.
     """
-    start = (folder or Path.cwd()).resolve()
+    try:
+        start = (folder or Path.cwd()).resolve()
+    except OSError:
+        return Settings()  # the current folder was deleted
     for place in (start, *start.parents):
         path = place / "pyproject.toml"
         if path.is_file():

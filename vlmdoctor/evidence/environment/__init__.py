@@ -132,6 +132,13 @@ def probe(subject: object, gather: Callable[[type], object]) -> Environment:
     return snapshot()
 
 
+def _here() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:
+        return None  # it was deleted
+
+
 def snapshot(
     root: Path = Path("/"),
     environ: Mapping[str, str] | None = None,
@@ -180,7 +187,7 @@ def snapshot(
         extensions=libraries.extensions(site, found, torch),
         openmp=libraries.openmp(site),
         accelerate_cpu=packages.accelerate_on_cpu(root, environ),
-        host=host.read(root, environ, work or Path.cwd()),
+        host=host.read(root, environ, work or _here()),
         other_accelerator=devices.other_accelerator(root),
         unseen={"nvml": "the driver was not asked", "live": "CUDA was not started (--live does that)"},
     )
