@@ -76,7 +76,8 @@ def _packages(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
     if "packages" in environment.unseen and not environment.packages:
         return environment.unseen["packages"], (), False
     torch = environment.torch
-    python = f"Python {environment.python} on {environment.platform}" if environment.python else ""
+    system = f" on {environment.platform}" if environment.platform else ""
+    python = f"Python {environment.python}{system}" if environment.python else ""
     if torch is None or not torch.version:
         line = "torch is not installed"
     else:
@@ -122,6 +123,8 @@ def _machine(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
 
 def _devices(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
     if not environment.gpus:
+        if "gpus" in environment.unseen:
+            return environment.unseen["gpus"], (), False
         if environment.other_accelerator:
             return (
                 f"no NVIDIA GPU here, but {environment.other_accelerator}, which is examined in part only",
@@ -145,7 +148,8 @@ def _devices(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
             line += f" (up to CUDA {environment.nvml.cuda})"
     details = [_detail(index, gpu) for index, gpu in enumerate(environment.gpus)]
     if environment.live is not None and environment.live.state == "answered":
-        details.append(f"CUDA starts and sees {_count(environment.live.devices or 0, 'GPU')}")
+        seen = environment.live.devices
+        details.append("CUDA starts" + (f" and sees {_count(seen, 'GPU')}" if seen is not None else ""))
     return line, tuple(details), True
 
 
@@ -209,6 +213,8 @@ def ability(environment: Environment, findings: Iterable[Finding]) -> str:
     gpus = seen_gpus(environment)
     if "torch" in environment.unseen:
         return "Whether torch can use the GPUs is not shown by this report."
+    if "gpus" in environment.unseen:
+        return "Whether there is a GPU is not shown by this report."
     if environment.torch is None:
         return "Nothing can be trained here before torch is installed."
     if gpus and environment.torch.cuda:

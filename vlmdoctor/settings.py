@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,10 @@ def load(folder: Path | None = None) -> Settings:
     Raises:
         UserError: The file is not TOML, or a key or value in the section makes no sense.
     """
-    start = (folder or Path.cwd()).resolve()
+    try:
+        start = (folder or Path.cwd()).resolve()
+    except OSError:
+        return Settings()  # the current folder was deleted
     for place in (start, *start.parents):
         path = place / "pyproject.toml"
         if path.is_file():
@@ -69,8 +71,15 @@ def parse(section: Any, path: Path) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
+        text = path.read_bytes()
     except OSError:
         return {}
+    if b"vlmdoctor" not in text:
+        # Most projects settle nothing, and a broken file of theirs is not for us to judge.
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}.") from None

@@ -18,9 +18,10 @@ MACHINES = Path(__file__).parent / "machines"
 # Torch is not there at all for this interpreter: importing it raises.
 WITHOUT_TORCH = """
 import sys
+REFUSED = {"torch", "transformers", "matplotlib", "pandas", "numpy"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers", "matplotlib", "pandas", "numpy"):
+        if name.partition(".")[0] in REFUSED:
             raise ImportError(f"{name} must not be imported")
 sys.meta_path.insert(0, Refuse())
 from vlmdoctor.cli.main import run
@@ -105,6 +106,22 @@ def test_json_findings_name_file_and_line() -> None:
     assert report["facts"]["files"] >= 6
 
 
+@pytest.mark.parametrize("arguments", [[], ["examples/hidden_gpu.py", "--require", "cpus=1", "--save", "x"]])
+def test_nothing_slow_is_imported(tmp_path: Path, arguments: list[str]) -> None:
+    # No harm in itself, but importing it takes as long as the check does.
+    program = WITHOUT_TORCH.replace('{"torch"', '{"pydantic", "torch"')
+    arguments = [str(tmp_path / "x") if argument == "x" else argument for argument in arguments]
+    result = subprocess.run(
+        [sys.executable, "-c", program, "check-env", "--fail-on", "never", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=EXAMPLES.parent,
+        env=CLEAN,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_fail_on_never_and_exit_zero() -> None:
     assert check_env("examples/hidden_gpu.py", "--fail-on", "never").returncode == 0
     assert check_env("examples/hidden_gpu.py", "--exit-zero").returncode == 0
@@ -172,7 +189,11 @@ def test_memory_that_is_shared_is_not_called_none(driver: str) -> None:
 
 def test_cuda_is_started_in_a_process_of_its_own(driver: str) -> None:
     well = report_of("--live", LD_LIBRARY_PATH=driver, FAKE_GPUS="2")
-    assert well["facts"]["snapshot"]["live"] == {"state": "answered", "devices": 2}
+    assert well["facts"]["snapshot"]["live"] == {
+        "state": "answered",
+        "devices": 2,
+        "by_torch": False,
+    }
     ill = report_of("--live", "--select", "ENV217", LD_LIBRARY_PATH=driver, FAKE_GPUS="2", FAKE_CUINIT="999")
     assert [finding["rule"] for finding in ill["findings"]] == ["cuda-does-not-start"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import Version
 
 from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.errors import UserError
@@ -19,6 +21,7 @@ from vlmdoctor.evidence.environment.redaction import redacted
 from vlmdoctor.evidence.environment.saved import as_json, understand
 from vlmdoctor.evidence.source import scan
 from vlmdoctor.rulebook import rules_in
+from vlmdoctor.rules.env.requirement_unmet import _surely_met
 from vlmdoctor.sections import ability, device_sections, static_sections
 
 MACHINES = Path(__file__).parent / "machines"
@@ -223,6 +226,24 @@ def test_any_sources(made: list[object], written: list[str]) -> None:
     assert source.files == 6
     report = judge(rules_in("src"), Gatherer(None, [source]), command="test", target="")
     assert report.crashed == ()
+
+
+releases = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(lambda parts: ".".join(map(str, parts)))
+builds = st.sampled_from(["", "+cu130", "+cpu", "rc1", ".dev0", ".post1", "a0"])
+signs = st.sampled_from(["<", ">=", "==", "!=", ">", "<=", "~="])
+
+
+@few
+@given(st.lists(st.tuples(signs, releases), max_size=3), releases, builds)
+def test_the_short_way_agrees_with_packaging(
+    clauses: list[tuple[str, str]], release: str, build: str
+) -> None:
+    try:
+        requirement = Requirement("torch" + ",".join(map("".join, clauses)))
+    except InvalidRequirement:
+        return
+    if _surely_met(str(requirement), {"torch": release + build}):
+        assert requirement.specifier.contains(Version(release + build), prereleases=True)
 
 
 @few

@@ -168,8 +168,10 @@ def test_folders_are_walked_without_environments_and_packages(tmp_path: Path) ->
 
 
 def test_broken_files_are_listed_and_the_others_read(tmp_path: Path) -> None:
-    (tmp_path / "old.py").write_text('print "CUDA_VISIBLE_DEVICES"\n')
-    (tmp_path / "cut.ipynb").write_text('{"cells": [{"cell_type": "code", "source": "CUDA_VISIBLE_DEVICES')
+    (tmp_path / "old.py").write_text('os.environ["CUDA_VISIBLE_DEVICES"] = ""\nprint "old"\n')
+    (tmp_path / "cut.ipynb").write_text(
+        '{"cells": [{"cell_type": "code", "source": "%env CUDA_VISIBLE_DEVICES='
+    )
     (tmp_path / "latin.py").write_bytes(b'# \xe9\nimport os\nos.environ["CUDA_VISIBLE_DEVICES"] = ""\n')
     source = scan([tmp_path])
     assert {Path(file).name for file, _ in source.unread} == {"old.py", "cut.ipynb"}

@@ -244,3 +244,39 @@ def test_dockerfiles(tmp_path: Path) -> None:
     text = "FROM x\nENV A=1 \\\n    NVIDIA_VISIBLE_DEVICES=void\nENV CUDA_VISIBLE_DEVICES 0-3\n"
     rules = [(rule, line) for rule, _, line in found(tmp_path, "Dockerfile", text)]
     assert rules == [("devices-misread-in-source", 2), ("devices-misread-in-source", 4)]
+
+
+HIDDEN = 'os.environ["CUDA_VISIBLE_DEVICES"] = ""'
+
+
+@pytest.mark.parametrize(
+    ("text", "severities"),
+    [
+        (
+            f"def hide():\n    {HIDDEN}\ndef main():\n    hide()\nif __name__ == '__main__':\n    main()",
+            ["error"],
+        ),
+        (f"class T:\n    def __init__(self):\n        {HIDDEN}\nT()", ["error"]),
+        (f"class T:\n    def hide(self):\n        {HIDDEN}\nT().hide()", ["error"]),
+        (f"def main():\n    {HIDDEN}\nfire.Fire(main)", ["error"]),
+        (f"@hydra.main()\ndef main(cfg):\n    {HIDDEN}\n", ["error"]),
+        (f"def train():\n    {HIDDEN}\nif args.do_train:\n    train()", ["warning"]),
+        (f"def hide():\n    {HIDDEN}\nif args.cpu:\n    hide()", []),
+        # Called only by what nothing calls: a library, whose callers are not known.
+        (f"def scrub():\n    {HIDDEN}\ndef child():\n    scrub()", []),
+        (f"def scrub():\n    {HIDDEN}\nmp.Process(target=scrub).start()", []),
+    ],
+)
+def test_what_is_run_is_followed_through_the_calls(tmp_path: Path, text: str, severities: list[str]) -> None:
+    told = found(tmp_path, "train.py", f"import os, torch\n{text}\n{TRAINS}")
+    assert [severity for _, severity, _ in told] == severities
+
+
+def test_a_model_that_is_moved_out_of_the_way_is_no_hint(tmp_path: Path) -> None:
+    for end in ("del codec_model", "codec_model = None"):
+        assert found(tmp_path, "train.py", f"import torch\ncodec_model.to('cpu')\n{end}\n{TRAINS}") == []
+
+
+def test_settings_of_a_launcher_are_for_its_children(tmp_path: Path) -> None:
+    text = "import os, torch\nos.environ['OMP_NUM_THREADS'] = '4'\ntorchrun.main(arguments)\n"
+    assert found(tmp_path, "launch.py", text) == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +16,24 @@ from vlmdoctor.errors import UserError
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.environment import Environment
+    from vlmdoctor.evidence.environment.nvml import Question
     from vlmdoctor.finding import Finding
     from vlmdoctor.report import Report
     from vlmdoctor.rulebook import Rule
     from vlmdoctor.sections import Section
+
+# Parameters that are taken as they were typed, which spares Typer's converters (see `cli.quick`).
+TEXTS = (
+    *("paths", "require", "from_", "save", "diff"),
+    *("select", "extend_select", "ignore", "output_format", "fail_on"),
+)
 
 
 @with_output_options
 def command(
     output: OutputOptions,
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="[PATH]...",
             help="Files and folders to search for settings that hide GPUs, or come too late: Python, "
@@ -43,9 +51,9 @@ def command(
     live: Annotated[
         bool, typer.Option("--live", help="Start CUDA as well, in a process of its own.")
     ] = False,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the snapshot as JSON.")] = None,
+    save: Annotated[str | None, typer.Option(metavar="FILE", help="Write the snapshot as JSON.")] = None,
     from_: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--from",
             metavar="FILE",
@@ -54,7 +62,7 @@ def command(
         ),
     ] = None,
     diff: Annotated[
-        tuple[Path, Path] | None,
+        tuple[str, str] | None,
         typer.Option(metavar="A B", help="Say what differs between two of those files."),
     ] = None,
     paste: Annotated[
@@ -66,24 +74,31 @@ def command(
 ) -> None:
     """Check the machine and, with PATH, who hid its GPUs; torch is not imported."""
     if diff is not None:
-        _differences(*diff)
+        _differences(Path(diff[0]), Path(diff[1]))
     started = time.perf_counter()
     from vlmdoctor.evidence.demands import parse
 
     demands = parse(require) if require else None
-    rules = _own_rules(demands is not None)
-    if output.select or output.extend_select or output.ignore:
-        rules = output.rules(rules)
+    if from_ is not None and live:
+        raise UserError("--live asks this machine and can't be combined with --from.")
     full = output.output_format == "full" and output.output_file is None and not output.quiet and not paste
-    printer = _Printer(full, output.verbose)
-    environment = _look(from_, live, timeout, rules, printer)
+    # The driver is asked first and listened to last, so that its process starts while the rules are loaded.
+    with _question() if from_ is None else contextlib.nullcontext() as question:
+        rules = _own_rules(demands is not None)
+        if output.select or output.extend_select or output.ignore:
+            rules = output.rules(rules)
+        printer = _Printer(full, output.verbose)
+        if question is None:
+            environment = _loaded(Path(from_ or ""), rules, printer)
+        else:
+            environment = _look(question, live, timeout, rules, printer)
     given: list[object] = [environment, *([demands] if demands else [])]
     printer.devices(environment, rules)
     source = None
     if paths:
         from vlmdoctor.evidence.source import scan
 
-        source = scan(paths)
+        source = scan([Path(path) for path in paths])
         given.append(source)
     report = _judged(rules, given, output.fail_on, paths, environment)
     if source is not None:
@@ -91,7 +106,7 @@ def command(
     if save is not None:
         from vlmdoctor.evidence.environment.saved import as_json
 
-        write_whole(save, as_json(environment))
+        write_whole(Path(save), as_json(environment))
     report = dataclasses.replace(report, seconds=time.perf_counter() - started)
     if paste:
         _paste(environment, report)
@@ -106,20 +121,28 @@ def _own_rules(with_demands: bool) -> list[Rule]:
     return [rule for rule in rules_in("env", "src") if with_demands or "demands" not in rule.requirements]
 
 
-def _look(file: Path | None, live: bool, timeout: float, rules: list[Rule], printer: _Printer) -> Environment:
-    """The snapshot: of a file, or of this machine, whose files are shown while the driver is being asked."""
-    if file is not None:
-        if live:
-            raise UserError("--live asks this machine and can't be combined with --from.")
-        from vlmdoctor.evidence.environment.saved import load
+def _question() -> Question:
+    from vlmdoctor.evidence.environment.nvml import Question
 
-        environment = load(file)
-        printer.static(environment, rules)
-        return environment
+    return Question()
+
+
+def _loaded(file: Path, rules: list[Rule], printer: _Printer) -> Environment:
+    """The snapshot in a file."""
+    from vlmdoctor.evidence.environment.saved import load
+
+    environment = load(file)
+    printer.static(environment, rules)
+    return environment
+
+
+def _look(
+    question: Question, live: bool, timeout: float, rules: list[Rule], printer: _Printer
+) -> Environment:
+    """This machine's snapshot: what its files tell is shown while the driver is still being asked."""
     from vlmdoctor.evidence.environment import snapshot
-    from vlmdoctor.evidence.environment.nvml import Question, merged
+    from vlmdoctor.evidence.environment.nvml import merged
 
-    question = Question()
     environment = snapshot()
     printer.static(environment, rules)
     environment = merged(environment, question.answer(timeout))
@@ -134,7 +157,7 @@ def _judged(
     rules: list[Rule],
     given: Iterable[object],
     fail_on: str,
-    paths: list[Path] | None,
+    paths: Sequence[str] | None,
     environment: Environment,
 ) -> Report:
     from vlmdoctor.engine import Gatherer, judge
@@ -150,7 +173,7 @@ def _judged(
         rules,
         Gatherer(None, given),
         command="check-env",
-        target=" ".join(str(path) for path in paths or ()) or where,
+        target=" ".join(paths or ()) or where,
         fail_on=fail_on,
         facts=facts,
     )

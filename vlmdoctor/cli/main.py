@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import pkgutil
@@ -14,9 +15,11 @@ import typer
 
 import vlmdoctor.cli
 from vlmdoctor import __version__
+from vlmdoctor.cli.quick import QuickGroup, quick_command
 from vlmdoctor.errors import UserError
 
-NOT_COMMANDS = {"main", "output"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+NOT_COMMANDS = {"main", "output", "quick"}
 
 
 def _version(wanted: bool) -> None:
@@ -45,6 +48,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     commands = {name.replace("_", "-"): name for name in files if name not in NOT_COMMANDS}
     app = typer.Typer(
         name="vlmdoctor",
+        cls=QuickGroup,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -55,21 +59,25 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     app.callback()(_main)
     for command in [wanted] if wanted in commands else commands:
         module = importlib.import_module(f"vlmdoctor.cli.{commands[command]}")
-        app.command(command)(module.command)
+        app.command(command, cls=quick_command(getattr(module, "TEXTS", ())))(module.command)
     return app
 
 
 def run() -> None:
     """Runs the command line and exits: 0 clean, 1 findings, 2 anything that allows no judgement."""
     arguments = sys.argv[1:]
+    _speak_unicode()
     try:
         build_app(arguments[0] if arguments else None)(args=arguments)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(2)
     except Exception as error:
-        if is_user_error(error):
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _drop_output()
+            print(f"vlmdoctor: can't write: {error.strerror}.", file=sys.stderr)
+        elif is_user_error(error):
             print(f"vlmdoctor: {error}", file=sys.stderr)
             if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
                 traceback.print_exception(error.__cause__)
@@ -81,6 +89,31 @@ def run() -> None:
                 file=sys.stderr,
             )
         sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Sends what is still to be written to nowhere: Python would fail once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speak_unicode() -> None:
+    """Makes the standard streams take every character: a locale such as POSIX allows for ASCII only.
+
+    Terminals read UTF-8 nearly everywhere, whatever the locale says. A stream that was closed is replaced.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+            continue
+        if not hasattr(stream, "reconfigure"):
+            continue
+        try:
+            "✓✗×…─█".encode(stream.encoding)
+        except UnicodeError:
+            stream.reconfigure(encoding="utf-8")
+        # A name of a file, or a variable, may hold bytes that are no text at all.
+        stream.reconfigure(errors="backslashreplace")
 
 
 def is_user_error(error: BaseException) -> bool:

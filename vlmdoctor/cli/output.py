@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +143,16 @@ def exit_status(report: Report, output: OutputOptions) -> int:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; raises `UserError` where it can't be written."""
+    """Writes a file whole or not at all; raises `UserError` where it can't be written.
+
+    What is no file, such as /dev/stdout or a pipe, is written to and never replaced by one.
+    """
+    import tempfile
+
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as stream:

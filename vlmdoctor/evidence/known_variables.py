@@ -107,8 +107,12 @@ def meant_by(name: str) -> str | None:
         return upper
     allowed = 2 if len(name) >= 14 else 1
     best = None
+    characters = set(upper)
     for candidate in known():
-        if abs(len(candidate) - len(name)) > allowed or _letters(candidate) == _letters(upper):
+        # Each change of a letter makes at most two letters differ: most names are ruled out at once.
+        if abs(len(candidate) - len(name)) > allowed or len(characters ^ set(candidate)) > 2 * allowed:
+            continue
+        if _letters(candidate) == _letters(upper):
             continue
         found = _distance(upper, candidate, allowed)
         if found <= allowed and (best is None or (found, candidate) < best):

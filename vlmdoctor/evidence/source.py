@@ -16,13 +16,32 @@ PYTHON = {".py", ".pyw"}
 NOTEBOOKS = {".ipynb"}
 SHELL = {".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".pbs", ".lsf", ".csh", ".fish", ".env"}
 KINDS_IN_WORDS = "Python file, notebook, shell script, Dockerfile, compose or .env file"
-SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "site-packages", "__pycache__", ".tox", ".nox"}
+SKIPPED_FOLDERS = {
+    *(".git", ".hg", ".svn", "node_modules", "site-packages", "dist-packages", "__pycache__", ".tox", ".nox"),
+    *(".ipynb_checkpoints", ".eggs", "wandb", "mlruns"),
+}
 LARGEST = 20_000_000
+MOST_FILES = 20_000
 _COMPOSE = re.compile(r"(docker-)?compose([.-][\w.-]*)?\.ya?ml")
-_TRACES = re.compile(
-    rb"VISIBLE|CUDA_|ALLOC_CONF|HF_|OFFLINE|TRANSFORMERS_CACHE|HUGGINGFACE|NUM_THREADS|NCCL|USE_TORCH"
-    rb"|[\"']cpu[\"']|\.cpu\(|use_cpu|no_cuda|cpu *= *True|--cpu|--device|deepspeed"
+# Most files have nothing to do with it, and looking for traces saves parsing them: of names that matter, in
+# Python beside a way to set them, or of the CPU beside a training.
+_NAMES = re.compile(
+    rb"[\w-]{0,30}(?:VISIB|CUDA_|ALLOC_CONF|HF_|OFFLINE|TRANSFORMERS_|HUGGINGFACE|_THREADS|NCCL|USE_TORCH|_DEBUG"
+    rb"|USE_CPU|_CACHING)[\w-]{0,30}"
 )
+_SETS = re.compile(
+    rb"environ\s*(?:\[[^\]]{0,100}\]\s*=(?!=)|\.\s*(?:update|setdefault|pop|__\w+item__)\s*\(|\|=)"
+    rb"|del\s+[\w.]*environ|putenv|unsetenv|%(?:set_)?env"
+)
+_CPU = re.compile(
+    # At the start of a line, which in a notebook may follow a written-out \n.
+    rb"(?:^|\\n)[ \t\"]*(?:\w+ *= *)?\w+\.(?:cpu\(\)|to\( *(?:torch\.device\()?\\?[\"']cpu)"
+    rb"|(?i:device) *(?::[^=\n]{0,40})?= *(?:torch\.)?(?:device\( *)?\\?[\"']cpu"
+    rb"|(?:use_cpu|no_cuda|cpu) *= *True|accelerator *= *\\?[\"']cpu",
+    re.MULTILINE,
+)
+_TRAINING = re.compile(rb"\.backward\(|\btrainer\.(?:train|fit)\(|\.fit\(|\.train_model\(")
+_STARTS = re.compile(rb"--cpu|--device|--no_cuda|--use_cpu|deepspeed")
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,9 @@ def scan(paths: Iterable[Path]) -> Source:
     for path in paths:
         before = count
         for file in _files(path):
+            if count == MOST_FILES:
+                unread.append((str(path), f"only its first {MOST_FILES} files were searched"))
+                break
             count += 1
             try:
                 found += _found_in(file)
@@ -161,7 +183,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(
             name
             for name in folders
-            if name not in SKIPPED_FOLDERS and not (here / name / "pyvenv.cfg").is_file()
+            if name not in SKIPPED_FOLDERS
+            and not any((here / name / mark).exists() for mark in ("pyvenv.cfg", "conda-meta"))
         )
         for name in sorted(names):
             file = here / name
@@ -194,8 +217,8 @@ def _found_in(file: Path) -> list[Setting | OnCpu | Launch]:
         data = file.read_bytes()
     except OSError as error:
         raise Unavailable(error.strerror or "can't be read") from None
-    # Most files have nothing to do with it; looking for traces of the names first saves parsing them.
-    if not _TRACES.search(data):
+    kind = kind_of(file) or "python"
+    if not _may_matter(kind, data):
         return []
     text = data.decode("utf-8", errors="replace")
     reader = {
@@ -204,11 +227,24 @@ def _found_in(file: Path) -> list[Setting | OnCpu | Launch]:
         "shell": source_shell.in_shell,
         "docker": source_containers.in_dockerfile,
         "compose": source_containers.in_compose,
-    }[kind_of(file) or "python"]
+    }[kind]
     try:
         return list(reader(str(file), text))
     except RecursionError:
         raise Unavailable("nested too deeply") from None
+
+
+def _may_matter(kind: str, data: bytes) -> bool:
+    from vlmdoctor.evidence.source_watched import is_watched
+
+    if kind in ("python", "notebook"):
+        if _TRAINING.search(data) and _CPU.search(data):
+            return True
+        if not _SETS.search(data):
+            return False
+    elif _STARTS.search(data):
+        return True
+    return any(is_watched(name.decode(errors="replace")) for name in set(_NAMES.findall(data)))
 
 
 _TESTS = re.compile(r"(^|/)(tests?|testing)(/|$)|(^|/)(test_[^/]*|[^/]*_test|conftest)\.\w+$")

@@ -83,8 +83,12 @@ def _moved(node: ast.stmt) -> str | None:
 
 
 def _moved_on(name: str, text: str, line: int) -> bool:
+    """Whether it is moved again later on, or was only moved out of the way, to be forgotten."""
     later = "\n".join(text.splitlines()[line:])
-    return bool(re.search(rf"\b{re.escape(name)}\s*\.\s*(cuda|to)\s*\(|\.prepare\(", later))
+    word = rf"\b{re.escape(name)}\b"
+    moved = rf"{word}\s*\.\s*(cuda|to)\s*\(|\.prepare\("
+    forgotten = rf"\bdel\b[^\n]*{word}|{word}\s*=\s*None\b"
+    return bool(re.search(f"{moved}|{forgotten}", later))
 
 
 def _switches(node: ast.stmt) -> Iterator[tuple[int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _INITIALISES = re.compile(
@@ -12,6 +12,8 @@ _INITIALISES = re.compile(
     r"|is_bf16_supported)|(?:\w+\.)*(Accelerator|PartialState|TrainingArguments|Seq2SeqTrainingArguments"
     r"|SFTConfig|DPOConfig|GRPOConfig)"
 )
+# A function under such a decorator is started by a command line.
+_COMMAND = re.compile(r"\.command\b|\bhydra\.main\b|\.main\(|\bhydra_main\b")
 # Importing one of these asks CUDA for its devices.
 _LOCKS = {"flash_attn"}
 
@@ -41,33 +43,89 @@ class Event:
     library: str | None = None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A statement with its own conditions and the functions around it, the outermost first."""
+
+    node: ast.stmt
+    conditions: tuple[str, ...]
+    functions: tuple[str, ...]
+
+
 def statements(tree: ast.Module) -> list[Statement]:
     """Every statement, in the order of the text."""
-    called = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called.add(_name(node.func).rpartition(".")[2])
-    return list(_below(tree, (), None, called))
+    places = list(_below(tree, (), ()))
+    reached = _reached(places)
+    return [
+        Statement(place.node, _conditions(place, reached), place.functions[-1] if place.functions else None)
+        for place in places
+    ]
 
 
-def _below(
-    node: ast.AST, conditions: tuple[str, ...], function: str | None, called: set[str]
-) -> Iterator[Statement]:
-    for child in ast.iter_child_nodes(node):
+def _conditions(place: _Place, reached: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    found: list[str] = []
+    for name in place.functions:
+        found += reached.get(name, (f"{name}() being called",))
+    return (*dict.fromkeys(found), *place.conditions)
+
+
+def _below(node: ast.AST, conditions: tuple[str, ...], functions: tuple[str, ...]) -> Iterator[_Place]:
+    if isinstance(node, ast.ExceptHandler):
+        conditions = (*conditions, "an exception")
+    elif isinstance(node, ast.match_case):
+        conditions = (*conditions, f"case {ast.unparse(node.pattern)}")
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        functions = (*functions, node.name)
+    # Statements stand in these fields only; looking through expressions as well takes ten times as long.
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        below = getattr(node, field, None)
+        if not isinstance(below, list) or not below:
+            continue
         inner = conditions
-        if isinstance(node, ast.If) and child is not node.test:
+        if isinstance(node, ast.If):
             test = ast.unparse(node.test)
             if "__name__" not in test:
-                inner = (*conditions, f"not ({test})" if child in node.orelse else test)
-        elif isinstance(node, ast.ExceptHandler):
-            inner = (*conditions, "an exception")
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            function = node.name
-            if node.name not in called:
-                inner = (*conditions, f"{node.name}() being called")
-        if isinstance(child, ast.stmt):
-            yield Statement(child, inner, function)
-        yield from _below(child, inner, function, called)
+                inner = (*conditions, f"not ({test})" if field == "orelse" else test)
+        for child in below:
+            if isinstance(child, ast.stmt):
+                yield _Place(child, inner, functions)
+            yield from _below(child, inner, functions)
+
+
+def _reached(places: list[_Place]) -> dict[str, tuple[str, ...]]:
+    """Function -> the conditions under which running the file comes to it; those it never does are not there.
+
+    A function is reached by a call at the top of the file, or in a function that is reached itself.
+    """
+    classes = {place.node.name for place in places if isinstance(place.node, ast.ClassDef)}
+    reached: dict[str, tuple[str, ...]] = {
+        place.node.name: ()
+        for place in places
+        if isinstance(place.node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(_COMMAND.search(ast.unparse(decorator)) for decorator in place.node.decorator_list)
+    }
+    calling = [(place, names) for place in places if (names := _called(place.node, classes))]
+    while True:
+        before = dict(reached)
+        for place, names in calling:
+            if all(name in reached for name in place.functions):
+                conditions = _conditions(place, reached)
+                for name in names:
+                    if not conditions or name not in reached:
+                        reached[name] = conditions
+        if reached == before:
+            return reached
+
+
+def _called(node: ast.stmt, classes: set[str]) -> set[str]:
+    """The names of the functions that a statement calls itself."""
+    found = set()
+    for call in _own_calls(node):
+        name = _name(call.func).rpartition(".")[2]
+        found.update(("__init__", "__post_init__") if name in classes else (name,))
+        # A function that is handed over (fire.Fire(main), mp.spawn(worker)) is called by others.
+        found.update(argument.id for argument in call.args if isinstance(argument, ast.Name))
+    return found
 
 
 def _name(node: ast.expr) -> str:

@@ -20,11 +20,14 @@ _TRAINS = re.compile(
     r"|\baccelerator\.|\bdeepspeed\."
 )
 _TORCH = re.compile(
-    r"^\s*(import|from)\s+(torch|transformers|lightning|pytorch_lightning|accelerate|timm|peft)\b", re.M
+    r"^\s*(?:from\s+|import\s+(?:[\w.]+(?:\s+as\s+\w+)?\s*,\s*)*)"
+    r"(?:torch|transformers|lightning|pytorch_lightning|accelerate|timm|peft|diffusers|trl|datasets)\b",
+    re.MULTILINE,
 )
 # What is set for other processes that the file starts is read by these, whatever this one has read before.
 _STARTS_PROCESSES = re.compile(
     r"\bsubprocess\b|\bmultiprocessing\b|\bmp\.spawn\b|\bos\.(system|exec\w+|spawn\w+)\(|\bPopen\b"
+    r"|\btorchrun\.main\b|\belastic_launch\b|\bnotebook_launcher\b"
 )
 _MAGIC = re.compile(r"^\s*%(?:set_)?env\s+(\w+)\s*(?:=\s*|\s)(.*?)\s*$")
 # Cell magics after which the cell is still Python of this kernel.

@@ -18,10 +18,12 @@ from vlmdoctor.evidence.environment.facts import (
     Host,
     Library,
     Live,
+    Mps,
     Nvml,
     PciGpu,
     Process,
     Torch,
+    Xid,
 )
 from vlmdoctor.evidence.environment.variables import VARIABLES, kept_variables
 
@@ -38,10 +40,12 @@ __all__ = [
     "Host",
     "Library",
     "Live",
+    "Mps",
     "Nvml",
     "PciGpu",
     "Process",
     "Torch",
+    "Xid",
     "probe",
     "snapshot",
 ]
@@ -66,6 +70,8 @@ class Environment:
         driver: The NVIDIA driver; None without one.
         nvml: What became of asking the driver.
         live: What became of starting CUDA (`--live`).
+        xids: Errors of GPUs in the kernel's log; empty as well where it can't be read.
+        mps: The multi-process service that the variables ask for; None without one.
         libraries: Shared libraries that shadow those of torch.
         extensions: Compiled extensions of torch.
         openmp: Files of OpenMP runtimes other than torch's own.
@@ -89,6 +95,8 @@ class Environment:
     driver: Driver | None = None
     nvml: Nvml | None = None
     live: Live | None = None
+    xids: tuple[Xid, ...] = ()
+    mps: Mps | None = None
     libraries: tuple[Library, ...] = ()
     extensions: tuple[Extension, ...] = ()
     openmp: tuple[str, ...] = ()
@@ -124,6 +132,13 @@ def probe(subject: object, gather: Callable[[type], object]) -> Environment:
     return snapshot()
 
 
+def _here() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:
+        return None  # it was deleted
+
+
 def snapshot(
     root: Path = Path("/"),
     environ: Mapping[str, str] | None = None,
@@ -135,7 +150,14 @@ def snapshot(
     The driver itself is asked by `vlmdoctor.evidence.environment.nvml`, and CUDA by `.live`; both may take
     long, and this does not.
     """
-    from vlmdoctor.evidence.environment import devices, host, libraries, packages, torch_wheel
+    from vlmdoctor.evidence.environment import (
+        devices,
+        driver_traces,
+        host,
+        libraries,
+        packages,
+        torch_wheel,
+    )
 
     environ = os.environ if environ is None else environ
     site = [entry or "." for entry in sys.path] if site is None else site
@@ -145,6 +167,8 @@ def snapshot(
     if torch is not None and torch.version:
         versions = {**versions, "torch": torch.version}
     container = devices.container(root, environ)
+    contained = container not in (None, "wsl")
+    driver = devices.driver(root, environ)
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -154,14 +178,16 @@ def snapshot(
         packages=versions,
         requires=found.requires,
         torch=torch,
-        gpus=devices.gpus(root, container not in (None, "wsl")),
+        gpus=devices.gpus(root, contained),
         pci=devices.pci(root),
-        driver=devices.driver(root, environ),
+        driver=driver,
+        xids=driver_traces.xids(root) if driver is not None else (),
+        mps=driver_traces.mps(root, environ, contained),
         libraries=libraries.shadowing(root, environ, site),
         extensions=libraries.extensions(site, found, torch),
         openmp=libraries.openmp(site),
         accelerate_cpu=packages.accelerate_on_cpu(root, environ),
-        host=host.read(root, environ, work or Path.cwd()),
+        host=host.read(root, environ, work or _here()),
         other_accelerator=devices.other_accelerator(root),
         unseen={"nvml": "the driver was not asked", "live": "CUDA was not started (--live does that)"},
     )

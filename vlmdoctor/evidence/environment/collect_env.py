@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.environment.facts import Driver, Gpu, Host, Torch
+from vlmdoctor.evidence.environment.facts import Driver, Gpu, Host, Live, Torch
 from vlmdoctor.evidence.environment.models import capability_of
 from vlmdoctor.evidence.environment.packages import PACKAGES
 from vlmdoctor.evidence.environment.variables import kept_variables
 
-_FIELD = re.compile(r"^([A-Za-z][\w /()-]{2,40}?)\s*:(?: (.*))?$")
+_FIELD = re.compile(r"^([A-Za-z][\w /()-]{1,40}?)\s*:(?: (.*))?$")
 _PIP = re.compile(r"^\[(?:pip3?|conda|uv)\]\s+([A-Za-z0-9_.-]+)(?:==|\s+)(\S+)", re.MULTILINE)
 _ASSIGNED = re.compile(r"^([A-Z][A-Z0-9_]{2,60})=(.*)$", re.MULTILINE)
 _NOTHING = {"", "N/A", "None", "Could not collect", "No CUDA"}
@@ -19,7 +19,7 @@ NOT_SHOWN = "a collect_env report does not show it"
 
 def is_report(text: str) -> bool:
     """Whether a text looks like such a report."""
-    return bool(re.search(r"^PyTorch version\s*:", _unquoted(text), re.MULTILINE))
+    return bool(re.search(r"^(?:PyTorch version|Is debug build)\s*:", _unquoted(text), re.MULTILINE))
 
 
 def read(text: str) -> Environment:
@@ -45,9 +45,16 @@ def read(text: str) -> Environment:
         ),
         NOT_SHOWN,
     )
-    if _value(values, "PyTorch version") is None:
+    live = _live(values, torch, gpus)
+    if live is not None:
+        unseen.pop("live")
+    if torch is None or ("PyTorch version" in values and _value(values, "PyTorch version") is None):
         # It could not be imported there: what it was built for is not told.
         unseen["torch"] = "torch could not be imported where the report was made"
+    if "GPU models and configuration" not in values:
+        unseen["gpus"] = "the report ends before its GPUs"
+    elif not gpus and "could not collect" in values["GPU models and configuration"].lower():
+        unseen["gpus"] = "the report could not collect its GPUs"
     if not has_variables:
         unseen["variables"] = NOT_SHOWN
     archs = re.search(r"CUDA Archs?:\s*((?:sm_\d+\w?[ ,]*)+)", text)
@@ -66,7 +73,9 @@ def read(text: str) -> Environment:
         packages={name: packages[name] for name in _wanted(packages)},
         torch=torch,
         gpus=gpus,
+        live=live,
         driver=Driver(version=driver) if driver and re.match(r"\d+\.\d", driver) else None,
+        other_accelerator="an Apple GPU" if re.search(r"^Apple M\d", text, re.MULTILINE) else None,
         host=Host(cpus=int(cpus[1])) if cpus and int(cpus[1][:6]) > 0 else None,
         unseen=unseen,
     )
@@ -74,7 +83,7 @@ def read(text: str) -> Environment:
 
 def _unquoted(text: str) -> str:
     """Without the marks that quoting in mails and issues puts in front of lines."""
-    return re.sub(r"^[>|\t ]*(?=\S)", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    return re.sub(r"^(?:[>|\t `]|\*+ )+(?=\S|$)", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -94,18 +103,31 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _value(values: dict[str, str], name: str) -> str | None:
-    value = values.get(name, "").strip()
+    """The first line of a field's value; None where it says that there is none."""
+    value = values.get(name, "").strip().partition("\n")[0].strip()
     return None if value in _NOTHING else value
 
 
 def _torch(values: dict[str, str], packages: dict[str, str]) -> Torch | None:
     version = _value(values, "PyTorch version") or packages.get("torch")
-    if version is None or not re.match(r"\d", version):
+    version = re.match(r"\d\S*", version or "")
+    if version is None:
         return None
     built = _value(values, "CUDA used to build PyTorch")
     hip = _value(values, "ROCM used to build PyTorch")
     cuda = built if built and re.match(r"\d", built) else None
-    return Torch(version, cuda, hip, archs=() if cuda is None else None)
+    hip = hip if hip and re.match(r"\d", hip) else None
+    return Torch(version[0], cuda, hip, archs=() if cuda is None else None)
+
+
+def _live(values: dict[str, str], torch: Torch | None, gpus: tuple[Gpu, ...]) -> Live | None:
+    """What torch said of CUDA; None where nothing follows from it."""
+    available = _value(values, "Is CUDA available") or ""
+    if torch is None or not torch.cuda or not gpus:
+        return None
+    if available in ("True", "Yes"):
+        return Live("answered", by_torch=True)
+    return Live("refused", by_torch=True) if available in ("False", "No") else None
 
 
 def _gpus(text: str) -> tuple[Gpu, ...]:
@@ -120,7 +142,7 @@ def _gpus(text: str) -> tuple[Gpu, ...]:
 def _platform(values: dict[str, str], system: str) -> str:
     machine = re.search(r"\((x86_64|aarch64|arm64|AMD64)\)\s*$", system)
     machine = machine or re.search(r"(x86_64|aarch64|arm64|AMD64)", _value(values, "Python platform") or "")
-    kind = "Windows" if "Windows" in system else "Darwin" if "macOS" in system else "Linux"
+    kind = "Windows" if "Windows" in system else "Darwin" if system.lower().startswith("mac") else "Linux"
     return f"{kind} {machine[1]}" if machine else kind
 
 

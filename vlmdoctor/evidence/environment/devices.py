@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlmdoctor.evidence.environment import reading
+from vlmdoctor.evidence.environment.driver_traces import minor
 from vlmdoctor.evidence.environment.facts import Driver, Gpu, PciGpu
 
 _VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
@@ -41,7 +42,7 @@ def gpus(root: Path, contained: bool = False) -> tuple[Gpu, ...]:
     if contained and not nodes and reading.exists(root / "dev"):
         found = []
     if found and nodes and len(nodes) < len(found):
-        found = [g for i, g in enumerate(found) if f"nvidia{_minor(root, g, i)}" in nodes] or found
+        found = [g for i, g in enumerate(found) if f"nvidia{minor(root, g, i)}" in nodes] or found
     if found:
         return tuple(found)
     if nodes:
@@ -50,12 +51,6 @@ def gpus(root: Path, contained: bool = False) -> tuple[Gpu, ...]:
         # WSL has neither: its GPUs are behind /dev/dxg and can't be told apart from here.
         return (Gpu("NVIDIA GPU behind WSL"),)
     return ()
-
-
-def _minor(root: Path, gpu: Gpu, index: int) -> int:
-    information = reading.text(root / "proc/driver/nvidia/gpus" / (gpu.bus or "") / "information")
-    minor = re.search(r"^Device Minor:\s*(\d+)", information, re.MULTILINE)
-    return int(minor[1]) if minor else index
 
 
 def _nodes(root: Path) -> tuple[str, ...] | None:

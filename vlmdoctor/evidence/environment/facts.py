@@ -141,17 +141,49 @@ class Nvml:
 
 @dataclass(frozen=True)
 class Live:
-    """What `cuInit` said in a process of its own.
+    """What `cuInit` said in a process of its own, or, in a report, what torch said.
 
     Attributes:
         state: `answered`, `refused`, `hung`, `crashed` or `absent`.
         code: The code of the CUDA driver, such as 803.
         devices: How many GPUs CUDA sees.
+        by_torch: Whether it is the word of torch, `torch.cuda.is_available()`, and not the driver's.
     """
 
     state: str = "answered"
     code: int | None = None
     devices: int | None = None
+    by_torch: bool = False
+
+
+@dataclass(frozen=True)
+class Xid:
+    """An error that the driver wrote into the kernel's log.
+
+    Attributes:
+        code: Such as 79.
+        bus: The GPU's place on the PCI bus.
+        text: What it says.
+    """
+
+    code: int = 0
+    bus: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Mps:
+    """NVIDIA's multi-process service, as CUDA_MPS_PIPE_DIRECTORY names it.
+
+    Attributes:
+        folder: The folder that the variable names.
+        control: Whether the daemon's socket lies there.
+        daemon: Whether the daemon runs; None where processes can't be told.
+    """
+
+    folder: str = ""
+    control: bool = False
+    daemon: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from vlmdoctor.evidence.environment.facts import Folder, Host
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "": 1}
 
 
-def read(root: Path, environ: Mapping[str, str], work: Path) -> Host:
-    """The limits of the machine under `root`; `work` is the folder that a run would write to."""
+def read(root: Path, environ: Mapping[str, str], work: Path | None) -> Host:
+    """The limits of the machine under `root`; `work` is the folder that a run would write to, if any."""
     groups = _groups(root)
     memory, available = _memory(root, groups)
     size, free = _shm(root)
@@ -132,13 +132,13 @@ def _has_nvcc(root: Path, environ: Mapping[str, str]) -> bool:
     )
 
 
-def _folders(root: Path, environ: Mapping[str, str], work: Path) -> Iterator[Folder]:
-    home = environ.get("HOME") or str(Path.home())
+def _folders(root: Path, environ: Mapping[str, str], work: Path | None) -> Iterator[Folder]:
+    home = environ.get("HOME") or _home()
     cache = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     hub = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     hub = hub or f"{environ.get('HF_HOME') or f'{cache}/huggingface'}/hub"
     uses = {
-        "work": str(work),
+        **({"work": str(work)} if work is not None else {}),
         "hub cache": hub,
         "datasets cache": environ.get("HF_DATASETS_CACHE")
         or f"{environ.get('HF_HOME') or f'{cache}/huggingface'}/datasets",
@@ -149,6 +149,13 @@ def _folders(root: Path, environ: Mapping[str, str], work: Path) -> Iterator[Fol
         if path.startswith("~"):
             path = home + path[1:]
         yield folder(root, use, path)
+
+
+def _home() -> str:
+    try:
+        return str(Path.home())
+    except (RuntimeError, KeyError):
+        return "/"  # a user without an entry, as in containers
 
 
 def folder(root: Path, use: str, path: str) -> Folder:

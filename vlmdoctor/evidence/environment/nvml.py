@@ -16,10 +16,14 @@ from vlmdoctor.evidence.environment.facts import Gpu, Nvml
 
 # Without persistence mode the first question wakes every GPU up, which takes seconds for each.
 TIMEOUT = 30.0
+_NOTABLE = 1024**3
 
 
 class Question:
-    """NVML being asked; `answer` waits for it. Nothing is asked where there is no sign of the driver."""
+    """NVML being asked; `answer` waits for it. Nothing is asked where there is no sign of the driver.
+
+    As a context it takes care that no child outlives it: one that hangs would otherwise stay for good.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,13 @@ class Question:
             self._process = start(
                 "nvml_child.py", environ, _with_bindings(sys.path if site is None else site)
             )
+
+    def __enter__(self) -> Question:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
 
     def answer(self, seconds: float = TIMEOUT) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
         """What NVML says: its state, the GPUs, and the driver's version."""
@@ -59,9 +70,22 @@ def understood(said: object) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
     return nvml, gpus, version if isinstance(version, str) else None
 
 
-def merged(environment: Environment, answer: tuple[Nvml, tuple[Gpu, ...], str | None]) -> Environment:
-    """The snapshot with what NVML said; its GPUs are better known than those from files."""
+def merged(
+    environment: Environment, answer: tuple[Nvml, tuple[Gpu, ...], str | None], root: Path = Path("/")
+) -> Environment:
+    """The snapshot with what NVML said; its GPUs are better known than those from files.
+
+    Where memory is in use and NVML names nobody who uses it, as in a container, open device files may.
+    """
     nvml, gpus, version = answer
+    if any((gpu.used or 0) > _NOTABLE and not gpu.processes for gpu in gpus):
+        from vlmdoctor.evidence.environment.driver_traces import holders
+
+        held = holders(root, gpus)
+        gpus = tuple(
+            dataclasses.replace(gpu, processes=held[index]) if index in held and not gpu.processes else gpu
+            for index, gpu in enumerate(gpus)
+        )
     driver = environment.driver
     if version is not None:
         from vlmdoctor.evidence.environment.facts import Driver

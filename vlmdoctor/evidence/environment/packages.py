@@ -16,6 +16,7 @@ PACKAGES = (
     *("safetensors", "huggingface-hub", "datasets", "deepspeed", "flash-attn", "xformers", "bitsandbytes"),
     *("triton", "timm", "trl", "lightning", "pytorch-lightning", "vllm", "sglang", "unsloth", "liger-kernel"),
     *("qwen-vl-utils", "pillow", "nvidia-ml-py", "pynvml", "intel-openmp", "ray-lightning", "openrlhf"),
+    *("amdsmi", "rocm-sdk-core"),
 )
 # Whose own requirements are held against what is installed.
 _ASKED = (

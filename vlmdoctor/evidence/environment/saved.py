@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import collections.abc
 import dataclasses
+import html
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +19,15 @@ from vlmdoctor.evidence.environment import Environment
 SCHEMA_VERSION = 1
 LARGEST = 50_000_000
 _MOST = 2**63
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_COLOURS = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_TAGS = re.compile(r"</?(?:details|summary|pre|code|p|br|div|span|b|tt)\b[^<>\n]{0,200}>", re.IGNORECASE)
 
 
 def as_json(environment: Environment) -> str:
@@ -48,7 +60,7 @@ def load(path: Path) -> Environment:
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is larger than {LARGEST // 1_000_000} MB; give a snapshot or a report.")
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        text = decoded(path.read_bytes())
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror or 'it is no file'}.") from None
     return understand(text, str(path))
@@ -58,16 +70,33 @@ def understand(text: str, name: str) -> Environment:
     """The snapshot in a text; `name` is what errors call it."""
     from vlmdoctor.evidence.environment import collect_env, nvidia_smi
 
+    start = text.find("{")
+    if '"vlmdoctor_snapshot"' in text or text.lstrip().startswith("{"):
+        # Out of the middle of an issue, with marks of code around it.
+        return _snapshot(text[start : text.rfind("}") + 1 or None], name)
     if "<nvidia_smi_log" in text:
         return nvidia_smi.read(text, name)
-    if text.lstrip().startswith("{"):
-        return _snapshot(text, name)
     if collect_env.is_report(text):
         return collect_env.read(text)
     raise UserError(
         f"{name} is neither a snapshot (check-env --save), nor a report of torch.utils.collect_env, "
         f"nor the output of 'nvidia-smi -q -x'."
     )
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file as people save and paste it: PowerShell's UTF-16, colours of a terminal, HTML."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding is None:
+        # Without a mark, every second byte of English in UTF-16 is zero.
+        half = len(data) // 4
+        encoding = "utf-16-le" if half and data[1::2].count(0) > half else "utf-8"
+        encoding = "utf-16-be" if half and data[::2].count(0) > half else encoding
+    text = data.decode(encoding, errors="replace").lstrip("\ufeff").replace("\0", "")
+    text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.lstrip().startswith("{") and "<nvidia_smi_log" not in text:
+        text = html.unescape(_TAGS.sub("\n", text))
+    return text
 
 
 def _snapshot(text: str, name: str) -> Environment:

@@ -32,8 +32,8 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
     their own process).
 
     ## How sure it is
-    Measured, with `--live` only. Folded under the cause where one is known. 100 on a machine without a GPU is
-    no fault.
+    Measured, with `--live` only, or said by torch in a report of collect_env. Folded under the cause where
+    one is known. 100 on a machine without a GPU is no fault.
 
     ## What to do
     See the code's meaning below; restart the machine if nothing else is named.
@@ -42,7 +42,9 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
     live = environment.live
     if live is None or not environment.gpus or live.state in ("answered", "absent"):
         return
-    if live.state == "refused":
+    if live.by_torch:
+        what = "torch.cuda.is_available() is False"
+    elif live.state == "refused":
         meaning = _CODES.get(live.code or 0, "see CUresult in the CUDA driver's documentation")
         what = f"cuInit answers {live.code}: {meaning}"
     else:
@@ -52,7 +54,9 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
         severity=Severity.ERROR,
         at=("libcuda.so.1",),
         measured={"state": live.state, "code": live.code},
-        cause="the driver says so, tried in a process of its own",
+        cause="torch says so in the report"
+        if live.by_torch
+        else "the driver says so, tried in a process of its own",
         fix=Fix("look at the kernel's log, and restart the machine", ("sudo dmesg | tail -50",)),
     )
 
@@ -60,6 +64,11 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
 @cuda_does_not_start.bad
 def unknown_error() -> Environment:
     return workstation(live=Live("refused", 999))
+
+
+@cuda_does_not_start.bad
+def torch_says_so() -> Environment:
+    return workstation(origin="a collect_env report", live=Live("refused", by_torch=True))
 
 
 @cuda_does_not_start.good

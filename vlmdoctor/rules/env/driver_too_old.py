@@ -26,7 +26,7 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
     ## How sure it is
     By NVIDIA's minor-version compatibility any CUDA 12 runs on a driver from 525 on, CUDA 13 from 580, CUDA
     11 from 450; versions are compared number by number. Silent where the compatibility package (cuda-compat)
-    is what is loaded.
+    is what is loaded, and where a report says that torch did start CUDA.
 
     ## What to do
     Install a newer driver, or a torch built for an older CUDA.
@@ -38,6 +38,8 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
     # Windows numbers its drivers alike; Jetson and WSL have versions of their own but keep the same scale.
     if driver is None or not cuda or not version or cuda[0] not in LEAST:
         return
+    if environment.live is not None and environment.live.by_torch and environment.live.state == "answered":
+        return  # a report in which torch itself started CUDA
     if version[0] >= LEAST[cuda[0]] or "compat" in (driver.libcuda or ""):
         return
     yield Finding(

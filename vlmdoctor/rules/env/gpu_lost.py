@@ -10,7 +10,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import card, laptop, workstation
 
 
-@rule("gpu-lost", "ENV208", explains=("cuda-does-not-start", "gpu-memory-errors"))
+@rule("gpu-lost", "ENV208", explains=("cuda-does-not-start", "gpu-memory-errors", "gpu-error-logged"))
 def gpu_lost(environment: Environment) -> Iterator[Finding]:
     """A GPU is on the PCI bus and the driver no longer reaches it.
 

@@ -10,7 +10,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import card, workstation
 
 
-@rule("gpu-memory-errors", "ENV209")
+@rule("gpu-memory-errors", "ENV209", explains=("gpu-error-logged",))
 def gpu_memory_errors(environment: Environment) -> Iterator[Finding]:
     """A GPU has memory errors that could not be corrected, or rows that could not be remapped.
 

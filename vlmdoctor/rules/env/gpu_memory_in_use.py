@@ -22,8 +22,8 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
 
     ## How sure it is
     Measured by NVML now. A warning from a tenth of the memory on, or from 2 GiB, if it is a GPU that this
-    environment may use. Memory in use without a program to see means a program in another container, or one
-    that died and left it.
+    environment may use. The programs are NVML's, or those that have the GPU's device file open. Memory in use
+    without a program to see means one of another user or container, or one that died and left it.
 
     ## What to do
     End the programs that hold the memory, or choose another GPU.
@@ -52,7 +52,7 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
         },
         cause="other programs hold it"
         if programs
-        else "a program in another container holds it, or one that died has left it",
+        else "a program of another user or container holds it, or one that died has left it",
         fix=Fix("end them, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterator, Mapping
 
 from vlmdoctor.evidence.environment import Environment
@@ -11,6 +13,14 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 
 _COMPILED = ("torchvision", "torchaudio")
+# Most requirements compare releases only; for them `packaging` need not be imported. What follows a
+# semicolon says when the requirement counts: one that holds anyhow need not be asked that.
+_CLAUSE = re.compile(r"(>=|<|==|!=)\s*(\d+(?:\.\d+){0,5})(?![.\w*])")
+_PLAIN = re.compile(
+    rf"(?P<name>[A-Za-z0-9_.-]+)\s*(?P<clauses>(?:{_CLAUSE.pattern}\s*,?\s*)*)(?:;.*)?", re.DOTALL
+)
+_RELEASE = re.compile(r"(\d+(?:\.\d+){0,5})(?:\+\w+)?")
+_HOLDS = {">=": operator.ge, "<": operator.lt, "==": operator.eq, "!=": operator.ne}
 
 
 @rule("requirement-unmet", "ENV302")
@@ -54,6 +64,9 @@ def requirement_unmet(environment: Environment) -> Iterator[Finding]:
 
 def _unmet(need: str, packages: Mapping[str, str]) -> tuple[str | None, str]:
     """(package, wanted versions) of a requirement that is not met; (None, "") of one that is."""
+    if _surely_met(need, packages):
+        return None, ""
+    # Takes longer to import than all rules take to run.
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.version import InvalidVersion, Version
 
@@ -67,6 +80,25 @@ def _unmet(need: str, packages: Mapping[str, str]) -> tuple[str | None, str]:
     except (InvalidRequirement, InvalidVersion, LookupError, ValueError):
         return None, ""
     return name, str(requirement.specifier)
+
+
+def _surely_met(need: str, packages: Mapping[str, str]) -> bool:
+    """Whether plain releases are compared and hold; of anything less plain nothing is said."""
+    parts = _PLAIN.fullmatch(need)
+    if parts is None:
+        return False
+    installed = packages.get(re.sub(r"[-_.]+", "-", parts["name"]).lower())
+    if installed is None:
+        return True
+    release = _RELEASE.fullmatch(installed)
+    return release is not None and all(
+        _HOLDS[sign](_padded(release[1]), _padded(wanted))
+        for sign, wanted in _CLAUSE.findall(parts["clauses"])
+    )
+
+
+def _padded(version: str) -> tuple[int, ...]:
+    return (*numbers(version), 0, 0, 0, 0, 0, 0)[:6]
 
 
 def _build(version: str | None) -> str | None:

@@ -1,0 +1,49 @@
+"""Typer commands that do not pay for converting options that nobody gave.
+
+Typer converts values with pydantic, whose import takes longer than all that `check-env` does, even where
+there is nothing to convert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+
+class _Quick:
+    """Leaves conversion to Typer only where a value was given that is to become something else.
+
+    Attributes:
+        texts: Parameters that the command takes as the texts that they are.
+    """
+
+    texts: tuple[str, ...] = ()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if not parameter.required and "process_value" not in vars(parameter):
+                parameter.process_value = _processing(parameter, self.texts)
+        return parameters
+
+
+def _processing(parameter: Any, texts: tuple[str, ...]) -> Any:
+    convert = parameter.process_value
+
+    def process_value(context: Any, value: Any) -> Any:
+        given = value is not None and value != () and not isinstance(value, float)
+        if given and parameter.name not in texts:
+            return convert(context, value)
+        return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+    return process_value
+
+
+class QuickGroup(_Quick, TyperGroup):
+    """The group of the commands."""
+
+
+def quick_command(texts: tuple[str, ...]) -> type[TyperCommand]:
+    """The class of a command; `texts` are its parameters that need no conversion at all."""
+    return type("QuickCommand", (_Quick, TyperCommand), {"texts": texts})

@@ -1,0 +1,58 @@
+"""A Python for Intel on an Apple processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env.machines import laptop
+
+
+@rule("python-under-rosetta", "ENV309")
+def python_under_rosetta(environment: Environment) -> Iterator[Finding]:
+    """Python is one for Intel processors, translated by Rosetta on an Apple processor.
+
+    ## Why it matters
+    It is slow, it sees another version of macOS, so that torch refuses bf16 on the GPU
+    (https://github.com/pytorch/pytorch/issues/146236), and the last torch that was released for Intel Macs
+    is 2.2.2: everything newer is out of reach.
+
+    ## How sure it is
+    The processor is told by the kernel, the kind of Python by Python itself. A warning: it does work, in a
+    way.
+
+    ## What to do
+    Install a Python for arm64 (from python.org, Homebrew in /opt/homebrew, or Miniforge), and a new
+    environment with it.
+    """
+    if environment.platform != "Darwin x86_64" or "Apple" not in (environment.other_accelerator or ""):
+        return
+    yield Finding(
+        message="this Python is for Intel processors and runs translated on an Apple one",
+        severity=Severity.WARNING,
+        at=("Python",),
+        measured={"python": f"{environment.python} x86_64".strip(), "processor": "Apple, arm64"},
+        threshold={"python": "arm64"},
+        cause="it was installed for x86_64, often through an old Anaconda or Homebrew",
+        fix=Fix(
+            "install a Python for arm64 and make the environment anew",
+            ("brew install miniforge", "CONDA_SUBDIR=osx-arm64 conda create -n train python=3.12"),
+        ),
+    )
+
+
+@python_under_rosetta.bad
+def an_old_anaconda() -> Environment:
+    return laptop(platform="Darwin x86_64", pci=None, other_accelerator="an Apple GPU", kernel=None)
+
+
+@python_under_rosetta.good
+def native() -> Environment:
+    return laptop(platform="Darwin arm64", pci=None, other_accelerator="an Apple GPU", kernel=None)
+
+
+@python_under_rosetta.good
+def an_intel_mac() -> Environment:
+    return laptop(platform="Darwin x86_64", pci=None, kernel=None)
