@@ -100,9 +100,10 @@ def _among(
     named = [p for name, p in fitting.items() if "pos" in name]
     if named:
         return named[0]
-    # Some models hand their padding mask over, and count by it.
+    # Some models hand their padding mask over, and count by it; one that takes ids or labels is no table.
+    whole = [v for v in passed.values() if isinstance(v, torch.Tensor) and not v.is_floating_point()]
     unnamed = [p for name, p in fitting.items() if "mask" not in name]
-    return unnamed[0] if len(unnamed) == 1 else None
+    return unnamed[0] if len(unnamed) == len(whole) == 1 else None
 
 
 def _fitting(value: Any, ids: torch.Tensor) -> torch.Tensor | None:

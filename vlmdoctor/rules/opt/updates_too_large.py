@@ -20,7 +20,7 @@ NEVER_ZERO = ("language", "vision")
 @rule(
     "updates-too-large",
     "OPT140",
-    explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling", "non-finite"),
+    explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling"),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:
     """The first steps change whole parts of the model by twice their weights or more.
@@ -34,12 +34,14 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
     ## How sure it is
     Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
     a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a
-    tenth.
-    Projectors and adapters alone are not judged, since they may start at zero.
+    tenth. Projectors and adapters alone are not judged, since they may start at zero, nor are runs that end
+    in NaN, which have a rule of their own.
 
     ## What to do
     Lower the learning rate by the factor that was measured: 1e-4 to 1e-3 for AdamW, at most 0.1 for SGD.
     """
+    if steps.nonfinite is not None:
+        return  # non-finite tells that it diverged
     found: dict[str, float] = {}
     for step in [step for step in steps.steps if step.role_update_ratios][:FIRST]:
         for role, ratio in step.role_update_ratios.items():
