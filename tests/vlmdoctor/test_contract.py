@@ -96,9 +96,15 @@ def test_a_contract_is_inferred() -> None:
 
 def test_what_can_not_be_told_is_left_out() -> None:
     assert not {"precision", "steps", "supervise"} & set(seen(batch=None))
+    foreign = tiny_vlm.batch(0)
+    foreign["labels"] = foreign["labels"].roll(-3, dims=1)
+    assert "supervise" not in seen(batch=foreign)
+
+
+def test_labels_that_the_collator_shifts_are_read_too() -> None:
     shifted = tiny_vlm.batch(0)
     shifted["labels"] = shifted["labels"].roll(-1, dims=1)
-    assert "supervise" not in seen(batch=shifted)
+    assert seen(batch=shifted)["supervise"] == "assistant + stop"
 
 
 def test_what_is_supervised_is_told_apart() -> None:
