@@ -17,7 +17,7 @@ from mutations import mutated, outcome
 from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.cli.main import run
 
-MUTATIONS = int(os.environ.get("VLMDOCTOR_MUTATIONS", "60"))
+MUTATIONS = int(os.environ.get("VLMDOCTOR_MUTATIONS", "200"))
 
 LLAMA: dict[str, Any] = tiny_config("llama").to_dict()
 QWEN: dict[str, Any] = tiny_config("qwen2_vl").to_dict()
