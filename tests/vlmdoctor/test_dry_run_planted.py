@@ -97,7 +97,6 @@ def check(folder: Path, values: dict[str, Any]) -> Report:
         ("gemma3", "text_config.head_dim", 255, CLASH, "text_config.head_dim 255 is odd"),
         ("paligemma", "text_config.num_key_value_heads", 3, CLASH, "num_key_value_heads 3"),
         ("idefics3", "text_config.num_key_value_heads", 12, CLASH, "num_key_value_heads 12"),
-        ("idefics3", "scale_factor", 3, CLASH, "can't be divided by scale_factor 3"),
         ("mistral3", "text_config.num_key_value_heads", 6, CLASH, "num_key_value_heads 6"),
         ("phi3", "rope_parameters", LONG, CLASH, "rope_parameters.short_factor has 40 numbers"),
         ("mixtral", "num_experts_per_tok", 12, CLASH, "num_local_experts 8"),

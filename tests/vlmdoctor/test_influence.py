@@ -153,11 +153,17 @@ def test_masked_language_models_may_look_ahead() -> None:
     assert found(RotaryDecoder(fault="no mask"), batch) == set()
 
 
-@pytest.mark.parametrize("fault", ["only q", "k twice", "pairs"])
+@pytest.mark.parametrize("fault", ["only q", "pairs"])
 def test_rotary_positions_that_are_not_relative(fault: str) -> None:
     finding = only(RotaryDecoder(fault=fault), tokens(0))
     assert finding.rule == "rotary-not-relative"
     assert finding.at == ("cos", "sin")
+
+
+def test_keys_that_are_rotated_twice_are_the_cause_of_what_is_not_relative() -> None:
+    finding = only(RotaryDecoder(fault="k twice"), tokens(0))
+    assert finding.rule == "rotated-twice"
+    assert len(finding.symptoms) == 1 and "absolute positions" in finding.symptoms[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "neox", "idefics3"])

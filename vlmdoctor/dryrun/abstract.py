@@ -119,7 +119,7 @@ class Abstract(TorchDispatchMode):
                 storage = made.untyped_storage()
                 self._filled[storage._cdata] = (weakref.ref(storage), _FILLING[packet](args))
             return made
-        if _writes(func) and args[0].is_meta:
+        if _writes(func) and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             self._filled.pop(_storage(args[0]), None)
         if packet in _INDEXING:
             args = (args[0], self._indices(args[0], args[1]), *args[2:])

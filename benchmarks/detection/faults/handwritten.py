@@ -83,7 +83,12 @@ def no_mask_in_the_decoder(made: Made) -> None:
         graft(layer, lambda original, *args, **kwargs: original(*args, **(kwargs | {"tgt_mask": None})))
 
 
-@fault("X-loss-of-the-wrong-sign", families="captioner nanogpt_images", rules="negative-loss", at="")
+@fault(
+    "X-loss-of-the-wrong-sign",
+    families="captioner nanogpt_images",
+    rules="negative-loss loss-sign-turned",
+    at="",
+)
 def wrong_sign(made: Made) -> None:
     """The log-likelihood is minimised."""
     loss_fn = made.loss_fn or (lambda model, batch: model(*batch)[1])

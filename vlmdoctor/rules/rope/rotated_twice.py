@@ -31,7 +31,7 @@ def rotated_twice(rotations: Rotations) -> Iterator[Finding]:
         return
     if rotations.twice:
         yield Finding(
-            "queries or keys are rotated twice: every distance between tokens is doubled",
+            "queries or keys are rotated twice by their position",
             Severity.ERROR,
             at=rotations.twice[:4],
             measured={"rotations_of_what_was_rotated": len(rotations.twice), "products": rotations.rotated},
