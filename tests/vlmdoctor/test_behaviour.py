@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vlmdoctor
+from benchmarks.detection.corpus import by_name
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Influence
@@ -316,3 +317,10 @@ def test_a_leak_in_attention_that_is_written_out_is_proven(softmax: Callable[[Te
     assert (F.softmax, torch.softmax, torch.Tensor.softmax, "softmax" in vars(torch.Tensor)) == ways
     (finding,) = report.findings
     assert finding.proof is not None and finding.proof.after == "it moves by 0"
+
+
+def test_a_head_that_is_applied_to_no_token_crashes_no_rule() -> None:
+    case = by_name()["D02-every-label-masked/minivlm"]
+    report = vlmdoctor.check(case.make(), depth="backward")
+    assert report.crashed == ()
+    assert [finding.rule for finding in report.findings] == ["nothing-supervised"]

@@ -29,6 +29,8 @@ def read_form(subject: Subject) -> LossForm:
     trials = Trials(subject)
     batch = copy_of(subject.batch)
     loss, logits, gradient = _run(subject, trials.model, batch)
+    if not gradient.numel():  # a head that is applied to the supervised tokens alone, and there are none
+        raise Unavailable("no token's logits go into the loss")
     if not bool(gradient.isfinite().all()):
         raise Unavailable("the gradient at the logits holds NaN or infinity")
     (half,) = torch.autograd.grad(0.5 * loss, logits)
