@@ -101,7 +101,7 @@ def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -
     """The facts of one image [C, H, W]."""
     import torch
 
-    exact = image.dtype == torch.float32
+    exact = image.dtype == torch.float32 or not image.is_floating_point()  # bytes, as from a file
     image = image.detach().to("cpu", torch.float32)
     finite = torch.isfinite(image)
     if not bool(finite.any()):
