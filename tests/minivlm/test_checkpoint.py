@@ -234,7 +234,12 @@ def test_a_disk_that_is_full_to_the_last_byte_is_said(
         train(small(tmp_path, eval_every=2), [Full()])
 
 
-def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # In the background of a shell Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     whole = run(tmp_path / "whole")
 
     class Interrupting(Recorder):

@@ -85,7 +85,7 @@ def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
         write_whole(tmp_path, "a folder is no file")
 
 
-def test_an_interrupted_wait_leaves_nobody_behind(tmp_path: Path) -> None:
+def test_an_interrupted_wait_leaves_nobody_behind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("pynvml")
     driver = str(fake_nvml.build(tmp_path))
     process = subprocess.Popen(
@@ -93,7 +93,10 @@ def test_an_interrupted_wait_leaves_nobody_behind(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**HOME, "PYTHONUNBUFFERED": "1", "LD_LIBRARY_PATH": driver, "FAKE_INIT": "hang"},
+        # A shell that runs the tests in the background has Ctrl-C ignored, and children take that over.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    request.addfinalizer(process.kill)
     assert process.stdout is not None
     assert process.stdout.readline().decode().startswith("[✓] Python")  # what files tell is there at once
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
