@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 import vlmdoctor
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.weights_in_use import probe
+from vlmdoctor.subject import Subject
 
 RULES = (
     "parameters-not-registered",
@@ -174,3 +177,13 @@ def test_nothing_is_changed_by_looking():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(p.grad is None for p in (*model.parameters(), *model.extra[0].parameters()))
+
+
+def test_weights_of_a_large_model_are_put_back_too(monkeypatch: pytest.MonkeyPatch):
+    """Of large models the general net keeps no copy: what a probe writes it has to undo itself."""
+    monkeypatch.setattr("vlmdoctor.unchanged.KEPT_BYTES", 0)
+    model = Model(_clamp)
+    subject = Subject(model, batch=(torch.randn(4, 6),))
+    clamped = model.last.weight.detach().clamp(-0.1, 0.1)
+    assert probe(subject, lambda _: Forward(loss=1.0, finite=True)).overwritten == ()
+    assert torch.equal(model.last.weight, clamped)  # what the model itself does, and nothing more

@@ -82,7 +82,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
         before = _values(named)
         leaves = _leaves(subject)
         changed = [name for name, was in before.items() if not torch.equal(was, _sample(named[name]))]
-        overwritten = _replaced(subject, {name: named[name] for name in changed}, before) if changed else ()
+        overwritten = _replaced(subject, {name: named[name] for name in changed}) if changed else ()
         unknown = [leaf for leaf in leaves if id(leaf) not in registered]
         again = {id(leaf) for leaf in _leaves(subject)} if unknown else set()
         names = {id(p): name for name, p in hidden_parameters(subject.model).items()} if unknown else {}
@@ -136,21 +136,20 @@ def _sample(parameter: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // SAMPLES)].clone()
 
 
-def _replaced(
-    subject: Subject, changed: Mapping[str, nn.Parameter], before: Mapping[str, torch.Tensor]
-) -> tuple[str, ...]:
+def _replaced(subject: Subject, changed: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
     """Those of `changed` that have the same values after a pass whatever they had before it.
 
     The pass may clip or normalise weights as well, which keeps what training moved.
     """
     import torch
 
-    after = {name: _sample(parameter) for name, parameter in changed.items()}
-    for parameter in changed.values():
-        parameter.data.mul_(-0.5).add_(0.01)
-    _leaves(subject)
-    return tuple(
-        name
-        for name, parameter in changed.items()
-        if torch.equal(after[name], _sample(parameter)) and not torch.equal(after[name], before[name])
-    )
+    # Kept here, since of a large model `unchanged` does not keep the weights.
+    kept = {name: parameter.detach().clone() for name, parameter in changed.items()}
+    try:
+        for parameter in changed.values():
+            parameter.data.mul_(-0.5).add_(0.01)
+        _leaves(subject)
+        return tuple(name for name, was in kept.items() if torch.equal(_sample(was), _sample(changed[name])))
+    finally:
+        for name, was in kept.items():
+            changed[name].data.copy_(was)
