@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -49,12 +49,10 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
     inner = innermost_model(subject.model)
     if subject.loss_fn is not None:
         raise Unavailable("a loss_fn was given, so that the model's own loss is not used")
-    passed = _trainer_passes_it(inner)
-    if not passed:
+    told = _trainer_passes_it(inner)
+    if not told:
         return Accumulation(type(inner).__name__, passed=False)
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
+    forward = passed(gather)
     labels = subject.batch.get("labels") if isinstance(subject.batch, Mapping) else None
     if forward.loss is None or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
         raise Unavailable("the batch has no labels, or the model gives no loss for them")

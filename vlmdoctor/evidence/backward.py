@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.failure import Failure
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -70,11 +70,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     from vlmdoctor.unchanged import copy_of, unchanged
     from vlmdoctor.watching.batch import count_images
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
-    if forward.loss is None:
-        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    passed(gather, loss=True)
     parameters = list(subject.model.named_parameters())
     failure = None
     gradients: list[Gradient] = []

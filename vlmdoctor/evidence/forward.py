@@ -92,6 +92,22 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
     )
 
 
+def passed(gather: Callable[[type], Any], *, loss: bool = False, finite: bool = False) -> Forward:
+    """The forward pass, for probes that run the model again.
+
+    Raises:
+        Unavailable: It raised; with `loss` it gave none; with `finite` it gave NaN or infinity.
+    """
+    forward: Forward = gather(Forward)
+    if forward.failure is not None:
+        raise Unavailable("the forward pass raises")
+    if loss and forward.loss is None:
+        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    if finite and forward.finite is False:
+        raise Unavailable("the forward pass gives NaN or infinity")
+    return forward
+
+
 def supervised_tokens(batch: Any) -> int | None:
     """How many labels a shifted loss sees; None where the batch has no `labels` of token shape."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None

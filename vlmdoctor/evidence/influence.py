@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -77,11 +77,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
     from vlmdoctor.unchanged import unchanged
     from vlmdoctor.watching.nonfinite import communicates, nonfinite_weights
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
-    if forward.finite is False:
-        raise Unavailable("the forward pass gives NaN or infinity")
+    passed(gather, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     if broken := nonfinite_weights(subject.model):

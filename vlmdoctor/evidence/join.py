@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -38,9 +37,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Join:
     """Runs the model twice, the second time with other images, and leaves it as it was."""
     from vlmdoctor.evidence.join_seen import look
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
-    if forward.finite is False:
-        raise Unavailable("the forward pass gives NaN or infinity")
+    passed(gather, finite=True)
     return look(subject)

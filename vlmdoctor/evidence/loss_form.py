@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -88,13 +88,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> LossForm:
     from vlmdoctor.unchanged import unchanged
     from vlmdoctor.watching.nonfinite import communicates
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
-    if forward.loss is None:
-        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
-    if forward.finite is False:
-        raise Unavailable("the forward pass gives NaN or infinity")
+    passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     with unchanged(subject.model):

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -65,7 +64,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Numerics:
     """Runs the model once with a hook on every module, and leaves it as it was."""
     from vlmdoctor.evidence.activations import watch_activations
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
+    forward = passed(gather)
     return watch_activations(subject, forward)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -106,7 +105,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Positions:
     """Runs the model once with hooks on what takes positions; it is left as it was."""
     from vlmdoctor.evidence.positions_seen import watch_positions
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
+    passed(gather)
     return watch_positions(subject)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -33,9 +33,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Rotations:
     from vlmdoctor.evidence.rotations_followed import followed
     from vlmdoctor.watching.nonfinite import communicates
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
+    passed(gather)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     return followed(subject)

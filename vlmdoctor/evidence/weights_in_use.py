@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +63,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
     from vlmdoctor.unchanged import unchanged
     from vlmdoctor.watching.nonfinite import communicates
 
-    forward: Forward = gather(Forward)
-    if forward.failure is not None:
-        raise Unavailable("the forward pass raises")
-    if forward.loss is None:
-        raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
+    passed(gather, loss=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     named = dict(subject.model.named_parameters())
