@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,29 +15,33 @@ import torch
 from torch import nn
 
 from vlmdoctor.hidden import hidden_parameters
+from vlmdoctor.kept import Kept
 
 # Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this
 # many bytes all of them are kept aside; in larger models only those known to do it.
-KEPT_BYTES = 1 << 30
+KEPT_BYTES = 256 << 20
 
 # Exactly these types: subclasses may refuse to be emptied and filled again.
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
     """Whatever happens to `model` and the random states inside is undone afterwards, also after an exception.
 
     Undone are parameters, buffers and other tensors held by modules, gradients, training modes, hooks,
     plain attributes and containers of modules, the random states (Python, numpy, torch, CUDA), the
     default dtype and whether gradients are enabled. Gradients are set aside, so that inside every
     `.grad` is None; hooks that run after a gradient was accumulated (an optimizer may sit in one) do not run.
+
+    Args:
+        learns: Optimizer steps are taken inside: all weights are kept, however many, and out of the way.
     """
     restore_random = _random_states()
     restore_modules = [_module_state(module) for module in model.modules()]
     # Also those that no module has registered: backward writes their gradients all the same.
     parameters = _unique([*model.parameters(), *hidden_parameters(model).values()])
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors_to_keep(model, parameters)]
+    tensors = Kept(_tensors_to_keep(model, parameters, every=learns), aside=learns)
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     # They are held by autograd too, so that emptying the dictionary is what silences them.
     hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters]
@@ -48,24 +54,39 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_grad_enabled(grad_enabled)
-        torch.set_default_dtype(default_dtype)
-        for restore in restore_modules:
-            restore()
-        with torch.no_grad():
-            for tensor, kept in tensors:
-                if tensor.shape != kept.shape or tensor.dtype != kept.dtype:
-                    tensor.data = kept
-                elif not _same_bits(tensor, kept):
-                    tensor.data.copy_(kept)
-        for parameter, gradient, requires_grad in gradients:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-        for registered, kept_hooks in accumulate_hooks:
-            registered.clear()
-            registered.update(kept_hooks)
-        restore_random()
+        with _uninterrupted():
+            torch.set_grad_enabled(grad_enabled)
+            torch.set_default_dtype(default_dtype)
+            for restore in restore_modules:
+                restore()
+            for parameter in parameters:
+                parameter.grad = None  # their memory is free for what comes back
+            tensors.restore()
+            for parameter, gradient, requires_grad in gradients:
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+            for registered, kept_hooks in accumulate_hooks:
+                registered.clear()
+                registered.update(kept_hooks)
+            restore_random()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until what is inside is done: weights that are half put back are lost."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *told: caught.append(told))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
 
 
 @contextmanager
@@ -132,7 +153,7 @@ def _module_state(module: nn.Module) -> Any:
     return restore
 
 
-def _tensors_to_keep(model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+def _tensors_to_keep(model: nn.Module, parameters: list[nn.Parameter], *, every: bool) -> list[torch.Tensor]:
     keep: list[torch.Tensor] = list(model.buffers())
     for module in model.modules():
         keep += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
@@ -140,17 +161,10 @@ def _tensors_to_keep(model: nn.Module, parameters: list[nn.Parameter]) -> list[t
             getattr(module, "weight", None), nn.Parameter
         ):
             keep.append(module.weight)
-    if sum(parameter.nbytes for parameter in parameters) <= KEPT_BYTES:
+    if every or sum(parameter.nbytes for parameter in parameters) <= KEPT_BYTES:
         keep += parameters
     return [tensor for tensor in _unique(keep) if not tensor.is_meta and tensor.layout is torch.strided]
 
 
 def _unique(tensors: Any) -> list[Any]:
     return list({id(tensor): tensor for tensor in tensors}.values())
-
-
-def _same_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
-    if torch.equal(tensor, kept):
-        # 0.0 equals -0.0; a sign bit that moved is put back too.
-        return not tensor.is_floating_point() or torch.equal(tensor.signbit(), kept.signbit())
-    return False

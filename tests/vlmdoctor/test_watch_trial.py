@@ -1,8 +1,10 @@
-"""A few steps on a copy of the model."""
+"""A few steps that are undone again."""
 
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from watched import Model, adamw, hooks_on, make_batch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.kept import Kept
 from vlmdoctor.subject import Subject
 from vlmdoctor.watching.trial import trial_steps
 
@@ -23,7 +26,9 @@ from vlmdoctor.watching.trial import trial_steps
         lambda model: torch.optim.RMSprop(model.parameters(), 0.01),
     ],
 )
-def test_a_trial_learns_and_leaves_no_trace(make):
+@pytest.mark.parametrize("in_memory", [1 << 20, 0], ids=["weights kept in memory", "weights kept in a file"])
+def test_a_trial_learns_and_leaves_no_trace(make, in_memory, monkeypatch):
+    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", in_memory)
     torch.manual_seed(0)
     model = Model().eval()
     optimizer = make(model)
@@ -83,15 +88,77 @@ def test_what_can_t_be_tried_says_why():
     model = Model()
     optimizer = adamw(model)
     batch = make_batch()
-    held = Model()
-    held.kept = held.vision_proj.weight * 2  # a tensor with a history can't be copied
+    locked = adamw(model)
+    locked.param_groups[0]["lock"] = threading.Lock()
+    shared = Model().share_memory()
     for subject, reason in (
         (Subject(model, None, optimizer=optimizer), "no batch"),
         (Subject(model, batch), "no optimizer"),
         (Subject(lambda: model, batch, optimizer=optimizer), "no built model"),
-        (Subject(held, batch, optimizer=adamw(held)), "can't be copied"),
+        (Subject(model, batch, optimizer=locked), "can't be copied"),
+        (Subject(shared, batch, optimizer=adamw(shared)), "other processes share the weights"),
         (Subject(model, {"input_ids": batch["input_ids"]}, optimizer=optimizer), "pixel_values"),
         (Subject(nn.Linear(2, 2), torch.ones(1, 2), optimizer=optimizer), "no loss"),
     ):
         with pytest.raises(Unavailable, match=reason):
             trial_steps(subject)
+
+
+def test_a_model_that_no_copy_can_be_made_of_is_tried_too():
+    model = Model()
+    model.kept = model.vision_proj.weight * 2  # a tensor with a history
+    before = model.vision_proj.weight.clone()
+    steps = trial_steps(Subject(model, make_batch(), optimizer=adamw(model)))
+    assert steps.steps[-1].loss < steps.steps[0].loss
+    assert torch.equal(model.vision_proj.weight, before)
+
+
+def test_a_step_that_raises_leaves_no_trace_either(monkeypatch):
+    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", 0)
+    model = Model()
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("the third is too much")
+        return model(**batch).loss
+
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(Unavailable, match="the third is too much"):
+        trial_steps(Subject(model, make_batch(), loss_fn, optimizer=adamw(model)))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_weights_learn_in_memory_where_no_file_can_be_written(monkeypatch):
+    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vlmdoctor.kept.tempfile.TemporaryFile", full)
+    model = Model()
+    before = copy.deepcopy(model.state_dict())
+    assert len(trial_steps(Subject(model, make_batch(), optimizer=adamw(model))).steps) == 8
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_ctrl_c_waits_until_the_weights_are_back(monkeypatch):
+    model = Model()
+    before = copy.deepcopy(model.state_dict())
+    restore = Kept.restore
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        restore(self)
+
+    monkeypatch.setattr(Kept, "restore", interrupted)
+    # A shell may have started the tests with Ctrl-C ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trial_steps(Subject(model, make_batch(), optimizer=adamw(model)))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ MEANT = ("attention_mask", "position", "token_type", "pixel", "image", "rope", "
 def read_form(subject: Subject) -> LossForm:
     """The form of the loss on the user's batch; use inside `unchanged`."""
     trials = Trials(subject)
-    batch = copy_of(subject.batch)
-    loss, logits, gradient = _run(subject, trials.model, batch)
+    loss, logits, gradient = _run(subject, trials.model, subject.batch)
     if not gradient.numel():  # a head that is applied to the supervised tokens alone, and there are none
         raise Unavailable("no token's logits go into the loss")
     if not bool(gradient.isfinite().all()):
@@ -36,8 +36,9 @@ def read_form(subject: Subject) -> LossForm:
     (half,) = torch.autograd.grad(0.5 * loss, logits)
     largest = float(gradient.abs().max())
     scaled = float(half.abs().max()) / largest if largest else None
-    logits, gradient = _in_rows(logits), _in_rows(gradient)
-    weights, sure = _weights(float(loss.detach()), logits, gradient)
+    value, logits, gradient = float(loss.detach()), _in_rows(logits), _in_rows(gradient)
+    del loss, half  # their graph is not needed any more
+    weights, sure = _weights(value, logits, gradient)
     masked, without = _without_a_row(subject, trials, weights)
     return LossForm(
         weights=weights,
@@ -59,21 +60,54 @@ def _run(subject: Subject, model: nn.Module, batch: Any) -> tuple[torch.Tensor, 
 
     Where a model applies its head to the supervised tokens only, they are [1, N, V].
     """
+    heads = [
+        m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and role_of(canonical_name(n)) == "head"
+    ]
+    if heads:
+        # A graph that begins behind the head takes far less memory.
+        with contextlib.suppress(Unavailable), _frozen(model):
+            return _passed(subject, model, batch, heads, begins=True)
+    return _passed(subject, model, batch, heads, begins=False)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _passed(
+    subject: Subject, model: nn.Module, batch: Any, heads: list[nn.Linear], *, begins: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_run`; with `begins`, what a head puts out has no history."""
+
+    def seen(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        put_out.append(out.detach().requires_grad_() if begins else out)
+        return put_out[-1]
+
     outputs: list[Any] = []
-    heads: list[torch.Tensor] = []
+    put_out: list[torch.Tensor] = []
     torch.manual_seed(0)
     with contextlib.ExitStack() as hooks, torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hooks.callback(model.register_forward_hook(lambda m, i, output: outputs.append(output)).remove)
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and role_of(canonical_name(name)) == "head":
-                hooks.callback(module.register_forward_hook(lambda m, i, out: heads.append(out)).remove)
+        for head in heads:
+            hooks.callback(head.register_forward_hook(seen).remove)
+        batch = copy_of(batch)
         loss = loss_in(call(model, batch) if subject.loss_fn is None else subject.loss_fn(model, batch))
     if loss is None or not loss.requires_grad:
         raise Unavailable("the loss has no graph")
     if len(outputs) != 1:
         raise Unavailable("the loss is not made in one pass of the model")
-    for candidates in ([_logits(outputs[0])], heads):
+    for candidates in ([_logits(outputs[0])], put_out):
         known = [logits for logits in candidates if logits is not None and logits.requires_grad]
         if not known:
             continue
@@ -180,7 +214,7 @@ def _without_a_row(subject: Subject, trials: Trials, weights: Weights) -> tuple[
         return None, None
     masked = labels.clone()
     masked[counting[-1]] = IGNORED
-    changed = copy_of(inputs.with_(**{inputs.labels: masked}))
+    changed = inputs.with_(**{inputs.labels: masked})
     loss, logits, gradient = _run(subject, trials.model, changed)
     value = float(loss.detach())
     if not math.isfinite(value) or not bool(gradient.isfinite().all()):

@@ -168,7 +168,7 @@ class Steps:
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Steps:
-    """Takes a few optimizer steps on a copy of the model and watches them."""
+    """Takes a few optimizer steps, watches them and undoes them."""
     from vlmdoctor.evidence.backward import Backward
 
     # A pass that raises is reported by its own rule: no step can be taken then.

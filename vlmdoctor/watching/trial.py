@@ -1,4 +1,4 @@
-"""A few optimizer steps on a copy of the model, watched: does it learn at all, does everything move?"""
+"""A few optimizer steps that are undone again, watched: does it learn at all, does everything move?"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from vlmdoctor import invoke
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.hidden import hidden_parameters
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.unchanged import copy_of, unchanged
 from vlmdoctor.watching.held import innermost
@@ -21,23 +22,27 @@ STEPS = 8
 
 
 def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
-    """Trains a copy of `subject.model` with a copy of its optimizer on `subject.batch`, again and again.
+    """Trains `subject.model` with a copy of its optimizer on `subject.batch`, again and again, and undoes it.
 
-    Nothing of the subject is changed, nor are the random states. What the loop of the real run does
-    (clearing gradients, clipping, its length) is not known here and not told.
+    The model learns itself, and its weights are put back: a copy of it would take more memory than training
+    takes. Nothing of the subject is changed in the end, nor are the random states. What the loop of the real
+    run does (clearing gradients, clipping, its length) is not known here and not told.
 
     Raises:
         Unavailable: Something that is needed is missing or can't be copied, or a step fails.
     """
-    if not isinstance(subject.model, nn.Module):
+    model = subject.model
+    if not isinstance(model, nn.Module):
         raise Unavailable("no built model was given")
     for what in ("batch", "optimizer"):
         if getattr(subject, what) is None:
             raise Unavailable(f"no {what} was given")
-    with unchanged(subject.model), torch.enable_grad(), warnings.catch_warnings():
+    if any(parameter.device.type == "cpu" and parameter.is_shared() for parameter in model.parameters()):
+        raise Unavailable("other processes share the weights, and would learn along")
+    with unchanged(model, learns=True), torch.enable_grad(), warnings.catch_warnings():
         # What numpy and torch say about the numbers of a run that diverges is for the rules to tell.
         warnings.simplefilter("ignore")
-        model, own, schedulers = copies(subject)
+        own, schedulers = _own_optimizers(subject)
         model.train()
         with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
             try:
@@ -47,8 +52,24 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
                 raise
             except Exception as error:
                 raise Unavailable(f"a training step fails ({type(error).__name__}: {error})") from error
+            finally:
+                for optimizer in own:
+                    optimizer.state.clear()  # memory that the weights' return may need
         _, seen = watcher.evidence()
     return Steps(steps=seen.steps, tracks=seen.tracks, nonfinite=seen.nonfinite)
+
+
+def _own_optimizers(subject: Subject) -> tuple[list[Any], list[Any]]:
+    """Copies of the optimizers and schedulers that hold the very parameters of the model."""
+    model = subject.model
+    held = (*model.modules(), *model.parameters(), *model.buffers(), *hidden_parameters(model).values())
+    given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
+    try:
+        return copy.deepcopy((given, optimizers(subject.lr_scheduler)), {id(each): each for each in held})
+    except Exception as error:
+        raise Unavailable(
+            f"the optimizer can't be copied for a trial ({type(error).__name__}: {error})"
+        ) from error
 
 
 def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
