@@ -72,9 +72,15 @@ def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightles
             raise UserError(f"there is no target '{text}': {FORMS}.")
         with weightless.building() if weightless is not None else nullcontext():
             if place.endswith(".py"):
-                return _from_file(text, Path(place).expanduser(), factory)
-            with _first_on_path(Path.cwd()):
-                return _from_module(text, _import(text, place), factory)
+                target = _from_file(text, Path(place).expanduser(), factory)
+            else:
+                with _first_on_path(Path.cwd()):
+                    target = _from_module(text, _import(text, place), factory)
+        if weightless is not None:
+            return target
+        from vlmdoctor.targets.made_batch import with_batch
+
+        return with_batch(target)
 
 
 def subject_of(made: Any, source: str) -> Subject:

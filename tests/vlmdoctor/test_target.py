@@ -161,19 +161,6 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_model_with_images_says_why_it_has_no_batch(tmp_path: Path) -> None:
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**vision, image_size=8, patch_size=4),
-        text_config=transformers.LlamaConfig(**LLAMA),
-        architectures=["LlavaForConditionalGeneration"],
-    )
-    config.save_pretrained(tmp_path)
-    target = resolve(str(tmp_path))
-    assert target.subject.batch is None
-    assert "needs its processor and images" in (target.missing_batch or "")
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

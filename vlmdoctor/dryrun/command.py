@@ -38,7 +38,7 @@ class DryRunOptions:
 
 
 def wanted(target: str, depth: str | None, options: DryRunOptions) -> bool:
-    """Whether a dry run is to be made: asked for, or the target is a configuration without weights."""
+    """Whether a dry run is to be made: asked for, or there are no weights that could be loaded."""
     if depth is not None:
         if depth != "shapes" and options.given:
             raise UserError(f"{options.given[0]} belongs to --depth shapes; this was --depth {depth}.")
@@ -47,13 +47,14 @@ def wanted(target: str, depth: str | None, options: DryRunOptions) -> bool:
 
 
 def _without_weights(target: str) -> bool:
-    from vlmdoctor.targets.checkpoint import PICKLES, SAFE_WEIGHTS
+    """Whether the target is a configuration without weights, or with more than memory can hold."""
+    from vlmdoctor.targets.checkpoint import PICKLES, SAFE_WEIGHTS, too_large
 
     path = Path(target).expanduser()
     if path.suffix != ".json" and not (path / "config.json").is_file():
         return False
     folder = path if path.is_dir() else path.parent
-    return not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
+    return too_large(folder) or not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
 
 
 def dry_run(

@@ -83,6 +83,7 @@ class Checkpoint:
         weights: One entry for each parameter of the model, in its order.
         unplaced: Key -> shape of the tensors that belong to no parameter or buffer.
         adapter_only: Whether it holds nothing but adapters (and modules saved with them).
+        laid_out: Whether the model has no values yet, so that what the checkpoint lacks will be drawn.
     """
 
     shown: str
@@ -90,6 +91,7 @@ class Checkpoint:
     weights: tuple[Weight, ...]
     unplaced: Mapping[str, tuple[int, ...]]
     adapter_only: bool = False
+    laid_out: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Checkpoint:
@@ -137,7 +139,8 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
         adapter, role = names.is_adapter(name), role_of(name)
         match, parameter = found.get(name), parameters[name]
         if match is None:
-            weights.append(Weight(name, role, shape, adapter=adapter, fresh=looks_fresh(parameter)))
+            fresh = True if parameter.is_meta else looks_fresh(parameter)
+            weights.append(Weight(name, role, shape, adapter=adapter, fresh=fresh))
             continue
         if match.converted:
             weights.append(Weight(name, role, shape, match.key, shape, adapter=adapter))
@@ -159,7 +162,8 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
             )
         )
     unplaced = {key: files.shapes[key] for key in left if not _is_buffer(key)}
-    return Checkpoint(files.shown, len(files.shapes), tuple(weights), unplaced, adapter_only)
+    laid_out = all(parameter.is_meta for parameter in parameters.values())
+    return Checkpoint(files.shown, len(files.shapes), tuple(weights), unplaced, adapter_only, laid_out)
 
 
 def _adapter_only(keys: Mapping[str, Any]) -> bool:

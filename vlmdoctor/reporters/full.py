@@ -43,6 +43,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if verbose:
         _print_contract(console, report)
         _print_unrun(console, report)
+    if not quiet and "dry_run" not in report.facts:
+        _print_made(console, report)
     if not quiet:
         console.print(_closing(report, console.width))
     # Rich pads cells with blanks, which only get in the way of copying.
@@ -162,6 +164,16 @@ def closing_line(report: Report) -> str:
     if report.exit_status == 2:
         parts.append("no judgement is possible")
     return "; ".join(parts)
+
+
+def _print_made(console: Console, report: Report) -> None:
+    """What a checkpoint folder did not hold, so that it was made up."""
+    batch, weights = report.facts.get("batch"), report.facts.get("weights", "safetensors")
+    if batch and weights != "safetensors":
+        console.print(Text(f"weights  {weights}", style="dim"))
+    if batch:
+        how = f"batch    {batch}; a function that returns (model, batch) would bring your own"
+        console.print(Text(how, style="dim"))
 
 
 def _closing(report: Report, width: int) -> Text:

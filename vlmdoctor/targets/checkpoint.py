@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
+from vlmdoctor.targets.made_batch import with_batch
 from vlmdoctor.targets.processor_files import image_side
 from vlmdoctor.targets.weightless import Weightless, one_size, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-BATCH_SIZE, LENGTH = 2, 16
 MOST_TEXT = 300  # of an exception: some list every model type that there is
 # Above this share of the free memory a model is only laid out, without its weights.
 MEMORY_SHARE = 0.5
@@ -45,8 +47,11 @@ def checkpoint(
             weightless = replace(weightless, image_size=found[0])
         else:
             facts["images"] = "of the size that the configuration suggests"
-        return weightless.target(text, model_class, config, facts)
-    if any((folder / name).is_file() for name in SAFE_WEIGHTS):
+        target = weightless.target(text, model_class, config, facts)
+        # Names and shapes are compared without values.
+        target.subject.checkpoint = folder if weight_bytes(folder) else None
+        return target
+    if weight_bytes(folder):
         facts["weights"] = "safetensors"
         model = _loaded(model_class, folder, trust_remote_code)
     else:
@@ -58,9 +63,21 @@ def checkpoint(
         return Target(
             Subject(model), text, facts, missing_batch="the model is too large for this machine's memory"
         )
-    batch, reason = _text_batch(model)
-    weights = folder if facts["weights"] == "safetensors" else None
-    return Target(Subject(model, batch=batch, checkpoint=weights), text, facts, missing_batch=reason)
+    subject = Subject(model, checkpoint=folder if facts["weights"] == "safetensors" else None)
+    return with_batch(Target(subject, text, facts), folder, trust_remote_code)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the safetensors files that belong to the folder's model; 0 where there are none."""
+    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
+        return 0
+    files = [folder / SAFE_WEIGHTS[0], *folder.glob("model-*.safetensors")]
+    return max(sum(file.stat().st_size for file in files if file.is_file()), 1)
+
+
+def too_large(folder: Path) -> bool:
+    """Whether loading the folder's weights would leave too little memory for examining them."""
+    return weight_bytes(folder) > MEMORY_SHARE * _free_memory()
 
 
 def _read(config_file: Path) -> dict[str, Any]:
@@ -124,12 +141,38 @@ def _needs_trust(folder: Path) -> str:
 
 
 def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
-    try:
+    def load(**options: Any) -> Any:
         return model_class.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+            folder,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **options,
         )
-    except Exception as error:
-        raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
+
+    with _quiet():
+        try:
+            return load()
+        except Exception as error:
+            if "ignore_mismatched_sizes" in str(error):
+                return load(ignore_mismatched_sizes=True)  # which do not fit, a rule will tell
+            raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and tables: what they say is found and told by rules."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _initialised(model_class: Any, config: Any) -> Any:
@@ -158,28 +201,6 @@ def _free_memory() -> float:
         return float("inf")
     available = next((line for line in lines if line.startswith("MemAvailable:")), None)
     return float("inf") if available is None else 1024.0 * int(available.split()[1])
-
-
-def _text_batch(model: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """A batch of random tokens for a text decoder, or None and why there is none."""
-    import torch
-
-    config = model.config
-    if not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) or getattr(
-        config, "is_encoder_decoder", False
-    ):
-        return None, (
-            f"a batch for {type(model).__name__} needs its processor and images; give a function that "
-            f"returns (model, batch) instead of the folder"
-        )
-    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(0, config.vocab_size, (BATCH_SIZE, length), generator=generator)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "labels": input_ids.clone(),
-    }, None
 
 
 def first_line(error: BaseException) -> str:

@@ -56,7 +56,7 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield _finding(
             checkpoint,
             f"the checkpoint has no weights for {listed(called(role) for role in whole)}, which "
-            f"{'look' if len(whole) > 1 else 'looks'} newly initialised",
+            f"{_seen(checkpoint, len(whole))} newly initialised",
             [w for role in whole for w in roles[role]],
             weights,
         )
@@ -64,10 +64,16 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield _finding(
             checkpoint,
             f"the checkpoint has no weights for {counted(len(strays), 'tensor')}, which "
-            f"{'look' if len(strays) > 1 else 'looks'} newly initialised",
+            f"{_seen(checkpoint, len(strays))} newly initialised",
             strays,
             weights,
         )
+
+
+def _seen(checkpoint: Checkpoint, count: int) -> str:
+    if checkpoint.laid_out:
+        return "will be"
+    return "look" if count > 1 else "looks"
 
 
 def _whole_model(held: set[str], whole: Sequence[str]) -> bool:

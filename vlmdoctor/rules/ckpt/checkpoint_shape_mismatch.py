@@ -73,8 +73,10 @@ def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _unfit(weight: Weight) -> bool:
-    if weight.key_shape is None or weight.key_shape == weight.shape or weight.renamed is not None:
+    if weight.key_shape is None or weight.key_shape == weight.shape:
         return False
+    if weight.renamed is not None and not weight.by_loader:
+        return False  # whether the two belong together is a guess
     if weight.agreement is not None:
         return False  # the rows that both have were compared
     same_numbers = weight.numel == math.prod(weight.key_shape)
@@ -89,6 +91,18 @@ UNFIT = {"equal": None, "agreement": None, "distance": None}
 def narrower_language_model() -> Checkpoint:
     return sample_checkpoint(
         lambda w: UNFIT | {"key_shape": (*w.shape[:-1], 256)} if w.role == "language" else {}
+    )
+
+
+@checkpoint_shape_mismatch.bad
+def projector_of_another_width() -> Checkpoint:
+    """Under the names that transformers' own renaming gives them."""
+    return sample_checkpoint(
+        lambda w: (
+            UNFIT | {"key_shape": (50, *w.shape[1:]), "renamed": f"model.{w.name}", "by_loader": True}
+            if w.role == "projector"
+            else {}
+        )
     )
 
 

@@ -1,0 +1,64 @@
+"""A batch for a model that came without one: by its folder's processor, else from its configuration."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlmdoctor.errors import UserError
+from vlmdoctor.subject import Subject
+from vlmdoctor.target import Target
+from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
+from vlmdoctor.targets.weightless import MADE
+
+ROWS = 2  # so that what moves one can be seen not to move the other
+
+
+def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bool = False) -> Target:
+    """The target, its subject given a batch, and tokenizer and processor where they made it.
+
+    Nothing is done where there is a batch or a dataset, or where the model is none of transformers'.
+
+    Args:
+        target: What a user's function or a folder gave.
+        folder: Where tokenizer and processor may lie.
+        trust_remote_code: Whether code in that folder may be run.
+    """
+    subject = target.subject
+    given = (subject.batch, subject.train_dataset, subject.loss_fn)
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(subject.model, transformers.PreTrainedModel):
+        return target
+    if any(each is not None for each in given):
+        return target
+    why = ""
+    if folder is not None and has_tokenizer(folder):
+        try:
+            _by_processor(subject, folder, trust_remote_code)
+            made = "two conversations, encoded by the processor in the folder"
+            return replace(target, facts={**target.facts, "batch": made})
+        except UserError as error:
+            why = f"; {str(error).rstrip('.')}"
+    from vlmdoctor.targets.synthetic import batch_for
+
+    model = subject.model
+    try:
+        subject.batch = batch_for(model, model.config, batch_size=ROWS)
+    except Exception as error:  # it asks the model, which may raise anything
+        told = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+        reason = (
+            f"no batch could be made for {type(model).__name__} ({type(error).__name__}: {told}); "
+            f"give a function that returns (model, batch)"
+        )
+        return replace(target, missing_batch=reason)
+    return replace(target, facts={**target.facts, "batch": MADE + why})
+
+
+def _by_processor(subject: Subject, folder: Path, trust_remote_code: bool) -> None:
+    owner: Any = processor_of(folder, trust_remote_code)
+    subject.batch = conversation(owner, folder, ROWS)
+    subject.tokenizer = getattr(owner, "tokenizer", owner)
+    subject.processor = None if owner is subject.tokenizer else owner
+    label_answers(subject, always=True)
