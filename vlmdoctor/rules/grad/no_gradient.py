@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
@@ -47,8 +48,8 @@ def no_gradient(
     whether there were images, it is a warning, since batches of text alone look the same ([TRL
     6617](https://github.com/huggingface/trl/issues/6617)). Silent about what is unused by design: the last
     vision layers behind the chosen feature layer ([TRL
-    1936](https://github.com/huggingface/trl/issues/1936)), poolers, experts that were not routed to, and
-    LoRA's A as long as its B is still zero.
+    1936](https://github.com/huggingface/trl/issues/1936)), poolers, experts that were not routed to,
+    whole towers for sounds or videos, and LoRA's A as long as its B is still zero.
 
     ## What to do
     Look at the seam that the finding names. Run the tower with gradients; put features into the text with
@@ -221,6 +222,28 @@ def one_backward_pass() -> tuple[Parameters, Backward]:
     return known, Backward(
         6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
     )
+
+
+@no_gradient.good
+def projector_that_starts_at_zero() -> tuple[Parameters, Backward]:
+    """As Gemma 3 does: in the first pass all gradients of the tower are zero, but for its unused head."""
+    known = sample_parameters()
+    vision = [p for p in known.parameters if p.role == "vision"]
+    head = dataclasses.replace(vision[-1], name="vision_encoder.head.weight", layer="", depth=None)
+    gradients = [Gradient(p.name, p.role, True, zero=p.role == "vision") for p in known.parameters]
+    gradients.append(Gradient(head.name, "vision", False, zero=None))
+    parameters = dataclasses.replace(known, parameters=(*known.parameters, head))
+    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients) - 1, images=4)
+
+
+@no_gradient.good
+def no_sound_in_the_batch() -> tuple[Parameters, Backward]:
+    known = sample_parameters()
+    ears = dataclasses.replace(known.parameters[-1], name="model.audio_tower.conv.weight", role="other")
+    gradients = [Gradient(p.name, p.role, True, zero=False) for p in known.parameters]
+    gradients.append(Gradient(ears.name, "other", False, zero=None))
+    parameters = dataclasses.replace(known, parameters=(*known.parameters, ears))
+    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients) - 1, images=4)
 
 
 @no_gradient.good

@@ -22,6 +22,8 @@ _UNUSED = re.compile(
     r"(^|\.)(pooler|probe|mask_token|logit_scale|logit_bias|cls|classifier|experts?|router|indexer"
     r"|vq_?(model|vae|gan)|quantizer?|codebook)(\.|$)"
 )
+# Towers for what batches of text and images don't hold.
+_OTHER_SENSES = re.compile(r"(^|\.)\w*(audio|video|speech)\w*\.")
 _FOR_IMAGES = re.compile(r"vision|visual|image|img")
 
 
@@ -33,6 +35,7 @@ class Reach:
         tracks: What was measured of each parameter, by name, in the model's order.
         reached: Those that got a gradient other than zero.
         missing: Those that never did.
+        undecided: Those whose few gradients were exactly zero so far, as behind a gate that starts at zero.
         with_images: In how many of the measured passes there were images; None where that is not known.
         enough_images: How many of them are enough to blame a missing gradient on the model.
     """
@@ -40,18 +43,19 @@ class Reach:
     tracks: Mapping[str, Track]
     reached: tuple[Parameter, ...]
     missing: tuple[Parameter, ...]
+    undecided: tuple[Parameter, ...]
     with_images: int | None
     enough_images: int
 
     @property
     def seen(self) -> tuple[Parameter, ...]:
-        """Both."""
-        return (*self.reached, *self.missing)
+        """All of them."""
+        return (*self.reached, *self.missing, *self.undecided)
 
     @property
     def whole_roles(self) -> list[str]:
         """The roles in which nothing was reached, in the order in which the data passes them."""
-        alive = {p.role for p in self.reached}
+        alive = {p.role for p in (*self.reached, *self.undecided)}
         missing = {p.role for p in self.missing if not _UNUSED.search(p.name)}
         return [role for role in PATH if role in missing - alive]
 
@@ -70,7 +74,7 @@ class Reach:
 
     def unused_by_design(self, p: Parameter) -> bool:
         """Whether it is usual that `p`, which is missing, gets no gradient while others of its role do."""
-        if _UNUSED.search(p.name):
+        if _UNUSED.search(p.name) or self._of_a_sense_that_rests(p):
             return True
         if "lora_A" in p.name or "lora_embedding_A" in p.name:  # zero while its B has not moved yet
             twin = self.tracks.get(p.name.replace("_A", "_B"))
@@ -90,6 +94,11 @@ class Reach:
         used = {q.depth for q in alike if q in self.reached}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
         return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
+
+    def _of_a_sense_that_rests(self, p: Parameter) -> bool:
+        """Whether `p` is in a tower for sounds or videos that nothing came through."""
+        found = _OTHER_SENSES.search(p.name)
+        return found is not None and not any(q.name.startswith(p.name[: found.end()]) for q in self.reached)
 
 
 def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:
@@ -130,7 +139,7 @@ def _reach(
     with_images: int | None,
     enough_images: int,
 ) -> Reach:
-    reached, missing = [], []
+    reached, missing, undecided = [], [], []
     for p in parameters.parameters:
         track = tracks.get(p.name)
         if track is None or not p.requires_grad:
@@ -139,4 +148,6 @@ def _reach(
             reached.append(p)
         elif track.samples >= (for_zero if track.with_gradient else for_missing):
             missing.append(p)
-    return Reach(tracks, tuple(reached), tuple(missing), with_images, enough_images)
+        elif track.with_gradient:
+            undecided.append(p)
+    return Reach(tracks, tuple(reached), tuple(missing), tuple(undecided), with_images, enough_images)
