@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmdoctor import reporters
+from vlmdoctor.engine import DEPTHS
 from vlmdoctor.errors import FindingsError, UserError
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.full import closing_line
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -153,3 +155,11 @@ def test_raise_for_findings():
 
 def test_a_notebook_shows_the_findings():
     assert "the image never reaches the loss" in REPORT._repr_html_()
+
+
+def test_the_depths_that_were_not_gone_to_are_one_reason():
+    skipped = tuple(
+        (f"rule-{n}", f"it needs --depth {d}, this was --depth shapes") for n, d in enumerate(DEPTHS)
+    )
+    line = closing_line(dataclasses.replace(REPORT, skipped=skipped))
+    assert line.endswith(f"{len(DEPTHS)} not run (beyond --depth shapes: {len(DEPTHS)})")

@@ -154,7 +154,7 @@ def closing_line(report: Report) -> str:
     found = [_count(counts[s], s.value) for s in reversed(Severity) if counts[s]]
     parts = [f"{', '.join(found) or 'nothing found'} in {_count(len(report.ran), 'rule')} run"]
     if report.skipped:
-        reasons = Counter(reason for _, reason in report.skipped).most_common()
+        reasons = Counter(_reason(reason) for _, reason in report.skipped).most_common()
         told = [f"{reason}: {count}" for reason, count in reasons[:MOST_REASONS]]
         rest = sum(count for _, count in reasons[MOST_REASONS:])
         told += [f"for other reasons, which -v lists: {rest}"] if rest else []
@@ -164,6 +164,12 @@ def closing_line(report: Report) -> str:
     if report.exit_status == 2:
         parts.append("no judgement is possible")
     return "; ".join(parts)
+
+
+def _reason(reason: str) -> str:
+    """Why a rule was not run; the depths that were not gone to are one reason."""
+    needed, _, depth = reason.partition(", this was ")
+    return f"beyond {depth}" if needed.startswith("it needs --depth") else reason
 
 
 def _print_made(console: Console, report: Report) -> None:

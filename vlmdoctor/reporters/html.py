@@ -15,7 +15,7 @@ STYLE = """
 .vlmdoctor section.error{border-color:#c62828}.vlmdoctor section.warning{border-color:#b26a00}
 .vlmdoctor section.info{border-color:#1565c0}
 .vlmdoctor h3{font-size:1rem;margin:.3rem 0}.vlmdoctor h3 code{font-weight:normal;opacity:.7}
-.vlmdoctor dl{display:grid;grid-template-columns:4rem 1fr;gap:.1rem .5rem;margin:.3rem 0}
+.vlmdoctor dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.3rem 0}
 .vlmdoctor dt{opacity:.6}.vlmdoctor dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 
@@ -27,7 +27,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         f"<title>{title}</title>"
-        "<style>:root{color-scheme:light dark}body{margin:2rem}</style></head><body>"
+        "<style>:root{color-scheme:light dark}body{margin:2rem;font-family:system-ui,sans-serif}</style>"
+        "</head><body>"
         f"<h1>{title}</h1>{fragment(report)}</body></html>\n"
     )
 
