@@ -112,8 +112,8 @@ class Tracer(TorchFunctionMode):
     def _sources(self) -> Iterator[torch.Tensor]:
         """What went into numbers: each tensor, and all that did at one place, as of a batch row by row."""
         yield from (source for _, source in self._left)
-        for place in dict.fromkeys(cut for cut, _ in self._left):
-            yield torch.cat([source.flatten() for cut, source in self._left if cut == place])
+        for one in dict.fromkeys(cut for cut, _ in self._left):
+            yield torch.cat([source.flatten() for cut, source in self._left if cut == one])
 
 
 def cuts_in(run: Callable[[], Any], without: Collection[Cut] = ()) -> dict[Cut, nn.Module | None]:
