@@ -17,7 +17,15 @@ _AXES = (2, 3, 4)  # of rotary positions, which stand in front of the rows
 
 
 def parts_of(inputs: Inputs, model: nn.Module, subject: Subject) -> tuple[int, list[Any]]:
-    """(how many rows the batch has, up to `MOST_PARTS` batches that make it up); none where it has one row.
+    """(rows of the batch, up to `MOST_PARTS` batches that make it up); none where there is one row."""
+    rows, parts = fields_of_parts(inputs, model, subject)
+    return rows, [inputs.with_(**part) for part in parts]
+
+
+def fields_of_parts(
+    inputs: Inputs, model: nn.Module, subject: Subject, most: int = MOST_PARTS
+) -> tuple[int, list[dict[str, Any]]]:
+    """(rows of the batch, what it holds of up to `most` runs of them, by name).
 
     Raises:
         Unavailable: It is not known which of its parts belong to which row.
@@ -26,9 +34,9 @@ def parts_of(inputs: Inputs, model: nn.Module, subject: Subject) -> tuple[int, l
     if rows < 2:
         return rows, []
     counts = _placeholders(inputs, model, subject) or [0] * rows
-    each = -(-rows // MOST_PARTS)
+    each = -(-rows // most)
     bounds = [*range(0, rows, each), rows]
-    made = [{} for _ in range(len(bounds) - 1)]
+    made: list[dict[str, Any]] = [{} for _ in range(len(bounds) - 1)]
     grids = {
         len(value): value.prod(dim=1).tolist()
         for name, value in inputs.fields.items()
@@ -39,7 +47,7 @@ def parts_of(inputs: Inputs, model: nn.Module, subject: Subject) -> tuple[int, l
             made, _split(name, value, name in inputs.images, length, bounds, counts, grids), strict=True
         ):
             part[name] = one
-    return rows, [inputs.with_(**part) for part in made]
+    return rows, made
 
 
 def _shape(inputs: Inputs) -> tuple[int, int | None]:
