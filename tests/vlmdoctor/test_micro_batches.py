@@ -160,3 +160,25 @@ def test_running_statistics_are_left_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and model.vision_proj.norm.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def moving(model: nn.Module) -> list[str]:
+    report = vlmdoctor.check(model, select=["frozen-statistics-move"])
+    assert report.crashed == () and report.ran == ("frozen-statistics-move",)
+    return [at for finding in report.findings for at in finding.at]
+
+
+def test_frozen_weights_do_not_freeze_the_statistics() -> None:
+    model = normalised()
+    assert moving(model) == []
+    model.vision_proj.requires_grad_(False)
+    assert moving(model) == ["vision_proj.norm"]
+    assert moving(model.eval()) == []
+    model.train().vision_proj.norm.eval()
+    assert moving(model) == []
+
+
+def test_a_tower_that_keeps_itself_in_evaluation_mode() -> None:
+    model = normalised(frozen=True)
+    model.vision_proj.requires_grad_(False)
+    assert moving(model) == []
