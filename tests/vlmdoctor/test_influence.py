@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vlmdoctor
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.evidence.influence import Influence
 from vlmdoctor.finding import Finding
+from vlmdoctor.subject import Subject
 
 FORWARD = {"depth": "forward"}
 
@@ -188,6 +191,14 @@ def test_samples_that_see_each_other() -> None:
 
 def test_an_ignored_padding_mask() -> None:
     assert found(RotaryDecoder(fault="padding ignored"), left_padded(tokens(0))) == {"padding-moves-logits"}
+
+
+def test_padding_needs_no_id_that_the_table_has() -> None:
+    """Idefics3's own is far beyond the table of a small one: the mask says what padding is."""
+    model, batch = build("idefics3")
+    model.config.pad_token_id = model.config.text_config.pad_token_id = 10**6
+    seen = Gatherer(Subject(model=model, batch=batch), depth="forward")(Influence)
+    assert not seen.of("padding").moves
 
 
 def test_left_padding() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from vlmdoctor.evidence.influence import Change
 from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
 from vlmdoctor.evidence.reference import Reference, change
 from vlmdoctor.evidence.trials import distances
+from vlmdoctor.subject import vocab_size
 
 Results = Iterator[tuple[str, Change | str]]
 
@@ -199,7 +201,8 @@ def _padded(reference: Reference, left: bool) -> dict[str, torch.Tensor]:
 def _pad_id(reference: Reference) -> int:
     places = (reference.subject.tokenizer, reference.config, getattr(reference.config, "text_config", None))
     known = [getattr(place, "pad_token_id", None) for place in places]
-    pad = next((k for k in known if isinstance(k, int) and k >= 0), None)
+    rows = vocab_size(reference.trials.model) or math.inf
+    pad = next((k for k in known if isinstance(k, int) and 0 <= k < rows), None)
     padding = reference.inputs[reference.inputs.ids][
         ~reference.valid.to(reference.inputs[reference.inputs.ids].device)
     ]

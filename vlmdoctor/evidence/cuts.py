@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
 import sys
-import types
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +13,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vlmdoctor.evidence.raised import is_users
+from vlmdoctor.evidence.cut_places import Cut, place, running, switched_off, switching_off
 from vlmdoctor.subject import canonical_name
 
 _DETACHES = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach)
@@ -26,29 +21,8 @@ _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 # They give a float tensor that was never meant to have a gradient.
 _MADE_ANEW = ("zeros", "ones", "full", "empty", "rand", "arange", "bernoulli", "multinomial", "eye")
 _COPIES = ("tensor", "as_tensor", "new_tensor", "asarray")
-_NO_GRAD = ("no_grad", "inference_mode", "set_grad_enabled")
-_TORCH = str(Path(torch.__file__).parent)
-_CUSTOM_FUNCTION = str(Path(_TORCH) / "autograd" / "function.py")
-_CHECKPOINT = torch.utils.checkpoint.__file__
-_HERE = str(Path(__file__).resolve().parents[1])
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A line at which tensors that have a gradient to come lose it.
-
-    Attributes:
-        kind: `detach`, `data`, `no_grad`, `copy` (a tensor made anew from the numbers) or `checkpoint`
-            (reentrant checkpointing of inputs that require no gradient).
-        file: The source file.
-        line: The line: that of the `with` or of the decorated function where gradients are switched off.
-        function: The function that is wrapped to run without gradients; "" where none is.
-    """
-
-    kind: str
-    file: str
-    line: int
-    function: str = ""
+_NUMBERS = ("numpy", "tolist", "__array__")
+_LEFT = 32  # tensors that are remembered as gone into numbers, and as detached: the latest ones
 
 
 class Tracer(TorchFunctionMode):
@@ -58,27 +32,39 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.mended = frozenset(mended)
         self.found: dict[Cut, nn.Module | None] = {}
+        self._off: Cut | None = None  # what switched gradients off, where Python's own call did
+        self._detached: deque[torch.Tensor] = deque(maxlen=_LEFT)
+        self._left: deque[tuple[Cut, torch.Tensor]] = deque(maxlen=_LEFT)
 
     def __torch_function__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
+        if function is torch._C._set_grad_enabled:
+            return self._switch(*arguments)
+        name = getattr(function, "__name__", "")
+        if name in _NUMBERS:
+            return self._into_numbers(function, *arguments, **keywords)
+        if self._left and name != "__get__":
+            arguments, keywords = self._out_of_numbers(arguments), self._out_of_numbers(keywords)
         with_gradient = any(_requires_grad(value) for value in _tensors((arguments, keywords)))
         if not with_gradient or not _can_cut(function):
             return function(*arguments, **keywords)
         cut = self._explicit(function)
         if cut is not None:
-            self.found.setdefault(cut, _running())
-            if cut in self.mended:
+            if cut.kind != "copy":
+                self._detached.append(arguments[0])
+            if self._meets(cut):
                 return _kept(function, arguments)
             return function(*arguments, **keywords)
-        if torch.is_grad_enabled():
-            return function(*arguments, **keywords)
-        cut = _switched_off()
-        if cut is not None:
-            self.found.setdefault(cut, _running())
-        if cut in self.mended:
+        if not torch.is_grad_enabled() and self._meets(self._off or switched_off()):
             with torch.inference_mode(False), torch.enable_grad():
                 return function(*arguments, **keywords)
         return function(*arguments, **keywords)
+
+    def _meets(self, cut: Cut | None) -> bool:
+        """Notes a cut; whether it is to be passed without one."""
+        if cut is not None:
+            self.found.setdefault(cut, running())
+        return cut in self.mended
 
     def _explicit(self, function: Any) -> Cut | None:
         if function in _DETACHES:
@@ -89,16 +75,54 @@ class Tracer(TorchFunctionMode):
             kind = "copy"
         else:
             return None
-        place = _place()
-        return None if place is None else Cut(kind, *place)
+        where = place()
+        return None if where is None else Cut(kind, *where)
+
+    def _switch(self, on: bool) -> None:
+        """What `torch.no_grad` and `set_grad_enabled` call, however they are written down."""
+        if on:
+            self._off = None
+        elif self._off is None:
+            self._off = switching_off()
+        torch._C._set_grad_enabled(on)
+
+    def _into_numbers(self, function: Any, tensor: torch.Tensor, *more: Any, **keywords: Any) -> Any:
+        source = tensor if _requires_grad(tensor) else _equal_to(tensor, self._detached)
+        where = None if source is None or tensor.numel() < 2 else place()
+        if source is not None and where is not None:
+            cut = Cut("numbers", *where)
+            if self._meets(cut):
+                self._left.append((cut, source))
+        # With a detach in front taken out, numpy would refuse it.
+        return function(tensor.detach() if self.mended else tensor, *more, **keywords)
+
+    def _out_of_numbers(self, value: Any) -> Any:
+        """A function's arguments, with the tensors themselves for those made anew from their numbers."""
+        if isinstance(value, torch.Tensor):
+            if value.requires_grad or not value.is_floating_point():
+                return value
+            source = _equal_to(value, self._sources())
+            return value if source is None else source.reshape(value.shape).to(value)
+        if type(value) in (tuple, list):
+            return type(value)(self._out_of_numbers(part) for part in value)
+        if type(value) is dict:
+            return {key: self._out_of_numbers(part) for key, part in value.items()}
+        return value
+
+    def _sources(self) -> Iterator[torch.Tensor]:
+        """What went into numbers: each tensor, and all that did at one place, as of a batch row by row."""
+        yield from (source for _, source in self._left)
+        for one in dict.fromkeys(cut for cut, _ in self._left):
+            yield torch.cat([source.flatten() for cut, source in self._left if cut == one])
 
 
-def cuts_in(run: Callable[[], Any]) -> dict[Cut, nn.Module | None]:
+def cuts_in(run: Callable[[], Any], without: Collection[Cut] = ()) -> dict[Cut, nn.Module | None]:
     """The cuts that `run`, a forward pass with gradients enabled, comes across, in their order.
 
-    Each with the module that was running when it was met first; None outside of any.
+    Each with the module that was running when it was met first; None outside of any. Those of `without`
+    are taken out, so that those behind them are met.
     """
-    tracer = Tracer()
+    tracer = Tracer(without)
     with _without_compiling(), tracer, _watching_checkpoints(tracer):
         run()
     return tracer.found
@@ -157,11 +181,9 @@ def _watching_checkpoints(tracer: Tracer) -> Iterator[None]:
     def watched(run: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
         if any(_requires_grad(value) for value in _tensors(arguments)) or not torch.is_grad_enabled():
             return apply(run, preserve, *arguments)
-        place = _place()
-        cut = None if place is None else Cut("checkpoint", *place)
-        if cut is not None:
-            tracer.found.setdefault(cut, _running())
-        return run(*arguments) if cut in tracer.mended else apply(run, preserve, *arguments)
+        where = place()
+        cut = None if where is None else Cut("checkpoint", *where)
+        return run(*arguments) if tracer._meets(cut) else apply(run, preserve, *arguments)
 
     function.apply = watched  # type: ignore[assignment]
     try:
@@ -186,6 +208,16 @@ def _kept(function: Any, arguments: tuple[Any, ...]) -> Any:
     return source.clone()
 
 
+def _equal_to(tensor: torch.Tensor, among: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    """The first that holds these very numbers, in whatever shape."""
+    for source in among:
+        if source.numel() == tensor.numel() > 1:
+            numbers = source.detach().reshape(tensor.shape).to(tensor)
+            if torch.equal(numbers, tensor.detach()):
+                return source
+    return None
+
+
 def _requires_grad(value: torch.Tensor) -> bool:
     return value.is_floating_point() and value.requires_grad
 
@@ -198,74 +230,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
     elif isinstance(value, dict):
         yield from _tensors(tuple(value.values()))
-
-
-def _frames() -> Iterator[types.FrameType]:
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_HERE):
-            yield frame
-        frame = frame.f_back
-
-
-def _place() -> tuple[str, int] | None:
-    """(file, line) of the innermost frame of the user's own code, else of any code but torch's."""
-    first = None
-    for frame in _frames():
-        file = frame.f_code.co_filename
-        if is_users(file):
-            return file, frame.f_lineno
-        if first is None and not file.startswith(_TORCH):
-            first = file, frame.f_lineno
-        if isinstance(frame.f_locals.get("self"), nn.Module) and first is not None:
-            return first  # a library's module cut it: its own line, not that of whoever called it
-    return first
-
-
-def _running() -> nn.Module | None:
-    """The innermost module whose forward is being run."""
-    modules = (frame.f_locals.get("self") for frame in _frames())
-    return next((module for module in modules if isinstance(module, nn.Module)), None)
-
-
-def _switched_off() -> Cut | None:
-    """What has switched gradients off around the calling code; None where autograd itself has."""
-    inner = None
-    for frame in _frames():
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        if file == _CHECKPOINT or (file == _CUSTOM_FUNCTION and frame.f_code.co_name == "apply"):
-            return None  # the inside of an autograd function, which has a backward of its own
-        if file.startswith(_TORCH):
-            wrapped = frame.f_locals.get("func") if frame.f_code.co_name == "decorate_context" else None
-            if wrapped is not None and not torch.is_grad_enabled():
-                own = inspect.unwrap(wrapped)
-                code = getattr(own, "__code__", None)
-                if code is not None:
-                    return Cut("no_grad", code.co_filename, code.co_firstlineno, own.__qualname__)
-            continue
-        inner = inner or (file, line)
-        starts = _no_grad_blocks(file)
-        around = [first for first, last in starts if first <= line <= last]
-        if around:
-            return Cut("no_grad", file, max(around))
-    return None if inner is None else Cut("no_grad", *inner)
-
-
-@functools.lru_cache(maxsize=256)
-def _no_grad_blocks(file: str) -> tuple[tuple[int, int], ...]:
-    """(first, last) lines of the `with torch.no_grad():` blocks of a file, conditional ones included."""
-    try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
-        return ()
-    return tuple(
-        (node.lineno, node.end_lineno or node.lineno)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.With | ast.AsyncWith)
-        and any(
-            isinstance(part, ast.Attribute | ast.Name)
-            and (part.attr if isinstance(part, ast.Attribute) else part.id) in _NO_GRAD
-            for item in node.items
-            for part in ast.walk(item.context_expr)
-        )
-    )

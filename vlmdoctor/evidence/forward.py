@@ -81,7 +81,7 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
             rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
     known = [tensor for tensor in (loss, logits) if tensor is not None]
     return Forward(
-        loss=None if loss is None else float(loss),
+        loss=None if loss is None else float(loss.detach()),  # a model may switch gradients on
         finite=all(bool(torch.isfinite(tensor).all()) for tensor in known) if known else None,
         logits_shape=None if logits is None else tuple(logits.shape),
         vocab_size=subjects.vocab_size(subject.model),

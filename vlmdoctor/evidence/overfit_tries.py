@@ -28,7 +28,7 @@ def our_tries(subject: Subject) -> tuple[Try, ...]:
     for rate in RATES:
         if made and time.perf_counter() - started > SECONDS:
             break
-        made.append(_steps(bench_for(subject), rate, started))
+        made.append(steps_of(bench_for(subject), rate, started))
         if made[-1].learned:
             break
     if not any(attempt.learned for attempt in made) and time.perf_counter() - started > SECONDS:
@@ -36,7 +36,8 @@ def our_tries(subject: Subject) -> tuple[Try, ...]:
     return tuple(made)
 
 
-def _steps(bench: Bench, rate: float, started: float) -> Try:
+def steps_of(bench: Bench, rate: float, started: float, *, steps: int = STEPS, until: float = LEARNED) -> Try:
+    """Steps of AdamW on a copy, until the loss is below `until` times the first, or the time is up."""
     model = bench.model.train()
     for module in model.modules():
         if NOISY.search(type(module).__name__):
@@ -46,13 +47,13 @@ def _steps(bench: Bench, rate: float, started: float) -> Try:
     losses: list[float] = []
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for step in range(STEPS + 1):
+        for step in range(steps + 1):
             optimizer.zero_grad(set_to_none=True)
             loss = bench.loss()
             losses.append(float(loss.detach()))
-            done = losses[-1] < LEARNED * losses[0] or losses[-1] > DIVERGED * losses[0]
+            done = losses[-1] < until * losses[0] or losses[-1] > DIVERGED * losses[0]
             late = time.perf_counter() - started > SECONDS
-            if step == STEPS or done or late or not math.isfinite(losses[-1]) or not loss.requires_grad:
+            if step == steps or done or late or not math.isfinite(losses[-1]) or not loss.requires_grad:
                 break
             loss.backward()
             optimizer.step()

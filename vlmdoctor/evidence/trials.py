@@ -86,7 +86,7 @@ class Trials:
         if len(seen) == 1:
             logits = self._compared(seen[0]) if logits is None else logits
             self.targets = self._targets(seen[0]) if self.targets is None else self.targets
-        return Seen(logits, None if loss is None else float(loss))
+        return Seen(logits, None if loss is None else float(loss.detach()))
 
     def jittered(self) -> Seen:
         """A pass whose token embeddings are off by one rounding: how far rounding carries in this model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven
-from vlmdoctor.evidence.cuts import Cut, cuts_in, mended, outputs_of
+from vlmdoctor.evidence.cut_places import Cut
+from vlmdoctor.evidence.cuts import cuts_in, mended, outputs_of
 from vlmdoctor.evidence.raised import is_users, line_of, shown_path
 from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
@@ -23,13 +25,14 @@ COPIES = False
 OF_PARAMETERS = True
 # Each costs a forward and a backward pass.
 MOST_TRIED = 6
-_LIKELY = ("data", "no_grad", "checkpoint", "copy", "detach")  # many a detach only serves a log
+_LIKELY = ("data", "no_grad", "checkpoint", "copy", "numbers", "detach")  # many a detach only serves a log
 
 _DONE = {
     "detach": "the detach at {place} left out",
     "data": "the .data at {place} left out",
     "no_grad": "gradients left on at {place}",
     "copy": "the tensor at {place} handed on instead of made anew",
+    "numbers": "the tensor at {place} handed on instead of its numbers",
     "checkpoint": "the checkpoint at {place} run without reentry",
 }
 _CAUSES = {
@@ -37,6 +40,7 @@ _CAUSES = {
     "data": "what goes through .data leaves no graph",
     "no_grad": "gradients are switched off there",
     "copy": "a tensor is made anew from the numbers, which leaves no graph",
+    "numbers": "the way leads through numpy or a list, which keep no graph",
     "checkpoint": "reentrant checkpointing gives no gradient where none of its inputs requires one",
 }
 _FIXES = {
@@ -47,6 +51,7 @@ _FIXES = {
     ),
     "no_grad": Fix("run it with gradients; or freeze those parameters if they are not meant to learn"),
     "copy": Fix("use the tensor itself, or torch.stack and torch.cat"),
+    "numbers": Fix("hand on the tensor itself, and use torch's functions instead of numpy's"),
     "checkpoint": Fix(
         "checkpoint without reentry, or make the inputs require gradients",
         ('gradient_checkpointing_kwargs={"use_reentrant": False}', "model.enable_input_require_grads()"),
@@ -57,8 +62,7 @@ _FIXES = {
 def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     """Takes the fewest cuts out that let a gradient through to what the finding is about."""
     wanted = set(finding.parameters)
-    with torch.enable_grad():
-        candidates = cuts_in(bench.loss)
+    candidates = _candidates(bench)
     likely = sorted(candidates, key=lambda cut: _LIKELY.index(cut.kind))[:MOST_TRIED]
     chosen = _fewest(bench, likely, wanted)
     if not chosen:
@@ -73,6 +77,15 @@ def measure(bench: Bench, finding: Finding) -> Measured:
     reached = bench.reached().names & wanted
     word = "tensor gets" if len(wanted) == 1 else "tensors get"
     return Measured(f"{len(reached)} of {len(wanted)} {word} a gradient", 2 * len(reached) > len(wanted))
+
+
+def _candidates(bench: Bench) -> dict[Cut, nn.Module | None]:
+    """The cuts on the way, and those that only show once the first ones are out of it."""
+    with torch.enable_grad():
+        found = cuts_in(bench.loss)
+        with contextlib.suppress(Exception):  # a model may rest on a cut
+            found |= cuts_in(bench.loss, found)
+    return found
 
 
 def _fewest(bench: Bench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut, ...]:

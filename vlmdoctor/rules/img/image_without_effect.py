@@ -14,7 +14,11 @@ LINKS = (
 )
 
 
-@rule("image-without-effect", "IMG201", explains=("image-ignored", "no-gradient", "wrong-image"))
+@rule(
+    "image-without-effect",
+    "IMG201",
+    explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing"),
+)
 def image_without_effect(influence: Influence) -> Iterator[Finding]:
     """The logits stay the same to the last bit when all images are exchanged for noise.
 

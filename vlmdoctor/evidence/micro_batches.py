@@ -1,0 +1,82 @@
+"""Whether a batch is the sum of its parts: the loss of all rows against that of a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.forward import passed
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "forward"
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A normalisation that takes its mean and variance from the batch while the model trains.
+
+    Attributes:
+        name: Canonical name.
+        module_class: Its class.
+        moved: How far its output for the first part is from that part's output in the whole batch, its input
+            being the same there, as a share of the largest number in it; 0 where the input is not the same.
+    """
+
+    name: str
+    module_class: str
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The losses of a batch and of its parts, with dropout off.
+
+    Attributes:
+        rows: Rows of the batch.
+        loss: The loss of the whole batch.
+        losses: The losses of the parts, in their order, of those that have one.
+        norms: The normalisations over the batch that were met, in the order in which they run.
+        raised: What a part raised that the whole batch does not.
+        experts: Whether tokens are sent to experts, which may balance their load over the batch.
+        rounding: How far, as a share of the loss, passes of other shapes may differ.
+    """
+
+    rows: int
+    loss: float
+    losses: tuple[float, ...] = ()
+    norms: tuple[BatchNorm, ...] = ()
+    raised: str | None = None
+    experts: bool = False
+    rounding: float = 1e-3
+
+    @property
+    def first_norm(self) -> BatchNorm | None:
+        """The first normalisation whose output was measured to depend on the other rows."""
+        return next((norm for norm in self.norms if norm.moved > self.rounding), None)
+
+    @property
+    def is_a_mean(self) -> bool:
+        """Whether the loss of the batch can be a mean of its parts', however weighted, or their sum."""
+        if len(self.losses) < 2:
+            return True
+        room = 20 * self.rounding * max(abs(loss) for loss in (self.loss, *self.losses))
+        if min(self.losses) - room <= self.loss <= max(self.losses) + room:
+            return True
+        return abs(sum(self.losses) - self.loss) <= room
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> MicroBatches:
+    """Runs the model on the batch and on up to four parts of it, and leaves it as it was."""
+    from vlmdoctor.evidence.micro_batches_run import compared
+    from vlmdoctor.unchanged import unchanged
+    from vlmdoctor.watching.nonfinite import communicates
+
+    passed(gather, loss=True, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject.model):
+        return compared(subject)

@@ -1,0 +1,83 @@
+"""left-on-meta: some of the model's tensors have no values, since nothing was loaded into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.placement import Placement
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import counted
+
+
+@rule("left-on-meta", "CKPT120")
+def left_on_meta(placement: Placement) -> Iterator[Finding]:
+    """Some parameters or buffers are on the meta device, beside others that have values.
+
+    ## Why it matters
+    A model that is made on the meta device gets its values from the checkpoint. What the checkpoint lacks, a
+    projector or tables that are never saved (`persistent=False`), stays without any: the first forward pass
+    raises, or `to_empty` fills it with whatever was in memory (compare [transformers
+    45902](https://github.com/huggingface/transformers/issues/45902)).
+
+    ## How sure it is
+    The devices are read off the tensors. Silent where all parameters are on the meta device, as for a dry
+    run, and where accelerate's hooks fetch them when they are needed.
+
+    ## What to do
+    Load the part that is missing, and compute the tables anew:
+
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    """
+    lost = placement.meta_parameters
+    if placement.hooked or (lost and len(lost) == placement.parameters):
+        return
+    missing = (*lost, *placement.meta_buffers)
+    if not missing:
+        return
+    parts = [counted(len(lost), "parameter")] if lost else []
+    if placement.meta_buffers:
+        parts.append(counted(len(placement.meta_buffers), "buffer"))
+    yield Finding(
+        f"{' and '.join(parts)} of the model {'has' if len(missing) == 1 else 'have'} no values",
+        Severity.ERROR,
+        at=missing[:8],
+        measured={
+            "parameters_on_meta": len(lost),
+            "of": placement.parameters,
+            "buffers_on_meta": len(placement.meta_buffers),
+        },
+        threshold={"parameters_on_meta": 0, "buffers_on_meta": 0},
+        cause="they are on the meta device: the model was made there, and nothing was loaded into them",
+        fix=Fix(
+            "load the checkpoint that holds them, or initialise them; make tables anew on the real device",
+            ("missing, unexpected = model.load_state_dict(state, strict=False, assign=True)",),
+        ),
+        links=("https://github.com/huggingface/transformers/issues/45902",),
+    )
+
+
+@left_on_meta.bad
+def projector_not_in_the_checkpoint() -> Placement:
+    return Placement(70, ("multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.bias"))
+
+
+@left_on_meta.bad
+def table_that_is_never_saved() -> Placement:
+    return Placement(70, meta_buffers=("model.rotary_emb.inv_freq",))
+
+
+@left_on_meta.good
+def loaded() -> Placement:
+    return Placement(70)
+
+
+@left_on_meta.good
+def no_weights_at_all() -> Placement:
+    """For a dry run."""
+    return Placement(2, ("a.weight", "b.weight"), ("a.table",))
+
+
+@left_on_meta.good
+def kept_on_disk_by_accelerate() -> Placement:
+    return Placement(70, ("lm.layers.31.weight",), hooked=True)

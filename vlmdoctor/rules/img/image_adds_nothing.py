@@ -1,0 +1,86 @@
+"""image-adds-nothing: a batch whose answers the images tell is learned as well with blank ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.image_needed import STEPS, ImageNeeded
+from vlmdoctor.evidence.overfit import Try
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+HALF = 0.5  # of the first loss: then what the text tells is mostly learned, and what is left is the images'
+ALIKE = 0.95  # of the loss with blank images: a model that looks is far below it by then
+
+
+@rule("image-adds-nothing", "IMG350")
+def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
+    """A batch whose answers only the images tell is learned no better with them than with blank ones.
+
+    ## Why it matters
+    Equal losses with and without images prove nothing as long as the text tells the answers: one batch is
+    learned by heart from its words. Where rows ask the same of different images and answer differently, the
+    words are not enough, and a model that looks gets below what they allow within a few dozen steps. One
+    whose features are too faint, all alike, or lost in the projector stays where the text ends.
+
+    ## How sure it is
+    On copies, with dropout off, the batch was learned twice by AdamW at the same rate, once with one blank
+    image in place of all. It is told only where a tenth of the supervised tokens can't be known from the
+    text in front of them, where both losses came down to half, and where they end within 5 % of each other.
+    It is for information, since a path that starts very faint may only need more steps.
+
+    ## What to do
+    Compare the projector's output for two images, and its scale with that of the token embeddings. Train the
+    projector alone first, at a higher rate.
+    """
+    shown, blank = needed.shown, needed.blank
+    if blank is None or min(len(shown.losses), len(blank.losses)) <= STEPS:
+        return
+    if max(shown.best, blank.best) > HALF * blank.losses[0] or shown.best < ALIKE * blank.best:
+        return
+    yield Finding(
+        f"in {STEPS} steps the images add nothing: the loss falls to {shown.best:.4g} with them, and to "
+        f"{blank.best:.4g} with blank ones",
+        Severity.INFO,
+        at=("images",),
+        measured={
+            "loss_with_images": shown.best,
+            "loss_with_blank_images": blank.best,
+            "tokens_only_images_tell": needed.ambiguous,
+            "supervised_tokens": needed.supervised,
+        },
+        threshold={"loss_with_images": ALIKE * blank.best},
+        cause=f"{needed.ambiguous} of {needed.supervised} answer tokens can't be told from the text in front "
+        "of them, and were not told from the images either; what keeps them from it was not established",
+        fix=Fix("compare the projector's output for two images, and its scale with the token embeddings'"),
+    )
+
+
+def _falling(to: float) -> tuple[float, ...]:
+    return tuple(4.6 + (to - 4.6) * step / STEPS for step in range(STEPS + 1))
+
+
+@image_adds_nothing.bad
+def features_too_faint() -> ImageNeeded:
+    return ImageNeeded(8, 24, Try(3e-3, _falling(0.665)), Try(3e-3, _falling(0.665)))
+
+
+@image_adds_nothing.good
+def looks() -> ImageNeeded:
+    return ImageNeeded(8, 24, Try(3e-3, _falling(0.52)), Try(3e-3, _falling(0.67)))
+
+
+@image_adds_nothing.good
+def looks_at_once() -> ImageNeeded:
+    """Below what the text tells: no need to learn it without the images."""
+    return ImageNeeded(8, 24, Try(3e-3, _falling(0.22)))
+
+
+@image_adds_nothing.good
+def too_early_to_tell() -> ImageNeeded:
+    return ImageNeeded(8, 24, Try(3e-5, _falling(4.1)), Try(3e-5, _falling(4.1)))
+
+
+@image_adds_nothing.good
+def time_was_up() -> ImageNeeded:
+    return ImageNeeded(8, 24, Try(3e-3, _falling(0.66)[:30]), Try(3e-3, ()))
