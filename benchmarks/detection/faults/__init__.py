@@ -8,6 +8,7 @@ from benchmarks.detection.faults import (
     batches,
     gradients,
     handwritten,
+    landing,
     losses,
     optimizers,
     weights,
@@ -15,7 +16,7 @@ from benchmarks.detection.faults import (
 )
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, handwritten, losses, optimizers, weights, wiring)
+AREAS = (attention, batches, gradients, handwritten, landing, losses, optimizers, weights, wiring)
 
 
 def cases() -> list[Case]:
