@@ -11,12 +11,13 @@ from benchmarks.detection.faults import (
     landing,
     losses,
     optimizers,
+    schedules,
     weights,
     wiring,
 )
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, handwritten, landing, losses, optimizers, weights, wiring)
+AREAS = (attention, batches, gradients, handwritten, landing, losses, optimizers, schedules, weights, wiring)
 
 
 def cases() -> list[Case]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.detection.batches import placeholder
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import alter, fault
 from benchmarks.detection.healthy import two_images_in_a_row
@@ -107,3 +108,15 @@ def _each(features: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     images = features.unflatten(0, (ROWS, -1)) if flat else features
     changed = change(images)
     return changed.flatten(0, 1) if flat else changed
+
+
+@fault(
+    "B16-image-behind-the-answer", families="llava smolvlm internvl", rules="image-behind-answer", at="row"
+)
+def image_behind_the_answer(made: Made) -> None:
+    """The placeholders of each row stand at its end, behind the answer."""
+    ids = made.batch["input_ids"]
+    order = (ids == placeholder(made.model.config)).long().argsort(dim=1, stable=True)
+    for name, value in made.batch.items():
+        if value.shape == ids.shape:
+            made.batch[name] = value.gather(1, order)
