@@ -45,7 +45,12 @@ def look(subject: Subject) -> LabelLeak:
             and fed[tuple(place)] == labels[tuple(place)]
         ):
             changed["decoder_input_ids"] = _with(fed, place, other)
-        seen = _call(subject, trials, inputs.with_(**changed))
+        try:
+            seen = _call(subject, trials, inputs.with_(**changed))
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"with another label it raises {type(error).__name__}") from error
         if seen.targets.shape != own.targets.shape:
             raise Unavailable("the loss is of another shape with another label")
         where = (seen.targets != own.targets).nonzero().flatten()

@@ -120,3 +120,38 @@ def image_behind_the_answer(made: Made) -> None:
     for name, value in made.batch.items():
         if value.shape == ids.shape:
             made.batch[name] = value.gather(1, order)
+
+
+@fault(
+    "X-pixels-viewed-not-transposed",
+    families="llava internvl llava_scratch",
+    rules="pixels-not-transposed",
+    at="pixel_values images",
+)
+def pixels_viewed(made: Made) -> None:
+    """Pixels that lie as height, width, channels are viewed as channels, height, width."""
+    name = "images" if "images" in made.batch else "pixel_values"
+    shape = made.batch[name].shape
+    made.batch[name] = smooth(*shape).permute(0, 2, 3, 1).reshape(shape)
+
+
+@fault(
+    "X-grid-exchanged", families="qwen2_vl qwen2_5_vl qwen3_vl", rules="grid-exchanged", at="image_grid_thw"
+)
+def grid_exchanged(made: Made) -> None:
+    """Height and width of the images' grids are exchanged."""
+    side, rows, columns = 8, 2, 8
+    pixels = made.batch["pixel_values"]
+    frames = pixels.shape[1] // (3 * side * side)
+    pictures = smooth(ROWS, 3, rows * side, columns * side)
+    blocks = pictures.reshape(ROWS, 3, 1, rows // 2, 2, side, columns // 2, 2, side)
+    blocks = blocks.expand(-1, -1, frames, *blocks.shape[3:]).permute(0, 3, 6, 4, 7, 1, 2, 5, 8)
+    made.batch["pixel_values"] = blocks.reshape(pixels.shape)
+    made.batch["image_grid_thw"] = torch.tensor([[1, columns, rows]] * ROWS)
+
+
+def smooth(images: int, channels: int, height: int, width: int) -> Tensor:
+    """Pictures [images, channels, height, width] whose neighbouring pixels are alike."""
+    phase = 6 * torch.rand(images, channels, 2, 1, 1, generator=torch.Generator().manual_seed(3))
+    down, along = torch.meshgrid(torch.arange(height) / 8, torch.arange(width) / 8, indexing="ij")
+    return torch.sin(along + phase[:, :, 0]) * torch.cos(1.3 * down + phase[:, :, 1])
