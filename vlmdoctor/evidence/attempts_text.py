@@ -1,4 +1,4 @@
-"""Exchanging all words of a batch, for models that give no logits for each token: does the loss move?"""
+"""Exchanging all words of a batch, or what stands in its padding: does the loss move?"""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.reference import Reference
+from vlmdoctor.evidence.reference import Reference, change
 
 FEWEST = 4  # different words
+SMALL = 1e-5  # of the loss: what a mean over all tokens makes of some
 
 
 def exchange_the_words(reference: Reference) -> Results:
@@ -38,3 +39,29 @@ def exchange_the_words(reference: Reference) -> Results:
         raise Unavailable("with other words there is no loss")
     moved = abs(other - before.loss)
     yield "text", Change("all words", moved, reference.noise, moved, positions=int((changed != ids).sum()))
+
+
+def exchange_the_padding(reference: Reference) -> Results:
+    """Other tokens in the places that the mask hides: no logit of a real token, and no loss, may move."""
+    inputs, before = reference.inputs, reference.before
+    if inputs.ids is None or inputs.mask is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
+        raise Unavailable("the batch has no padding mask over its token ids")
+    ids, hidden = inputs[inputs.ids], ~inputs.valid
+    if not bool(hidden.any()):
+        raise Unavailable("no row of the batch is padded")
+    words = ids[
+        inputs.valid & ~torch.isin(ids, torch.tensor(sorted(reference.placeholders)).to(ids))
+    ].unique()
+    if not len(words):
+        raise Unavailable("the texts hold no word")
+    changed = torch.where(hidden, words[len(words) // 2], ids)
+    seen = reference.trials.run(inputs.with_(**{inputs.ids: changed}))
+    what = f"the {int(hidden.sum())} tokens that the mask hides"
+    if before.logits is not None:
+        apart = reference.moved(seen)
+        yield "hidden-tokens", change(what, apart, reference.valid, reference.rounded, None)
+    elif before.loss is not None and seen.loss is not None:
+        moved, allowed = abs(seen.loss - before.loss), max(reference.noise, SMALL * abs(before.loss))
+        yield "hidden-tokens", Change(what, moved, allowed, positions=int(hidden.sum()))
+    else:
+        raise Unavailable("the model gives neither a loss nor logits")

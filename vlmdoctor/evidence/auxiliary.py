@@ -24,11 +24,15 @@ class Auxiliary:
     Attributes:
         values: (name, value) of each.
         left_out: Names of those on which the loss does not depend.
+        shares: (name, how much of the loss it is: value times coefficient) of the others.
+        loss: The loss.
         added_outside: Whether the loss is made by a loss_fn, and not by the model.
     """
 
     values: tuple[tuple[str, float], ...] = ()
     left_out: tuple[str, ...] = ()
+    shares: tuple[tuple[str, float], ...] = ()
+    loss: float = 0.0
     added_outside: bool = False
 
 
@@ -64,7 +68,12 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Auxiliary:
             raise Unavailable("the loss can't be followed back to a part of its graph") from error
     missing = tuple(name for name, gradient in zip(found, reached, strict=True) if gradient is None)
     values = tuple((name, float(value.detach())) for name, value in found.items())
-    return Auxiliary(values, missing, subject.loss_fn is not None)
+    shares = tuple(
+        (name, float(value.detach()) * float(gradient))
+        for (name, value), gradient in zip(found.items(), reached, strict=True)
+        if gradient is not None
+    )
+    return Auxiliary(values, missing, shares, float(loss.detach()), subject.loss_fn is not None)
 
 
 def _is_auxiliary(name: Any, value: Any) -> bool:

@@ -22,10 +22,13 @@ DEPTH = "static"
 class Reading:
     """How rough one picture is as it is given, and read in another way.
 
-    Attributes: image: Its number in the batch. given: The mean step from one pixel to the next, relative to
-    the spread of all pixels. other: The same where it is read in the other way. inside: The same inside
-    patches, which both ways leave alone; None for pictures that are not in patches. size: Its height and
-    width, or its rows and columns of patches.
+    Attributes:
+        image: Its number in the batch.
+        given: The mean step from one pixel to the next, relative to the spread of all pixels.
+        other: The same where it is read in the other way.
+        inside: The same inside patches, which both ways leave alone; None for pictures that are not in
+            patches.
+        size: Its height and width, or its rows and columns of patches.
     """
 
     image: int

@@ -51,9 +51,12 @@ class Change:
 class Influence:
     """The changes that were tried.
 
-    Attributes: changes: By name: `images`, `image-of-another`, `text`, `later-token`, `another-sample`,
-    `packed-neighbour`, `padding`, `positions`, `backend`, `cache`. untried: Why the others were not tried.
-    scale: The largest logit. rounding: How far an error of one rounding in the embeddings moves the logits.
+    Attributes:
+        changes: By name: `images`, `image-of-another`, `text`, `later-token`, `another-sample`,
+            `packed-neighbour`, `padding`, `hidden-tokens`, `positions`, `backend`, `cache`.
+        untried: Why the others were not tried.
+        scale: The largest logit.
+        rounding: How far an error of one rounding in the embeddings moves the logits.
     """
 
     changes: Mapping[str, Change] = field(default_factory=dict)

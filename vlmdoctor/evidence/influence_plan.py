@@ -19,6 +19,7 @@ PLAN: dict[tuple[str, ...], Callable[[Reference], Iterator[tuple[str, Change | s
     ("text",): attempts_text.exchange_the_words,
     ("packed-neighbour",): attempts.edit_a_packed_sample,
     ("padding",): attempts.pad_more,
+    ("hidden-tokens",): attempts_text.exchange_the_padding,
     ("positions",): attempts_model.shift_positions,
     ("backend",): attempts_model.switch_backend,
     ("cache",): attempts_cache.decode_with_the_cache,

@@ -1,4 +1,4 @@
-"""Pixels in the wrong order, told from how smooth pictures are; words and auxiliary losses without effect."""
+"""Pixels in the wrong order; words, auxiliary losses, routers and masks that have no effect, or a false one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.detection.corpus import by_name
 from benchmarks.detection.faults.landing import smooth
 from benchmarks.detection.models import make
 
-RULES = ["IMG347", "IMG348", "LOSS380", "MASK181"]
+RULES = ["IMG347", "IMG348", "LOSS380", "LOSS381", "MASK181", "MASK182"]
 FAULTS = [
     "X-pixels-viewed-not-transposed/llava",
     "X-pixels-viewed-not-transposed/llava_scratch",
@@ -101,7 +101,69 @@ class Experts(nn.Module):
         }
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.01])
-def test_an_auxiliary_loss_that_nobody_adds(coefficient: float) -> None:
+@pytest.mark.parametrize(
+    ("coefficient", "rules"), [(0.0, ["auxiliary-left-out"]), (0.01, []), (1e4, ["auxiliary-dominates"])]
+)
+def test_an_auxiliary_loss_and_its_part_of_the_loss(coefficient: float, rules: list[str]) -> None:
     found = checked(Experts(coefficient), batch={"x": torch.randn(6, 4)}).findings
-    assert [finding.rule for finding in found] == ([] if coefficient else ["auxiliary-left-out"])
+    assert [finding.rule for finding in found] == rules
+
+
+class Routed(nn.Module):
+    """Two experts in each of two layers; a third layer of one expert makes the router a small part."""
+
+    def __init__(self, weighted: bool) -> None:
+        super().__init__()
+        self.weighted = weighted
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {"router": nn.Linear(8, 2), "experts": nn.ModuleList(nn.Linear(8, 8) for _ in range(2))}
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        for layer in self.layers:
+            weights = layer["router"](x).softmax(-1)
+            if not self.weighted:
+                weights = F.one_hot(weights.argmax(-1), 2).float()
+            x = x + sum(weights[..., i : i + 1] * expert(x) for i, expert in enumerate(layer["experts"]))
+        return {"loss": x.square().mean()}
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_routers_that_no_gradient_reaches(weighted: bool) -> None:
+    torch.manual_seed(0)
+    report = vlmdoctor.check(Routed(weighted), {"x": torch.randn(9, 8)}, select=["no-gradient"])
+    assert [f.message for f in report.findings] == (
+        [] if weighted else ["no gradient reaches any router: 4 tensors, while the experts learn"]
+    )
+
+
+class Reader(nn.Module):
+    """An encoder that is given a padding mask, the right way round or not."""
+
+    def __init__(self, inverted: bool) -> None:
+        super().__init__()
+        self.inverted = inverted
+        self.embed = nn.Embedding(60, 16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, answers: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        hidden = attention_mask.bool() if self.inverted else attention_mask == 0
+        read = self.encoder(self.embed(input_ids), src_key_padding_mask=hidden)[:, 0]
+        return {"loss": F.cross_entropy(self.head(read), answers)}
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_tokens_behind_an_inverted_mask(inverted: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(5, 60, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[:, 6:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "answers": torch.tensor([0, 3, 1])}
+    found = checked(Reader(inverted), batch=batch).findings
+    assert [finding.rule for finding in found] == (["hidden-tokens-seen"] if inverted else [])
