@@ -1,4 +1,4 @@
-"""Pixels in the wrong order; words, auxiliary losses, routers and masks that have no effect, or a false one."""
+"""Pixels in the wrong order; words, auxiliary losses, routers and masks without effect, or a false one."""
 
 from __future__ import annotations
 
