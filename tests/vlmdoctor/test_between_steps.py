@@ -15,9 +15,10 @@ from benchmarks.detection.corpus import by_name
 
 RULES = [
     *("OPT145", "OPT146", "OPT147", "OPT302", "LOSS301", "LOSS378", "LOSS379", "MASK180", "PARAM312"),
-    *("DATA309", "IMG346"),
+    *("DATA309", "IMG305", "IMG346"),
 ]
 FAULTS = [
+    "B12-cross-attention-mask-of-the-prompt/mllama",
     "B16-image-behind-the-answer/smolvlm",
     "D08-masked-labels-clamped/paligemma",
     "F10-schedule-not-restored/llama",
@@ -128,3 +129,16 @@ def test_a_norm_that_is_frozen_alone_is_meant() -> None:
     part = nn.Sequential(model[:2], nn.Linear(4, 2))
     (finding,) = checked(part).findings
     assert finding.rule == "frozen-norm-drifts" and finding.at == ("0.1",)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_new_tokens_of_the_batch_are_enough_without_a_tokenizer(used: bool) -> None:
+    peft = pytest.importorskip("peft")
+    subject = by_name()["decoder/llama"].make()
+    checkpoint = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    subject.model.resize_token_embeddings(260, mean_resizing=False)
+    if used:
+        subject.batch["input_ids"][:, 3] = 258
+    model = peft.get_peft_model(subject.model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    report = vlmdoctor.check(model, subject.batch, checkpoint=checkpoint, select=["new-rows-frozen"])
+    assert [finding.rule for finding in report.findings] == (["new-rows-frozen"] if used else [])

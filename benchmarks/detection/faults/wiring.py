@@ -209,3 +209,16 @@ def start_token_twice(made: Made) -> None:
 def frozen_norms_in_training_mode(made: Made) -> None:
     """model.train() puts the frozen CNN into training mode too."""
     made.model.cnn.train()
+
+
+@fault(
+    "B12-cross-attention-mask-of-the-prompt",
+    families="mllama",
+    rules="pixel-mask-hides-images",
+    at="cross_attention_mask",
+)
+def cross_attention_mask_of_the_prompt(made: Made) -> None:
+    """The cross-attention mask was made for the prompt, and is 0 for the answer."""
+    mask = torch.ones(*made.batch["input_ids"].shape, 1, 1, dtype=torch.long)
+    mask[:, -8:] = 0
+    made.batch["cross_attention_mask"] = mask
