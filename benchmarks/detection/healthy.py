@@ -116,6 +116,15 @@ def a_row_without_an_image(made: Made) -> None:
         made.batch["pixel_attention_mask"] = torch.cat([mask, torch.zeros_like(mask)])
 
 
+@variant("llava", "qwen2_5_vl", "internvl", "paligemma", "mistral3", "janus")
+def two_images_in_a_row(made: Made) -> None:
+    """Both samples as one, with an image in each half."""
+    for name, value in made.batch.items():
+        if value.shape == made.batch["labels"].shape and name != "labels":
+            made.batch[name] = value.reshape(1, -1)
+    made.batch["labels"] = made.batch["labels"].reshape(1, -1)
+
+
 @variant("llama", "qwen3", "gemma2", "llava", "qwen2_5_vl", "internvl", "codegen", "gptj")
 def left_padding(made: Made) -> None:
     pad_a_row(made, left=True)

@@ -153,3 +153,26 @@ def test_modules_that_are_exchanged_in_forward() -> None:
     model = network(Exchanging())
     report = examined(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn=loss_of)
     assert report.findings == () and report.ran == ("resume-not-exact",)
+
+
+class Routed(nn.Module):
+    """Keeps its auxiliary loss, which hangs in the graph of the last pass, as mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.expert = nn.Linear(4, 2), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.router(x).softmax(-1)
+        self.auxiliary = weights.square().mean()
+        return self.expert(x) * weights[..., :1]
+
+
+def test_what_modules_keep_of_a_pass_is_copied_without_its_graph() -> None:
+    torch.manual_seed(0)
+    model = Routed()
+    loss_of(model, X)  # it has run before
+    held = model.auxiliary
+    report = examined(model, torch.optim.AdamW(model.parameters(), lr=0.01), loss_fn=loss_of)
+    assert report.findings == () and report.ran == ("resume-not-exact",)
+    assert model.auxiliary is held and held.requires_grad

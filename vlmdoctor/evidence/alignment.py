@@ -29,6 +29,7 @@ class Alignment:
         label_shift: The label at place t is the token at t + label_shift.
         losses: The cross-entropy of the model's logits for each `model_shift` that was tried.
         matched: Share of labels that `label_shift` explains.
+        front: How many places the model puts in front of the text, such as those of a prefix.
     """
 
     loss: float
@@ -36,6 +37,7 @@ class Alignment:
     label_shift: int
     losses: tuple[tuple[int, float], ...]
     matched: float
+    front: int = 0
 
     @property
     def ahead(self) -> int:

@@ -39,7 +39,8 @@ def seen_alignment(subject: Subject) -> Alignment | None:
     if inputs.labels is not None and inputs[inputs.labels].shape == ids.shape:
         shares = shares_of_shifts(ids, inputs[inputs.labels], inputs.ignored)
         label_shift = max(shares, key=lambda shift: shares[shift], default=0)
-    return Alignment(float(loss), ahead - label_shift, label_shift, (), matched)
+    front = max(0, logits.shape[1] - ids.shape[1])
+    return Alignment(float(loss), ahead - label_shift, label_shift, (), matched, front)
 
 
 def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:
@@ -74,7 +75,7 @@ def places_ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] 
     filler = ids.new_full((len(ids), more), int(ids.min()) - 1)
     own = torch.cat([filler, ids], dim=1).to(targets.device)
     shares = {}
-    for shift in range(-1, FURTHEST + 1):
+    for shift in range(-1, max(FURTHEST, more + 1) + 1):
         compared = own.roll(-shift, dims=1)
         known = targets != IGNORED
         if shift > 0:

@@ -112,6 +112,7 @@ class Words:
         placeholder_ids: What the tokenizer makes of it: one id, if all is well.
         image_ids: Ids that the model replaces by image, video or audio features.
         padding_id: The id of the padding token.
+        start_id: The id that a text begins with, where there is one.
         stop_ids: Ids that end an answer in the texts: the end mark of the template, else the eos token.
         eos_ids: Ids at which the model stops generating, by its own configuration.
         pad_is_eos: Whether padding and end of text are the same token.
@@ -127,6 +128,7 @@ class Words:
     placeholder_ids: tuple[int, ...] = ()
     image_ids: tuple[int, ...] = ()
     padding_id: int | None = None
+    start_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     pad_is_eos: bool = False

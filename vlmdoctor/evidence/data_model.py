@@ -43,6 +43,9 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
     if not image_ids and len(placeholder_ids) == 1:
         image_ids = placeholder_ids
     stops = stops or eos[:1]
+    start = _first_id(
+        getattr(tokenizer, "bos_token_id", None), _get(config, "bos_token_id"), _get(text, "bos_token_id")
+    )
     named = {*image_ids, *placeholder_ids, *stops, *eos, *ends, *(() if padding is None else (padding,))}
     return Words(
         embedding_rows=embedding_rows(model),
@@ -52,6 +55,7 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
         placeholder_ids=placeholder_ids,
         image_ids=image_ids,
         padding_id=padding,
+        start_id=start,
         stop_ids=stops,
         eos_ids=ends,
         pad_is_eos=padding is not None and padding in eos,

@@ -53,11 +53,16 @@ class Mask:
         name: Its key.
         shape: Its shape.
         kept: How many of its places are not 0.
+        answers: How many supervised tokens are foretold by a token that it speaks of; 0 where it does not
+            speak of tokens.
+        answers_seeing: How many of those tokens may look at an image.
     """
 
     name: str
     shape: tuple[int, ...]
     kept: int
+    answers: int = 0
+    answers_seeing: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageInputs:
     return ImageInputs(
         grids=tuple(_grids(tensors)),
         masks=tuple(
-            Mask(name, tuple(value.shape), int((value != 0).sum()))
+            Mask(name, tuple(value.shape), int((value != 0).sum()), *_answers(value, tensors.get("labels")))
             for name, value in tensors.items()
             if _PIXEL_MASK.fullmatch(name) and value.numel()
         ),
@@ -107,6 +112,15 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageInputs:
         ),
         blank=pixels is None or not pixels.numel() or bool((pixels == pixels.flatten()[0]).all()),
     )
+
+
+def _answers(mask: torch.Tensor, labels: torch.Tensor | None) -> tuple[int, int]:
+    """(supervised tokens, those of them that are foretold where the mask [B, T, ...] is not 0)."""
+    if labels is None or labels.ndim != 2 or mask.ndim < 3 or mask.shape[:2] != labels.shape:
+        return 0, 0
+    supervised = labels[:, 1:] >= 0
+    seeing = (mask != 0).flatten(2).any(dim=-1)[:, :-1]
+    return int(supervised.sum()), int((supervised & seeing).sum())
 
 
 def _grids(tensors: Mapping[str, torch.Tensor]) -> list[Grid]:

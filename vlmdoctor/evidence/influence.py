@@ -52,8 +52,8 @@ class Influence:
     """The changes that were tried.
 
     Attributes:
-        changes: By name: `images`, `image-of-another`, `later-token`, `another-sample`, `packed-neighbour`,
-            `padding`, `positions`, `backend`, `cache`.
+        changes: By name: `images`, `image-of-another`, `text`, `later-token`, `another-sample`,
+            `packed-neighbour`, `padding`, `hidden-tokens`, `positions`, `backend`, `cache`.
         untried: Why the others were not tried.
         scale: The largest logit.
         rounding: How far an error of one rounding in the embeddings moves the logits.

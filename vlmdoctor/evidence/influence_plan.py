@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model
+from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model, attempts_text
 from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.evidence.reference import Reference
 from vlmdoctor.subject import Subject
@@ -16,8 +16,10 @@ SECONDS = 60.0  # no further change is tried after so long: a large model on a C
 PLAN: dict[tuple[str, ...], Callable[[Reference], Iterator[tuple[str, Change | str]]]] = {
     ("later-token", "another-sample"): attempts.edit_a_token,
     ("images", "image-of-another"): attempts_images.exchange_an_image,
+    ("text",): attempts_text.exchange_the_words,
     ("packed-neighbour",): attempts.edit_a_packed_sample,
     ("padding",): attempts.pad_more,
+    ("hidden-tokens",): attempts_text.exchange_the_padding,
     ("positions",): attempts_model.shift_positions,
     ("backend",): attempts_model.switch_backend,
     ("cache",): attempts_cache.decode_with_the_cache,

@@ -23,11 +23,11 @@ def look(subject: Subject) -> Join:
         inputs = trials.inputs
         if inputs.ids is None or inputs.reads_labels or not inputs.images:
             raise Unavailable("the batch holds no images beside token ids")
-        rows, length = inputs[inputs.ids].shape
-        name, own = _entering(trials, None, rows, length)
+        length = inputs[inputs.ids].shape[1]
+        name, own = entering(trials)
         changed = inputs.with_(**{each: _noise(inputs[each]) for each in inputs.images})
         try:
-            _, other = _entering(trials, changed, rows, length)
+            _, other = entering(trials, changed)
         except Unavailable:
             raise
         except Exception as error:
@@ -44,8 +44,13 @@ def look(subject: Subject) -> Join:
     return Join(name, len(image), len(text), float(image.median()), float(text.median()))
 
 
-def _entering(trials: Trials, batch: Any, rows: int, length: int) -> tuple[str, torch.Tensor]:
-    """(name, input [B, T, D]) of the first block of the language model that runs."""
+class _Seen(Exception):
+    """What was looked for is there: the rest of the pass tells nothing more."""
+
+
+def entering(trials: Trials, batch: Any = None) -> tuple[str, torch.Tensor]:
+    """(name, input [B, T, D]) of the first block of the language model that runs; the pass ends there."""
+    rows, length = trials.inputs[trials.inputs.ids].shape
     caught: list[tuple[str, torch.Tensor]] = []
     handles = []
     for raw_name, module in trials.model.named_modules():
@@ -55,16 +60,16 @@ def _entering(trials: Trials, batch: Any, rows: int, length: int) -> tuple[str, 
             continue
 
         def hook(_: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
-            if caught:
-                return
             for value in (*given, *keywords.values()):
                 if _is_hidden(value, rows, length):
                     caught.append((name, value.detach().clone()))
-                    return
+                    raise _Seen
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         trials.run(batch)
+    except _Seen:
+        pass
     finally:
         for handle in handles:
             handle.remove()

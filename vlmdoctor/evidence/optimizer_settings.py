@@ -20,7 +20,7 @@ class Group:
 
     Attributes:
         optimizer: The optimizer's class.
-        lr, weight_decay: As it stands in the group; None where it has none, or chooses it itself.
+        lr, weight_decay, eps: As it stands in the group; None where it has none, or chooses it itself.
         maximize: Whether the optimizer climbs.
         tensors: How many tensors it holds.
         first: Canonical name of the first of the model's parameters in it; None where there is none.
@@ -29,6 +29,7 @@ class Group:
     optimizer: str
     lr: float | None = None
     weight_decay: float | None = None
+    eps: float | None = None
     maximize: bool = False
     tensors: int = 0
     first: str | None = None
@@ -64,7 +65,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
     own = {id(group) for one in given for group in _groups(one)}
     foreign = [not own & set(map(id, groups)) for _, groups in scheduled]
     return OptimizerSettings(
-        groups=tuple(_group(type(_unwrapped(one)).__name__, g, names) for one in given for g in _groups(one)),
+        groups=tuple(_group(type(unwrapped(one)).__name__, g, names) for one in given for g in _groups(one)),
         scheduler=type(scheduled[0][0]).__name__ if scheduled else None,
         scheduler_foreign=bool(foreign) and all(foreign),
     )
@@ -73,13 +74,14 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
 def _group(optimizer: str, group: dict[str, Any], names: dict[int, str]) -> Group:
     def number(key: str) -> float | None:
         value = group.get(key)
-        return None if value is None or isinstance(value, bool) else float(value)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     tensors = list(group["params"])
     return Group(
         optimizer,
         lr=number("lr"),
         weight_decay=number("weight_decay"),
+        eps=number("eps"),
         maximize=group.get("maximize") is True,
         tensors=len(tensors),
         first=next((names[id(t)] for t in tensors if id(t) in names), None),
@@ -93,10 +95,10 @@ def _optimizer_of(scheduler: Any) -> Any:
 
 
 def _groups(optimizer: Any) -> Any:
-    return getattr(_unwrapped(optimizer), "param_groups", None)
+    return getattr(unwrapped(optimizer), "param_groups", None)
 
 
-def _unwrapped(optimizer: Any) -> Any:
+def unwrapped(optimizer: Any) -> Any:
     """The optimizer inside accelerate's and other wrappers."""
     inner = getattr(optimizer, "optimizer", None)
     return inner if isinstance(getattr(inner, "param_groups", None), list) else optimizer

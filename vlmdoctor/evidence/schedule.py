@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEPTH = "static"
 POINTS = 2000
+FIRST = 200
 MOST_STEPS = 20_000  # stepped one by one: longer runs need a schedule that can be asked at any step
 
 
@@ -92,7 +93,7 @@ Curve = tuple[tuple[int, float], ...]
 
 
 def simulate(scheduler: Any, group: int, steps: int, per_step: int) -> tuple[Curve, str | None]:
-    """(step, learning rate) at no more than POINTS of the run's steps, and what ended it too early.
+    """(step, learning rate) at some POINTS of the run's steps, and what ended it too early.
 
     `scheduler` is left alone.
     """
@@ -102,8 +103,9 @@ def simulate(scheduler: Any, group: int, steps: int, per_step: int) -> tuple[Cur
         raise Unavailable(
             f"the scheduler can't be copied ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-    stride = max(1, -(-steps // POINTS))
-    wanted = sorted({*range(0, steps, stride), steps - 1})
+    stride = max(1, -(-steps // (POINTS - FIRST)))
+    # The first steps one by one: a schedule that was made for a few steps goes up and down among them.
+    wanted = sorted({*range(min(steps, FIRST)), *range(0, steps, stride), steps - 1})
     start = scheduler.last_epoch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -79,11 +79,24 @@ def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
     try:
         # Copied together, so that the optimizer's copy holds the copied model's parameters, each as often
         # as the real one holds the real ones.
-        return copy.deepcopy((subject.model, given, schedulers))
+        return copied_together((subject.model, given, schedulers))
     except Exception as error:
         raise Unavailable(
             f"the model and its optimizer can't be copied for a trial ({type(error).__name__}: {error})"
         ) from error
+
+
+def copied_together(parts: tuple[nn.Module, list[Any], list[Any]]) -> tuple[nn.Module, list[Any], list[Any]]:
+    """A deep copy of a model with its optimizers and schedulers.
+
+    What its modules have kept of the last pass, such as an auxiliary loss, is copied without its graph.
+    """
+    held = (value for module in parts[0].modules() for value in vars(module).values())
+    flat = (one for value in held for one in (value if isinstance(value, list | tuple) else (value,)))
+    memo = {
+        id(one): one.detach().clone() for one in flat if isinstance(one, torch.Tensor) and not one.is_leaf
+    }
+    return copy.deepcopy(parts, memo)
 
 
 def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[Any]) -> float:

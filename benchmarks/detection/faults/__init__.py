@@ -8,14 +8,16 @@ from benchmarks.detection.faults import (
     batches,
     gradients,
     handwritten,
+    landing,
     losses,
     optimizers,
+    schedules,
     weights,
     wiring,
 )
 from benchmarks.detection.faults.plant import FAULTS
 
-AREAS = (attention, batches, gradients, handwritten, losses, optimizers, weights, wiring)
+AREAS = (attention, batches, gradients, handwritten, landing, losses, optimizers, schedules, weights, wiring)
 
 
 def cases() -> list[Case]:

@@ -73,3 +73,37 @@ class _Fused(torch.autograd.Function):
 def gradient_made_in_forward(made: Made) -> None:
     """A fused loss leaves out the multiplication by the gradient that comes in."""
     made_of(made, lambda x, y: _Fused.apply(x, y))
+
+
+@fault(
+    "D08-masked-labels-clamped", families="paligemma llava llama", rules="masked-labels-counted", at="labels"
+)
+def masked_labels_clamped(made: Made) -> None:
+    """Labels of -100 are clamped at 0, and the prompt is to foretell token 0."""
+    made_of(made, lambda x, y: F.cross_entropy(x.flatten(0, 1), y.clamp(min=0).flatten()))
+
+
+@fault("X-reference-is-the-policy", families="llava qwen3", rules="loss-never-changes", at="")
+def reference_is_the_policy(made: Made) -> None:
+    """A preference loss takes the log-probabilities of its reference from the model that is trained."""
+
+    def answer(model: Any, batch: Any) -> Tensor:
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        labels = batch["labels"][:, 1:]
+        chosen = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        return (chosen * (labels != IGNORED)).sum(-1)
+
+    def loss_fn(model: Any, batch: Any) -> Tensor:
+        policy = answer(model, batch)
+        with torch.no_grad():
+            reference = answer(model, batch)
+        better, worse = policy - reference
+        return -F.logsigmoid(0.1 * (better - worse))
+
+    made.loss_fn = loss_fn
+
+
+@fault("X-decoder-fed-its-labels", families="vision-encoder-decoder", rules="label-seen", at="labels")
+def decoder_fed_its_labels(made: Made) -> None:
+    """The decoder reads the labels unshifted, and has only to copy them."""
+    made.batch["decoder_input_ids"] = made.batch["labels"].clone()

@@ -194,3 +194,31 @@ def _adapters(made: Made, **changes: Any) -> None:
 
     config = LoraConfig(r=4, target_modules=r".*(language_model|text_model).*q_proj", **changes)
     made.model = get_peft_model(made.model, config)
+
+
+@fault("X-start-token-twice", families="llava smolvlm llama", rules="start-token-twice", at="row")
+def start_token_twice(made: Made) -> None:
+    """The chat template and the tokenizer both write the start token."""
+    shape = made.batch["input_ids"].shape
+    for name, value in made.batch.items():
+        if value.shape == shape:
+            made.batch[name] = torch.cat([value[:, :1], value], dim=1)
+
+
+@fault("X-frozen-norms-in-training-mode", families="prefix_lm", rules="frozen-norm-drifts", at="cnn")
+def frozen_norms_in_training_mode(made: Made) -> None:
+    """model.train() puts the frozen CNN into training mode too."""
+    made.model.cnn.train()
+
+
+@fault(
+    "B12-cross-attention-mask-of-the-prompt",
+    families="mllama",
+    rules="pixel-mask-hides-images",
+    at="cross_attention_mask",
+)
+def cross_attention_mask_of_the_prompt(made: Made) -> None:
+    """The cross-attention mask was made for the prompt, and is 0 for the answer."""
+    mask = torch.ones(*made.batch["input_ids"].shape, 1, 1, dtype=torch.long)
+    mask[:, -8:] = 0
+    made.batch["cross_attention_mask"] = mask

@@ -89,6 +89,16 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
     def share(role: str) -> float:
         return share_of((p for p in strays if p.role == role), (p for p in reach.seen if p.role == role))
 
+    if (lost := reach.lost_routers) and set(lost) <= set(strays):
+        return _finding(
+            f"no gradient reaches any router: {counted(len(lost), 'tensor')}, while the experts learn",
+            Severity.WARNING,
+            lost,
+            reach,
+            "the experts' outputs are not weighted by what the router says, or its weights are detached, and "
+            "no auxiliary loss is made of them: which expert a token goes to stays as it was drawn",
+            Fix("multiply each expert's output by the router's probability for it"),
+        )
     mostly = [role for role in PATH if share(role) > MOST_OF_A_PART and not reach.comes_through(role)]
     if mostly:
         severity = Severity.ERROR
@@ -222,6 +232,20 @@ def one_backward_pass() -> tuple[Parameters, Backward]:
     return known, Backward(
         6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
     )
+
+
+@no_gradient.bad
+def experts_that_are_not_weighted() -> tuple[Parameters, Backward]:
+    known = sample_parameters()
+    named = [("blocks.0.mlp.router.weight", False), ("blocks.0.mlp.experts.0.up.weight", True)]
+    more = tuple(
+        dataclasses.replace(known.parameters[-1], name=name, role="language", layer="blocks.0", depth=0)
+        for name, _ in named
+    )
+    gradients = [Gradient(p.name, p.role, True, zero=False) for p in known.parameters]
+    gradients += [Gradient(name, "language", there, zero=False if there else None) for name, there in named]
+    parameters = dataclasses.replace(known, parameters=(*known.parameters, *more))
+    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients), images=4)
 
 
 @no_gradient.good

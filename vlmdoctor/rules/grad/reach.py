@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.parameters import Parameter, Parameters
@@ -22,6 +23,8 @@ _UNUSED = re.compile(
     r"(^|\.)(pooler|probe|mask_token|logit_scale|logit_bias|cls|classifier|experts?|router|indexer"
     r"|vq_?(model|vae|gan)|quantizer?|codebook)(\.|$)"
 )
+_ROUTER = re.compile(r"(^|\.)(router|gate|gating)(\.|$)")
+_EXPERT = re.compile(r"(^|\.)experts?(\.|$)")
 # Towers for what batches of text and images don't hold.
 _OTHER_SENSES = re.compile(r"(^|\.)\w*(audio|video|speech)\w*\.")
 _FOR_IMAGES = re.compile(r"vision|visual|image|img")
@@ -59,6 +62,15 @@ class Reach:
         missing = {p.role for p in self.missing if not _UNUSED.search(p.name)}
         return [role for role in PATH if role in missing - alive]
 
+    @cached_property
+    def lost_routers(self) -> tuple[Parameter, ...]:
+        """The routers, where no gradient is made for any of them although their experts learn."""
+        routers = [p for p in self.seen if _ROUTER.search(p.name) and not _EXPERT.search(p.name)]
+        if any(self.tracks[p.name].with_gradient for p in routers):
+            return ()
+        learning = {p.layer for p in self.reached if _EXPERT.search(p.name)}
+        return tuple(p for p in routers if p.layer in learning)
+
     def comes_through(self, role: str) -> bool:
         """Whether the gradient passes an image part up to its first tensor: what is missing lies beside."""
         part = {p.name: p for p in self.seen if p.role == role}
@@ -74,8 +86,10 @@ class Reach:
 
     def unused_by_design(self, p: Parameter) -> bool:
         """Whether it is usual that `p`, which is missing, gets no gradient while others of its role do."""
-        if _UNUSED.search(p.name) or self._of_a_sense_that_rests(p):
+        if self._of_a_sense_that_rests(p):
             return True
+        if _UNUSED.search(p.name):
+            return p not in self.lost_routers
         if "lora_A" in p.name or "lora_embedding_A" in p.name:  # zero while its B has not moved yet
             twin = self.tracks.get(p.name.replace("_A", "_B"))
             if twin is not None and twin.with_gradient > twin.zero_gradient and twin.moved == 0:

@@ -29,8 +29,9 @@ def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
     features for every image, zeros, or NaN, depending on the attention back end, and nothing raises.
 
     ## How sure it is
-    The mask was counted over the whole batch: it is said only where every place of it is 0, and the pixels
-    are not those of a blank stand-in, which batches of text alone bring.
+    The mask was counted over the whole batch: it is said only where every place of it is 0, or each place of
+    the tokens that foretell a label, and the pixels are not those of a blank stand-in, which batches of text
+    alone bring. In a deep model some of the image may still come by way of the tokens of the prompt.
 
     ## What to do
     Take the mask from the processor's call that made the pixels; leave it out if there is no padding.
@@ -48,11 +49,27 @@ def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
                 cause="1 is where there is a pixel, patch or image, and 0 is padding",
                 fix=Fix("take the mask from the call of the processor that made the pixels"),
             )
+        elif mask.answers and not mask.answers_seeing and not images.blank:
+            yield Finding(
+                f"{mask.name} hides the images from all {mask.answers} tokens that are supervised",
+                Severity.ERROR,
+                at=(mask.name,),
+                measured={"shape": list(mask.shape), "supervised": mask.answers, "supervised_seeing": 0},
+                threshold={"supervised_seeing": 1},
+                cause="its rows are 0 where the answers are foretold: it ends behind the prompt, as when it "
+                "was made for the prompt alone and padded",
+                fix=Fix("make the mask for the whole text: 1 from the image's token on"),
+            )
 
 
 @pixel_mask_hides_images.bad
 def zeros() -> ImageInputs:
     return ImageInputs(masks=(Mask("pixel_attention_mask", (2, 1, 32, 32), 0),))
+
+
+@pixel_mask_hides_images.bad
+def ends_behind_the_prompt() -> ImageInputs:
+    return ImageInputs(masks=(Mask("cross_attention_mask", (2, 16, 1, 4), 40, answers=12),))
 
 
 @pixel_mask_hides_images.good

@@ -28,7 +28,9 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
     Both halves are measured: at least 90 % of the labels are the token so many places ahead, and of the
     cross-entropies of the model's own logits exactly one is the loss that it gave. Other losses (with
     smoothing, weights or extra terms) are not judged. Models that predict several tokens ahead on purpose
-    give their usual loss for the next token and are not touched.
+    give their usual loss for the next token and are not touched. Features in front of the text (a prefix,
+    an image) are counted: a loss that takes its predictions from the start of the sequence is as many
+    places off.
 
     ## What to do
     Shift in one place only: give labels that equal the input ids, with -100 where nothing is to be learned.
@@ -39,6 +41,11 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
         cause = (
             f"the labels are already {alignment.label_shift} ahead of the ids, and the model's loss "
             f"shifts them by {alignment.model_shift} more"
+        )
+    elif alignment.front:
+        cause = (
+            f"{alignment.front} features stand in front of the text, and the loss takes the predictions from "
+            "the start of the sequence, as if there were none"
         )
     elif alignment.model_shift > 1:
         cause = (
@@ -64,6 +71,11 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
 
 
 def _fix(alignment: Alignment) -> Fix:
+    if alignment.front:
+        return Fix(
+            "leave out the predictions in front of the text, all but the last of them",
+            (f"logits = logits[:, {alignment.front} - 1 : -1]  # foretells the text's tokens",),
+        )
     if alignment.label_shift > 0:
         return Fix(
             "shift once: give the model labels that stand at their own tokens",
@@ -83,6 +95,11 @@ def shifted_by_the_model_twice() -> Alignment:
 @labels_shifted_twice.bad
 def shifted_by_the_collator_too() -> Alignment:
     return Alignment(4.61, 1, 1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+
+
+@labels_shifted_twice.bad
+def a_prefix_forgotten() -> Alignment:
+    return Alignment(4.9, 10, 0, (), 1.0, front=10)
 
 
 @labels_shifted_twice.good

@@ -15,7 +15,7 @@ LINKS = (
 )
 
 
-@rule("padding-moves-logits", "MASK104", explains=("left-padding-seen",))
+@rule("padding-moves-logits", "MASK104", explains=("left-padding-seen", "hidden-tokens-seen"))
 def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
     """The logits of real tokens move when the batch is padded a little more.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from vlmdoctor.evidence.schedule import Schedule
@@ -12,7 +12,8 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.opt.curve import sample_schedule
 
 LOW, HIGH = 0.02, 0.25  # of the peak
-JUMP = 0.1  # of the peak in one step: a restart, and not the way back
+AS_STEEP = 1.5  # times the way down
+JUMP = 0.1  # of the peak in one step: a restart, and not the way back, unless it fell as steeply
 
 
 @rule("lr-rises-again", "OPT302")
@@ -27,8 +28,8 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
 
     ## How sure it is
     Measured on a copy of the scheduler over the run's steps: the rate falls below 2 % of its peak and later
-    rises, smoothly, above 25 %. Silent for schedules that restart by design, and for rises in one jump. A
-    warning, since a cycle may be meant.
+    rises above 25 % the way it came, as a cosine does. Silent for schedules that restart by design, and for
+    rises in one jump. A warning, since a cycle may be meant.
 
     ## What to do
     Make the schedule for the number of optimizer steps of the run.
@@ -42,9 +43,10 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
     if lowest is None:
         return
     rest = after[lowest:]
-    steepest = max((b[1] - a[1] for a, b in pairwise(rest)), default=0.0)
+    steepest = _steepest(rest, 1)
+    fell = _steepest(after[: lowest + 1], -1)
     top_step, top = max(rest, key=lambda point: point[1])
-    if top < HIGH * peak or steepest > JUMP * peak:
+    if top < HIGH * peak or steepest > max(JUMP * peak, AS_STEEP * fell):
         return
     end, _ = min(rest[: rest.index((top_step, top)) + 1], key=lambda point: point[1])
     yield Finding(
@@ -63,11 +65,22 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
     )
 
 
+def _steepest(curve: Sequence[tuple[int, float]], sign: int) -> float:
+    """The steepest way up (or, with -1, down) from one step to the next."""
+    return max((sign * (b[1] - a[1]) / max(1, b[0] - a[0]) for a, b in pairwise(curve)), default=0.0)
+
+
 @lr_rises_again.bad
 def half_the_steps() -> Schedule:
     return sample_schedule(
         lambda done: 0.5 * (1 + math.cos(2 * math.pi * done)), scheduler="CosineAnnealingLR"
     )
+
+
+@lr_rises_again.bad
+def made_for_epochs() -> Schedule:
+    """Three epochs, and a step of the schedule at each batch."""
+    return sample_schedule(lambda done: 0.5 * (1 + math.cos(math.pi * done * 1000 / 3)))
 
 
 @lr_rises_again.good

@@ -23,6 +23,9 @@ LINKS = (
 )
 
 
+TINY = 1e-8  # a learning rate: Adam's step is as long, and float32 keeps 7 digits
+
+
 @rule(
     "weights-not-moving",
     "OPT101",
@@ -178,6 +181,18 @@ def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramet
 
 
 def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
+    rates = [p.lr for p in chosen]
+    if all(rate is not None and 0 < rate < TINY for rate in rates):
+        rate = f"{max(rates):.2g}"
+        return (
+            f"{_names(chosen, learning)} get gradients and never move: their learning rate is {rate}",
+            Severity.ERROR,
+            f"a learning rate of {rate} is below the rounding of the weights that it is to change",
+            Fix(
+                "look at what scales the learning rate of their group, such as a decay from layer to layer",
+                ("print([group['lr'] for group in optimizer.param_groups])",),
+            ),
+        )
     held = all(p.in_optimizer for p in chosen)
     return (
         f"{_names(chosen, learning)} get gradients and never move",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.adapters import Adapters
 from vlmdoctor.evidence.checkpoint import Checkpoint, is_resized
 from vlmdoctor.evidence.config import Configuration
+from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -22,6 +23,7 @@ def new_rows_frozen(
     parameters: Parameters,
     configuration: Configuration,
     adapters: Adapters | None,
+    data: Data | None,
 ) -> Iterator[Finding]:
     """Finds tables that were enlarged for new tokens and are frozen.
 
@@ -31,14 +33,16 @@ def new_rows_frozen(
     9331](https://github.com/unslothai/unsloth/issues/9331)).
 
     ## How sure it is
-    The checkpoint has fewer rows than the model, the tokenizer has tokens in the new ones, and nothing that
-    learns is in those tables. A warning, since the rows may have been trained before, or never be used.
+    The checkpoint has fewer rows than the model, the tokenizer (or, without one, the batch) has tokens in the
+    new ones, and nothing that learns is in those tables. A warning, since the rows may have been trained
+    before, or never be used.
 
     ## What to do
     Train the new rows (`trainable_token_indices` of PEFT, `modules_to_save`), or the whole table.
     """
-    tokens = configuration.tokens
-    if tokens is None or (adapters is not None and adapters.new_rows_trained):
+    used = max((token + 1 for row in data.rows for token in row.ids), default=0) if data else 0
+    tokens = configuration.tokens or used
+    if not tokens or (adapters is not None and adapters.new_rows_trained):
         return
     frozen = {p.name for p in parameters.parameters if not p.requires_grad}
     grown = [

@@ -1,0 +1,87 @@
+"""What an optimizer has kept of steps that it took before: of resumed runs, whether it fits the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmdoctor.errors import Unavailable
+
+if TYPE_CHECKING:
+    from vlmdoctor.subject import Subject
+
+DEPTH = "static"
+_LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """The state of all optimizers.
+
+    Attributes:
+        tensors: How many parameters have one.
+        misfits: (parameter, its shape, the shape of what is kept for it) where the two differ.
+        steps: How many steps it says were taken, at most.
+        lr: The learning rate of the first group.
+        initial_lr: What the scheduler scales; None without one.
+        scheduler: The scheduler's class; None without one.
+        last_epoch: How often it was stepped; None where it does not say.
+    """
+
+    tensors: int
+    misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    steps: int = 0
+    lr: float | None = None
+    initial_lr: float | None = None
+    scheduler: str | None = None
+    last_epoch: int | None = None
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerState:
+    """Reads shapes and counters; nothing is stepped."""
+    import torch
+
+    from vlmdoctor.evidence.optimizer_settings import unwrapped
+    from vlmdoctor.subject import canonical_name, optimizers
+
+    given = [unwrapped(one) for one in optimizers(subject.optimizer)]
+    given = [one for one in given if isinstance(one, torch.optim.Optimizer)]
+    if not given:
+        raise Unavailable("no optimizer was given")
+    names = {id(p): canonical_name(name) for name, p in subject.model.named_parameters()}
+    held = [
+        (one, p, one.state[p])
+        for one in given
+        for group in one.param_groups
+        for p in group["params"]
+        if one.state.get(p)
+    ]
+    if not held:
+        raise Unavailable("the optimizer has taken no step yet")
+    misfits = [
+        (names.get(id(p), "a tensor that is not the model's"), tuple(p.shape), tuple(state[key].shape))
+        for one, p, state in held
+        for key in _LIKE_THE_WEIGHT
+        # Others than torch's own may keep it in a form of their own, such as GaLore's of low rank.
+        if type(one).__module__.startswith("torch.optim")
+        and isinstance(state.get(key), torch.Tensor)
+        and state[key].shape != p.shape
+    ]
+    schedulers = subject.lr_scheduler
+    scheduler = schedulers[0] if isinstance(schedulers, list | tuple) and schedulers else schedulers
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    group = given[0].param_groups[0]
+    return OptimizerState(
+        tensors=len(held),
+        misfits=tuple(dict.fromkeys(misfits)),
+        steps=max((int(state["step"]) for _, _, state in held if "step" in state), default=0),
+        lr=_number(group.get("lr")),
+        initial_lr=_number(group.get("initial_lr")),
+        scheduler=None if scheduler is None else type(scheduler).__name__,
+        last_epoch=getattr(scheduler, "last_epoch", None),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

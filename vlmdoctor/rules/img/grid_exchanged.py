@@ -1,0 +1,59 @@
+"""grid-exchanged: height and width of an image's grid are the wrong way round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.image_layout import ImageLayout, Reading
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+ROUGHER = 1.4  # times
+LIKE_INSIDE = 1.4  # times the step inside a patch
+
+
+@rule("grid-exchanged", "IMG348")
+def grid_exchanged(layout: ImageLayout) -> Iterator[Finding]:
+    """The patches of an image fit together with height and width of its grid exchanged, and not as given.
+
+    ## Why it matters
+    Models that take images as a list of patches know from the grid alone where each one belongs. With height
+    and width exchanged their number is right, so that nothing raises, and every patch gets the position of
+    another, in the vision encoder and in the text.
+
+    ## How sure it is
+    The patches are laid out both ways, and the steps across their seams measured: as given they are at
+    least 1.4 times as large as the other way, where they are like those inside a patch. Square grids and
+    noise say nothing, and all grids of the batch that say something have to agree. A warning, since it is
+    told from the pictures and not from the model.
+
+    ## What to do
+    Give the grid as (frames, height, width) in patches.
+    """
+    if not layout.grids or not all(_is_exchanged(one) for one in layout.grids):
+        return
+    one = layout.grids[0]
+    rows, columns = one.size
+    yield Finding(
+        f"the patches of image {one.image} fit together as {columns} x {rows}, and not as {rows} x {columns}",
+        Severity.WARNING,
+        at=("image_grid_thw", f"image {one.image}"),
+        measured={"step_across_seams": one.given, "with_the_grid_exchanged": one.other},
+        threshold={"step_across_seams": ROUGHER * one.other},
+        cause="height and width of the grid are exchanged (inferred from where the patches fit together)",
+        fix=Fix("give frames, height and width, in patches", ("image_grid_thw = [[1, height, width]]",)),
+    )
+
+
+def _is_exchanged(one: Reading) -> bool:
+    return one.inside is not None and one.given > ROUGHER * one.other and one.other < LIKE_INSIDE * one.inside
+
+
+@grid_exchanged.bad
+def wide_for_high() -> ImageLayout:
+    return ImageLayout("pixel_values", grids=(Reading(0, 0.9, 0.11, 0.1, (8, 2)),))
+
+
+@grid_exchanged.good
+def as_it_is() -> ImageLayout:
+    return ImageLayout("pixel_values", grids=(Reading(0, 0.11, 0.9, 0.1, (2, 8)),))

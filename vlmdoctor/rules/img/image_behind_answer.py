@@ -1,0 +1,75 @@
+"""image-behind-answer: the image stands behind all that is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.data import Data, Row
+from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.data_examples import healthy_data, sample_data
+
+
+@rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))
+def image_behind_answer(data: Data, landing: Landing) -> Iterator[Finding]:
+    """In every row the placeholders of the image come after the last token that is supervised.
+
+    ## Why it matters
+    A model that writes from left to right sees what stands in front of a token. An image that a chat
+    template, a collator or a sort of the message's parts has put behind the answer is seen by no answer:
+    the model learns to answer without looking, and neither vision encoder nor projector ever gets a
+    gradient ([gemma3-object-detection 40](https://github.com/ariG23498/gemma3-object-detection/issues/40)).
+
+    ## How sure it is
+    Places of placeholders and labels are counted, row by row; it is said only where no row with an image
+    has a label behind one, and where features are seen to enter the text at their placeholders, so that
+    models whose text looks at the image from everywhere (cross-attention) are left alone.
+
+    ## What to do
+    Put the image in front of the answer, into the turn of the user.
+    """
+    if not any(one.tokens for one in landing.images):
+        return
+    rows = [row for row in data.needing_labels() if row.count("image")]
+    rows = [row for row in rows if row.origin == "batch" and any(row.seen)]
+    if not rows or not all(_is_behind(row) for row in rows):
+        return
+    row = rows[0]
+    yield Finding(
+        f"the image stands behind the answer in all {len(rows)} rows that have one: no answer can see it",
+        Severity.ERROR,
+        at=(row.name, f"token {row.roles.index('image')}"),
+        measured={"first_placeholder": row.roles.index("image"), "last_label": _last(row)},
+        threshold={"first_placeholder": f"in front of {_last(row)}"},
+        cause="the placeholders come after the last supervised token of their row",
+        fix=Fix("put the image in front of the answer, as the chat template does for the turn of the user"),
+        links=("https://github.com/ariG23498/gemma3-object-detection/issues/40",),
+    )
+
+
+def _is_behind(row: Row) -> bool:
+    return _last(row) <= row.roles.index("image")
+
+
+def _last(row: Row) -> int:
+    return max(i for i, seen in enumerate(row.seen) if seen)
+
+
+def _landing() -> Landing:
+    return Landing("model.layers.0", (Landed(0, row=0, first=9, last=12, tokens=4),))
+
+
+@image_behind_answer.bad
+def sorted_to_the_end() -> tuple[Data, Landing]:
+    return sample_data("muuuumAAASiiii", "muuumAASiiii"), _landing()
+
+
+@image_behind_answer.good
+def in_front() -> tuple[Data, Landing]:
+    return healthy_data(), _landing()
+
+
+@image_behind_answer.good
+def a_second_image_at_the_end() -> tuple[Data, Landing]:
+    return sample_data("miiiiuumAASuiiii"), _landing()

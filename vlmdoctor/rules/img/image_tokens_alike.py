@@ -1,0 +1,71 @@
+"""image-tokens-alike: all tokens of an image are one and the same vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+FEWEST = 4  # tokens of an image
+
+
+@rule("image-tokens-alike", "IMG343", explains=("loss-not-falling", "batch-not-learned"))
+def image_tokens_alike(landing: Landing) -> Iterator[Finding]:
+    """All placeholders of an image get the same features.
+
+    ## Why it matters
+    A wrong index (`features[:, :1]`, `features[0]`), an `expand` where a reshape was meant, or an average
+    over the wrong axis puts one patch, or the mean of all, in the place of every image token. Shapes fit,
+    gradients flow, and the loss falls by what one vector tells of a picture.
+
+    ## How sure it is
+    The image was exchanged for noise, and the change of each of its tokens measured where they enter the
+    first decoder layer: it is the same vector at all of them. Models that have queries in front of the
+    features (Q-Former, Perceiver) and start with equal ones are left alone, and so are images of fewer than
+    four tokens. It is an error where nothing tells the tokens apart at all, and a warning where something is
+    added to each (positions, as in GPT-2): a model may mean to repeat one pooled vector with learned offsets.
+
+    ## What to do
+    Follow the features from the vision encoder to the placeholders, and look at which axis is which.
+    """
+    if landing.equal_queries:
+        return
+    alike = [one for one in landing.images if one.tokens >= FEWEST and one.alike]
+    if not alike:
+        return
+    first = alike[0]
+    yield Finding(
+        f"all {first.tokens} tokens of image {first.image} get the same features",
+        Severity.ERROR if first.identical else Severity.WARNING,
+        at=(landing.module, f"row {first.row}, tokens {first.first} to {first.last}"),
+        measured={"tokens": first.tokens, "alike": first.copies, "images": len(alike)},
+        threshold={"alike": 1},
+        cause="one patch, or an average, is used for every image token (inferred from how they move when the "
+        "image is exchanged)",
+        fix=Fix(
+            "put each patch's features at a placeholder of its own: check the index and the axes of the "
+            "features between the vision encoder and the text"
+        ),
+    )
+
+
+@image_tokens_alike.bad
+def the_first_patch_for_all() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16, 16, True),))
+
+
+@image_tokens_alike.bad
+def with_positions() -> Landing:
+    return Landing("h.0", (Landed(0, False, 0, 3, 18, 16, 16), Landed(1, False, 1, 3, 18, 16, 16)))
+
+
+@image_tokens_alike.good
+def each_its_own() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16),))
+
+
+@image_tokens_alike.good
+def queries_before_their_weights_are_loaded() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 34, 32, 32),), equal_queries=True)

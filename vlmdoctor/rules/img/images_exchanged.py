@@ -1,0 +1,90 @@
+"""images-exchanged: images of one row stand at each other's placeholders, or one of them at none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/om-ai-lab/VLM-R1/issues/263",
+    "https://github.com/Blaizzy/mlx-vlm/issues/1726",
+)
+
+
+@rule("images-exchanged", "IMG345")
+def images_exchanged(landing: Landing) -> Iterator[Finding]:
+    """Several images in one row: one is seen where another is meant, or nowhere.
+
+    ## Why it matters
+    The placeholders of a row are filled from one list of images. A list in another order than the text, or an
+    index that takes the same one again, shows the model picture B where the question speaks of picture A.
+    Nothing raises as long as the numbers fit.
+
+    ## How sure it is
+    Each image was exchanged for noise, and the tokens that move were looked for where they enter the first
+    decoder layer. Images that follow each other in the batch have to stand in that order in their row, which
+    is how every processor puts them; that is assumed, hence a warning. Images of one value are stand-ins
+    that need not be seen, and tiles of one image may stand in any order.
+
+    ## What to do
+    Collect images in the order of their placeholders, sample by sample, and write the features in that order.
+    """
+    if not landing.whole:
+        return
+    lost = [one for one in landing.images if not one.tokens and not one.blank]
+    seen = [one for one in landing.images if one.row is not None]
+    for one, other in pairwise(seen):
+        if one.row == other.row and one.first > other.last:
+            yield _finding(
+                landing,
+                f"images {one.image} and {other.image} of row {one.row} stand in reverse",
+                other,
+                "their order in the batch is not that of their placeholders",
+            )
+            return
+    if lost and (rich := next((one for one in seen if 1 < one.copies < one.tokens), None)):
+        yield _finding(
+            landing,
+            f"image {lost[0].image} is seen by no token, and image {rich.image} fills the places of several",
+            rich,
+            "one image's features are used for all placeholders of the row",
+        )
+
+
+def _finding(landing: Landing, message: str, where: Landed, cause: str) -> Finding:
+    return Finding(
+        message,
+        Severity.WARNING,
+        at=(landing.module, f"row {where.row}, tokens {where.first} to {where.last}"),
+        measured={
+            f"image_{one.image}": f"tokens {one.first} to {one.last}" for one in landing.images if one.tokens
+        },
+        cause=f"{cause} (inferred from which tokens move with which image)",
+        fix=Fix("keep the images in the order of their placeholders, and take each of them once"),
+        links=LINKS,
+    )
+
+
+@images_exchanged.bad
+def in_reverse() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 22, 37, 16), Landed(1, False, 0, 3, 18, 16)))
+
+
+@images_exchanged.bad
+def the_first_for_both() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 37, 32, 2), Landed(1, False)))
+
+
+@images_exchanged.good
+def in_their_order() -> Landing:
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, False, 0, 22, 37, 16)))
+
+
+@images_exchanged.good
+def a_stand_in() -> Landing:
+    """A row of text alone, with a blank image that nothing looks at."""
+    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, True)))

@@ -1,0 +1,64 @@
+"""pixels-not-transposed: channels were moved to the front with reshape, which scrambles the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.image_layout import ImageLayout, Reading
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+ROUGHER = 3.0  # times
+SMOOTH = 0.3  # of the spread, from one pixel to the next
+
+
+@rule("pixels-not-transposed", "IMG347", explains=("batch-not-learned", "image-ignored"))
+def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
+    """Pixels that lie as height, width, channels are taken for channels, height, width.
+
+    ## Why it matters
+    `torch.from_numpy(array).view(3, height, width)` has the right shape and the wrong picture: each channel
+    is a third of the image, three pixels beside each other are the colours of one, and no vision encoder
+    was trained on that. Nothing raises, and the loss falls by what the text alone tells.
+
+    ## How sure it is
+    Pictures are smooth. Each one is read both ways: as it is given, neighbours are at least three times as
+    far apart as with the channels last, and there they are close. All pictures of the batch have to say so;
+    noise and plain colours say nothing.
+
+    ## What to do
+    Exchange the axes with `permute`, which moves the numbers, and not with `view` or `reshape`.
+    """
+    found = layout.channels_last
+    if not found or not all(_is_scrambled(one) for one in found):
+        return
+    one = found[0]
+    yield Finding(
+        f"the pixels of {len(found)} images lie as height, width, channels, and are read as channels first",
+        Severity.ERROR,
+        at=(layout.name,),
+        measured={"step_as_given": one.given, "step_with_channels_last": one.other},
+        threshold={"step_as_given": ROUGHER * one.other},
+        cause="the axes were exchanged by view or reshape, which leave the numbers where they are (inferred "
+        "from how smooth the pictures are)",
+        fix=Fix("exchange the axes", ("pixels = torch.from_numpy(array).permute(2, 0, 1)",)),
+    )
+
+
+def _is_scrambled(one: Reading) -> bool:
+    return one.other < SMOOTH and one.given > ROUGHER * one.other
+
+
+@pixels_not_transposed.bad
+def viewed() -> ImageLayout:
+    return ImageLayout("pixel_values", (Reading(0, 0.8, 0.06), Reading(1, 0.7, 0.09)))
+
+
+@pixels_not_transposed.good
+def a_picture() -> ImageLayout:
+    return ImageLayout("pixel_values", (Reading(0, 0.08, 0.5),))
+
+
+@pixels_not_transposed.good
+def noise() -> ImageLayout:
+    return ImageLayout("pixel_values", (Reading(0, 1.13, 1.13),))

@@ -1,0 +1,58 @@
+"""auxiliary-left-out: the model makes an auxiliary loss that is not part of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.auxiliary import Auxiliary
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LINKS = (
+    "https://github.com/jingyaogong/minimind/issues/140",
+    "https://github.com/huggingface/trl/pull/7248",
+)
+
+
+@rule("auxiliary-left-out", "LOSS380")
+def auxiliary_left_out(auxiliary: Auxiliary) -> Iterator[Finding]:
+    """A mixture of experts gives out its load-balancing loss, and nobody adds it.
+
+    ## Why it matters
+    Without it a router sends ever more tokens to the experts that it happened to like first; the others stay
+    what they were ([minimind 140](https://github.com/jingyaogong/minimind/issues/140), [TRL
+    7248](https://github.com/huggingface/trl/pull/7248)). The loss of the answers falls all the same.
+
+    ## How sure it is
+    The output holds a number whose name says what it is (`aux_loss`, `balance_loss`, `z_loss`) and which has
+    a graph, and the loss does not depend on it: measured by autograd. A warning, since it may be there to be
+    looked at only.
+
+    ## What to do
+    Add it to the loss with its coefficient, usually 0.001 to 0.01.
+    """
+    if not auxiliary.left_out:
+        return
+    values = dict(auxiliary.values)
+    names = auxiliary.left_out
+    yield Finding(
+        f"{', '.join(names)} ({values[names[0]]:.4g}) is made with a graph and is not part of the loss",
+        Severity.WARNING,
+        at=names,
+        measured={name: values[name] for name in names},
+        cause=("loss_fn" if auxiliary.added_outside else "the model's forward")
+        + " leaves it out; assumed: it "
+        "is meant to be learned from",
+        fix=Fix("add it with its coefficient", (f"loss = loss + 0.01 * outputs.{names[0]}",)),
+        links=LINKS,
+    )
+
+
+@auxiliary_left_out.bad
+def made_and_dropped() -> Auxiliary:
+    return Auxiliary((("aux_loss", 1.02),), ("aux_loss",))
+
+
+@auxiliary_left_out.good
+def added() -> Auxiliary:
+    return Auxiliary((("aux_loss", 1.02),))

@@ -1,0 +1,60 @@
+"""masked-labels-counted: the loss counts tokens whose labels are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("masked-labels-counted", "LOSS378", explains=("initial-loss", "batch-not-learned"))
+def masked_labels_counted(form: LossForm) -> Iterator[Finding]:
+    """Labels of -100 stand in the batch, and the loss learns something at those places all the same.
+
+    ## Why it matters
+    -100 leaves a token out only where the loss looks for it. `labels.clamp(min=0)` for a `gather`, a loss of
+    one's own, or another `ignore_index` teach the model to answer the prompt, the image and the padding with
+    token 0. Since those are most of a row, that is most of what it learns.
+
+    ## How sure it is
+    Which positions count is measured: the gradient at the logits is not zero there. They are held against the
+    labels of each row that are not -100. A warning, since a loss may have terms for other tokens on purpose.
+
+    ## What to do
+    Mask the loss as well as the labels.
+    """
+    if not form.cross_entropy or not form.labels or len(form.labels) != len(form.weights.rows):
+        return
+    rows = [
+        row
+        for row, (counted, labels) in enumerate(zip(form.weights.rows, form.labels, strict=True))
+        if labels and counted > labels + 1
+    ]
+    if len(rows) * 2 <= len(form.labels):
+        return
+    supervised = sum(form.labels)
+    yield Finding(
+        f"the loss counts {form.weights.tokens} tokens, and the labels of {supervised} are not masked",
+        Severity.WARNING,
+        at=("labels", *(f"row {row} of the batch" for row in rows[:4])),
+        measured={"counted": form.weights.tokens, "labels": supervised},
+        threshold={"counted": supervised},
+        cause="labels of -100 are not left out of the loss: they are clamped, or it ignores another number; "
+        "assumed: no loss is meant for those tokens",
+        fix=Fix(
+            "leave them out",
+            ("loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)",),
+        ),
+    )
+
+
+@masked_labels_counted.bad
+def clamped_at_zero() -> LossForm:
+    return LossForm(Weights(5.6, 46, (23, 23), 1.0, 1 / 46, 1 / 46), positions=48, labels=(6, 6))
+
+
+@masked_labels_counted.good
+def left_out() -> LossForm:
+    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), positions=48, labels=(6, 6))

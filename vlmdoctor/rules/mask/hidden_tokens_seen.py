@@ -1,0 +1,78 @@
+"""hidden-tokens-seen: tokens that the padding mask hides are read all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+
+@rule("hidden-tokens-seen", "MASK182", explains=("text-without-effect", "image-without-effect"))
+def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
+    """Other tokens in the padding give real tokens other logits, or the batch another loss.
+
+    ## Why it matters
+    A mask that is inverted on its way shows a model the padding and hides the text and the image from it.
+    Torch's `key_padding_mask` is true where there is padding, the mask of transformers is 1 where there is
+    none: handed from one to the other as it is, nothing raises ([torchTextClassifiers
+    92](https://github.com/InseeFrLab/torchTextClassifiers/pull/92)). A mask that is not used at all gives a
+    sample another answer in every batch.
+
+    ## How sure it is
+    Only what stands in places that the mask hides is exchanged, so that shapes and positions stay as they
+    are, and nothing at all may move. An error where logits of real tokens do, or where nothing else is
+    seen; a warning where only the loss is known, since a term of it may be a mean over all tokens.
+
+    ## What to do
+    Look at each call of attention: which of the two kinds of mask does it take?
+    """
+    seen = influence.of("hidden-tokens")
+    if not seen.moves:
+        return
+    changes = influence.changes
+    blind = [name for name in ("text", "images") if name in changes and not changes[name].moves]
+    where = () if seen.row is None else (f"row {seen.row}, token {seen.position}",)
+    yield Finding(
+        f"{seen.what} are seen: with others in their place "
+        + (f"{seen.moved_positions} of {seen.positions} real tokens" if where else "the loss")
+        + (" get other logits" if where else " is another"),
+        Severity.ERROR if where or blind else Severity.WARNING,
+        at=("the padding mask", *where),
+        measured={"moved": seen.moved},
+        threshold={"moved": seen.allowed},
+        cause="the padding mask is inverted on its way to attention: what it shows is not seen"
+        if blind
+        else "the padding mask is inverted or ignored on its way to attention (inferred, not proven)",
+        fix=Fix(
+            "hide the padding: torch's key_padding_mask is true where there is padding",
+            ("key_padding_mask = attention_mask == 0",),
+        ),
+        links=("https://github.com/InseeFrLab/torchTextClassifiers/pull/92",),
+    )
+
+
+@hidden_tokens_seen.bad
+def inverted() -> Influence:
+    return Influence(
+        {"hidden-tokens": Change("the 4 tokens that the mask hides", 0.2, 1e-4, None, 20, 20, 1, 3)}
+    )
+
+
+@hidden_tokens_seen.bad
+def by_the_loss_alone() -> Influence:
+    return Influence({"hidden-tokens": Change("the 4 tokens that the mask hides", 2e-4, 5e-5, positions=4)})
+
+
+@hidden_tokens_seen.bad
+def while_images_are_not() -> Influence:
+    hidden = Change("the 4 tokens that the mask hides", 2e-4, 5e-5, positions=4)
+    return Influence({"hidden-tokens": hidden, "images": Change("all images", 0.0, 0.0, 0.0, 1)})
+
+
+@hidden_tokens_seen.good
+def hidden() -> Influence:
+    return Influence(
+        {"hidden-tokens": Change("the 4 tokens that the mask hides", 0.0, 1e-4, None, 20, 0, 1, 3)}
+    )

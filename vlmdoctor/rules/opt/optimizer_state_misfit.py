@@ -1,0 +1,53 @@
+"""optimizer-state-misfit: what the optimizer kept belongs to other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.optimizer_state import OptimizerState
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+NAMED = 4
+
+
+@rule("optimizer-state-misfit", "OPT146", explains=("resume-not-exact", "weights-not-moving"))
+def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
+    """The moments that an optimizer has loaded are of other shapes than its parameters.
+
+    ## Why it matters
+    A state dict knows parameters by their number, not by their name. Loaded into an optimizer whose
+    parameters stand in another order (other groups, a part unfrozen in between, adapters added), each one
+    gets the moments of another. Where shapes differ the first step raises; where they do not, it is taken
+    along the gradients of another tensor, and nothing says so.
+
+    ## How sure it is
+    Shapes are compared; optimizers that are not torch's own, which may keep moments in a form of their own,
+    are left alone. Where all shapes happen to agree nothing is seen.
+
+    ## What to do
+    Make the groups as in the run that was saved, in the same order, before loading.
+    """
+    if not state.misfits:
+        return
+    name, own, kept = state.misfits[0]
+    yield Finding(
+        f"the optimizer's state is of other parameters: {name} is {list(own)}, its moments are {list(kept)}",
+        Severity.ERROR,
+        at=tuple(dict.fromkeys(one for one, _, _ in state.misfits))[:NAMED],
+        measured={"misfits": len({one for one, _, _ in state.misfits}), "with_state": state.tensors},
+        threshold={"misfits": 0},
+        cause="the state was loaded into groups whose parameters stand in another order than those of the "
+        "run that saved it",
+        fix=Fix("make the optimizer's groups as when the state was saved, then load it"),
+    )
+
+
+@optimizer_state_misfit.bad
+def another_order() -> OptimizerState:
+    return OptimizerState(40, (("lm_head.weight", (680, 96), (96,)),), steps=500)
+
+
+@optimizer_state_misfit.good
+def as_saved() -> OptimizerState:
+    return OptimizerState(40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500)

@@ -1,0 +1,64 @@
+"""warmup-again: the optimizer was resumed, and its schedule begins anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmdoctor.evidence.optimizer_state import OptimizerState
+from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.rulebook import rule
+
+LOW = 0.1  # of the rate that is scaled: a warm-up's first step
+FEW = 1  # steps
+
+
+@rule("warmup-again", "OPT147")
+def warmup_again(state: OptimizerState) -> Iterator[Finding]:
+    """The optimizer has taken steps, and the scheduler stands at the first step of its warm-up.
+
+    ## Why it matters
+    Weights and optimizer were loaded, the scheduler was not: the run warms up again, trains its last part at
+    the rates of its first, and ends far from the schedule's end ([transformers
+    33336](https://github.com/huggingface/transformers/issues/33336)). The loss jumps where it was resumed.
+
+    ## How sure it is
+    Both counters are read: the optimizer's says that steps were taken, the scheduler's that it never was
+    stepped, and the rate is below a tenth of what the scheduler scales, as a warm-up begins. A second stage
+    that means to warm up again with the moments of the first would be reported; hence a warning.
+
+    ## What to do
+    Save and load the scheduler's state dict with the optimizer's.
+    """
+    if state.last_epoch != 0 or state.steps <= FEW or not state.initial_lr or state.lr is None:
+        return
+    if state.lr >= LOW * state.initial_lr:
+        return
+    yield Finding(
+        f"the optimizer has taken {state.steps:,} steps, and the schedule begins with its warm-up again",
+        Severity.WARNING,
+        at=(state.scheduler or "the scheduler",),
+        measured={"optimizer_steps": state.steps, "scheduler_steps": 0, "lr": state.lr},
+        threshold={"scheduler_steps": state.steps},
+        cause="the optimizer's state was loaded and the scheduler's was not; assumed: no second warm-up is "
+        "meant",
+        fix=Fix(
+            "load the scheduler's state too",
+            ("scheduler.load_state_dict(checkpoint['scheduler'])",),
+        ),
+        links=("https://github.com/huggingface/transformers/issues/33336",),
+    )
+
+
+@warmup_again.bad
+def scheduler_not_loaded() -> OptimizerState:
+    return OptimizerState(40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0)
+
+
+@warmup_again.good
+def both_loaded() -> OptimizerState:
+    return OptimizerState(40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500)
+
+
+@warmup_again.good
+def stepped_once_an_epoch() -> OptimizerState:
+    return OptimizerState(40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0)
