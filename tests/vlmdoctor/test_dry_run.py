@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,28 @@ def test_an_index_out_of_range_raises_as_it_would() -> None:
 
 @pytest.mark.parametrize(
     "needs",
-    [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: bool((x > 0).any())],
+    [
+        lambda x: x.argmax().item(),
+        lambda x: float(x.sum()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+    ],
 )
 def test_what_needs_a_value_is_named_and_not_guessed(needs: Any) -> None:
     with Abstract(), pytest.raises(ValueUnknown, match="aten"):
         needs(torch.empty(4, 4, device="meta"))
+
+
+def test_a_loss_may_be_read_for_a_log_but_not_decided_on() -> None:
+    with Abstract():
+        loss = torch.empty(4, device="meta").sum()
+        mean = (0.0 + loss.item()) / 3
+        assert f"{mean:.3f} {mean}" == "nan nan"
+        assert (loss * mean).is_meta and math.isfinite(round(mean, 3)) and math.log(mean) is not None
+        for decides in (bool, int, round, lambda x: x > 1, lambda x: max(0.5, x), lambda x: x == 1.0):
+            with pytest.raises(ValueUnknown, match="decided on"):
+                decides(mean)
 
 
 def test_an_operator_seen_before_gives_new_tensors_of_the_same_shape() -> None:

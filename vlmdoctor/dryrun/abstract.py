@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmdoctor.dryrun.repeated import Repeated
+from vlmdoctor.dryrun.unknown import Unread, ValueUnknown
 
 aten = torch.ops.aten
 
@@ -54,20 +55,6 @@ _NEEDS_VALUES = {
 }
 
 
-class ValueUnknown(RuntimeError):
-    """An operator needs a value that is abstract.
-
-    Attributes:
-        operator: Its name, such as `aten.nonzero`.
-    """
-
-    def __init__(
-        self, operator: str, why: str = "needs the value of a tensor that has none in a dry run"
-    ) -> None:
-        super().__init__(f"{operator} {why}")
-        self.operator = operator
-
-
 class Abstract(TorchDispatchMode):
     """Executes every operator with real integers and abstract floats.
 
@@ -87,7 +74,7 @@ class Abstract(TorchDispatchMode):
         self._unknown: set[int] = set()
         # What abstract tensors hold that were filled with one number, until something is written into them.
         self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
-        self._functions = _Functions({**_LITERALS, **(functions or {})})
+        self._functions = _Functions({**_FUNCTIONS, **(functions or {})})
         self._repeated = Repeated()
 
     def __enter__(self) -> Abstract:
@@ -269,7 +256,13 @@ def _new_literal(tensor: torch.Tensor, data: Any, **kwargs: Any) -> torch.Tensor
     return torch.tensor(data, **{"dtype": tensor.dtype, **kwargs, "device": _CPU})
 
 
-_LITERALS: dict[Any, Callable[..., Any]] = {
+def _item(tensor: torch.Tensor) -> Any:
+    unread = tensor.is_meta and tensor.is_floating_point() and tensor.numel() == 1
+    return Unread() if unread else tensor.item()
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.item: _item,
     torch.tensor: functools.partial(_literal, torch.tensor),
     torch.as_tensor: functools.partial(_literal, torch.as_tensor),
     torch.Tensor.new_tensor: _new_literal,

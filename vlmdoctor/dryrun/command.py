@@ -86,6 +86,7 @@ def dry_run(
     budget: float | None = None,
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
+    from vlmdoctor import settings
     from vlmdoctor.dryrun.blame import NotThere, blamed
     from vlmdoctor.dryrun.outlook import outlook, without_pixels
     from vlmdoctor.dryrun.parts import parts_of, ropes_of
@@ -95,6 +96,7 @@ def dry_run(
     from vlmdoctor.target import resolve
     from vlmdoctor.targets.weightless import MADE, Weightless
 
+    terms = settings.load().contract
     plan = Plan(
         precision=options.precision,
         optimizer=options.optimizer or "adamw",
@@ -130,6 +132,11 @@ def dry_run(
         plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
     given: list[Any] = []
     facts: dict[str, Any] = dict(resolved.facts)
+    if not options.freeze and not options.lora:
+        if made:
+            plan = plan.as_agreed(terms, subject.model)
+        elif subject.contract is None:
+            subject.contract = terms
     missing = resolved.missing_batch
     if resolved.raised is not None:
         progress("looking for what contradicts itself")
@@ -145,6 +152,8 @@ def dry_run(
         else:
             given.append(shapes)
             facts["dry_run"] = _told(shapes)
+            if plan.freeze and not options.freeze:
+                facts["dry_run"]["frozen_by_contract"] = list(plan.freeze)
             if "images" in facts and shapes.images:
                 facts["dry_run"]["images_are"] = facts["images"]
             if shapes.failure is not None and made:

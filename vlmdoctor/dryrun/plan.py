@@ -110,6 +110,14 @@ class Plan:
             plan = replace(plan, checkpointing=True)
         return plan
 
+    def as_agreed(self, contract: Mapping[str, str] | None, model: Any) -> Plan:
+        """With the parts of `model` frozen that the contract of a run says are."""
+        from vlmdoctor.contract import state_of
+
+        roles = {role_of(canonical_name(name)) for name, _ in model.named_parameters()}
+        agreed = [role for role in ROLES if state_of((contract or {}).get(role, "")) == "frozen"]
+        return replace(self, freeze=tuple(role for role in agreed if role in roles))
+
 
 def prepared(model: Any, plan: Plan) -> Any:
     """`model` under the plan's settings: dtype, adapters, what is frozen, checkpointing. Works on a copy.

@@ -11,7 +11,7 @@ from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.processor_files import image_side
-from vlmdoctor.targets.weightless import Weightless, one_size, refuse_sizes
+from vlmdoctor.targets.weightless import Weightless, one_size, package_missing, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -128,6 +128,8 @@ def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
         return model_class.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
         )
+    except ImportError as error:
+        raise package_missing(model_class, error) from error
     except Exception as error:
         raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
 
@@ -143,6 +145,8 @@ def _initialised(model_class: Any, config: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return model_class._from_config(config)
+    except ImportError as error:
+        raise package_missing(model_class, error) from error
     except Exception as error:
         raise UserError(
             f"{model_class.__name__} can't be built from its config.json: "
