@@ -102,7 +102,7 @@ def test_a_huge_vocabulary_costs_no_memory(tmp_path: Path) -> None:
     [
         (
             "\nLlamaModel requires the rare_pkg library but it was not found in your environment. You can "
-            "install it with pip: `pip install rare-pkg`. Please note that you may need to restart your runtime.\n",
+            "install it with pip: `pip install rare-pkg`. Please note that you may need to restart.\n",
             "LlamaForCausalLM needs the package rare_pkg, which is not installed; install it with: "
             "pip install rare-pkg",
         ),

@@ -42,6 +42,7 @@ class Plan:
         gpu: A name of `GPUS`; None where no GPU was named.
         shard: A name of `SHARDS`; None on one device.
         world_size: Ranks; None on one device.
+        attention: transformers' name of the attention to run; None: the model's own.
     """
 
     precision: str | None = None
@@ -53,6 +54,7 @@ class Plan:
     gpu: str | None = None
     shard: str | None = None
     world_size: int | None = None
+    attention: str | None = None
 
     def check(self) -> None:
         """Raises `UserError` for a setting that there is not."""
@@ -127,7 +129,9 @@ def prepared(model: Any, plan: Plan) -> Any:
     """
     from vlmdoctor.dryrun.layout import laid_out
 
-    if plan.dtype is None and plan.lora is None and not plan.checkpointing and not plan.freeze:
+    if (plan.dtype, plan.lora, plan.attention) == (None, None, None) and not (
+        plan.checkpointing or plan.freeze
+    ):
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -135,6 +139,11 @@ def prepared(model: Any, plan: Plan) -> Any:
 
 
 def _adapted(model: Any, plan: Plan) -> Any:
+    if plan.attention is not None:
+        try:
+            model.set_attn_implementation(plan.attention)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{type(model).__name__} has no attention '{plan.attention}': {error}") from error
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
     if plan.freeze:
