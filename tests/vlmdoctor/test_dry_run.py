@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from torch import nn
 from typer.testing import CliRunner
 
+import vlmdoctor.dryrun.repeated as repeated_module
 from vlmdoctor.cli.main import build_app
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
@@ -20,6 +22,7 @@ from vlmdoctor.dryrun.cost import cost_of
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.measure import measure
 from vlmdoctor.dryrun.plan import Plan, shapes_under
+from vlmdoctor.dryrun.repeated import Repeated
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import UserError
 from vlmdoctor.examine import model_rules
@@ -70,11 +73,59 @@ def test_an_index_out_of_range_raises_as_it_would() -> None:
 
 @pytest.mark.parametrize(
     "needs",
-    [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: bool((x > 0).any())],
+    [
+        lambda x: x.argmax().item(),
+        lambda x: float(x.sum()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+    ],
 )
 def test_what_needs_a_value_is_named_and_not_guessed(needs: Any) -> None:
     with Abstract(), pytest.raises(ValueUnknown, match="aten"):
         needs(torch.empty(4, 4, device="meta"))
+
+
+def test_a_loss_may_be_read_for_a_log_but_not_decided_on() -> None:
+    with Abstract():
+        loss = torch.empty(4, device="meta").sum()
+        mean = (0.0 + loss.item()) / 3
+        assert f"{mean:.3f} {mean}" == "nan nan"
+        assert (loss * mean).is_meta and math.isfinite(round(mean, 3)) and math.log(mean) is not None
+        for decides in (bool, int, round, lambda x: x > 1, lambda x: max(0.5, x), lambda x: x == 1.0):
+            with pytest.raises(ValueUnknown, match="decided on"):
+                decides(mean)
+
+
+def test_an_operator_seen_before_gives_new_tensors_of_the_same_shape() -> None:
+    repeated = Repeated()
+    a, b = torch.empty(3, 4, device="meta"), torch.empty(4, 5, device="meta")
+    first, again = (repeated(torch.ops.aten.mm.default, (a, b), {}) for _ in range(2))
+    assert again.shape == (3, 5) and again.is_meta
+    assert first.untyped_storage()._cdata != again.untyped_storage()._cdata
+    whole = torch.empty(2, 2, device="meta", dtype=torch.int64)
+    for exponent, dtype in ((2, torch.int64), (2.0, torch.float32), (2, torch.int64)):  # equal as keys
+        assert repeated(torch.ops.aten.pow.Tensor_Scalar, (whole, exponent), {}).dtype is dtype
+
+
+def test_an_operator_that_shares_memory_though_it_does_not_say_so_is_run_each_time() -> None:
+    repeated, a = Repeated(), torch.empty(3, 4, device="meta")
+    for _ in range(3):
+        viewed = repeated(torch.ops.aten._unsafe_view.default, (a, [12]), {})
+        assert viewed.untyped_storage()._cdata == a.untyped_storage()._cdata
+
+
+def test_layers_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    described = repeated_module._described
+    monkeypatch.setattr(repeated_module, "_described", lambda *a: asked.append(1) or described(*a))
+    model, batch = families.build("llava")
+    dry_step(laid_out(model), batch)
+    few = len(asked)
+    model.config.text_config.num_hidden_layers = 12
+    deeper = type(model)(model.config)
+    dry_step(laid_out(deeper), batch)
+    assert few > 0 and len(asked) - few <= few
 
 
 def test_the_model_is_left_alone() -> None:

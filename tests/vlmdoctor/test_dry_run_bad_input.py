@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from mutations import mutated, outcome
+from transformers.utils import is_timm_available
 
 from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.cli.main import run
@@ -95,17 +96,45 @@ def test_a_huge_vocabulary_costs_no_memory(tmp_path: Path) -> None:
     assert outcome(tmp_path, changed(LLAMA, "vocab_size", 1 << 30)) == "judged"
 
 
+@pytest.mark.parametrize("depth", ["shapes", "static"])
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            "\nLlamaModel requires the rare_pkg library but it was not found in your environment. You can "
+            "install it with pip: `pip install rare-pkg`. Please note that you may need to restart.\n",
+            "LlamaForCausalLM needs the package rare_pkg, which is not installed; install it with: "
+            "pip install rare-pkg",
+        ),
+        ("no rare_pkg", "LlamaForCausalLM needs a package that is not installed: no rare_pkg."),
+    ],
+)
 def test_a_package_that_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    depth: str,
+    raised: str,
+    says: str,
 ) -> None:
     import transformers
 
     def wants(config: Any, **kwargs: Any) -> Any:
-        raise ImportError("LlamaForCausalLM requires the rarepkg library but it was not found")
+        raise ImportError(raised)
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_from_config", wants)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
-    assert "needs a package that is not installed" in refused(tmp_path, capsys)
+    assert refused(tmp_path, capsys, "--depth", depth) == f"vlmdoctor: {says}"
+
+
+@pytest.mark.skipif(is_timm_available(), reason="timm is installed")
+@pytest.mark.parametrize("family", ["fast_vlm", "gemma3n", "perception_lm"])
+def test_families_whose_tower_is_of_timm_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    said = refused(tmp_path, capsys)
+    assert said.endswith("needs the package timm, which is not installed; install it with: pip install timm")
 
 
 def test_no_mutated_configuration_ends_in_a_traceback(tmp_path: Path) -> None:

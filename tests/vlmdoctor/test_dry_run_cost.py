@@ -16,26 +16,29 @@ from typing import Any
 import families
 import pytest
 import torch
+import transformers
 from test_dry_run import check, tiny_llava, written
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.autocast import Autocast
-from vlmdoctor.dryrun.cost import GPUS, cost_of
+from vlmdoctor.dryrun.cost import GPUS, RESERVED, Gpu, cost_of
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.measure import measure
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.ranks import blocks_of, ranks
-from vlmdoctor.dryrun.search import Largest, largest, largest_batch, largest_sequence
+from vlmdoctor.dryrun.search import Largest, largest, largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import Unavailable, UserError
 from vlmdoctor.invoke import run
 from vlmdoctor.subject import Subject, canonical_name, role_of
+from vlmdoctor.targets.synthetic import batch_for
 from vlmdoctor.unchanged import copy_of
 
 
@@ -431,3 +434,23 @@ def test_a_model_without_layers_is_not_sharded() -> None:
 def test_a_step_that_raises_has_no_cost() -> None:
     with pytest.raises(Unavailable, match="the step raises RuntimeError"):
         measure(Subject(Stack(), {"x": torch.randn(4, 11)}), Plan())
+
+
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_attention_in_one_kernel_is_offered_where_the_model_writes_it_out(family: str) -> None:
+    config = tiny_config(family)
+    config._attn_implementation = "eager"
+    kind = transformers.LlamaForCausalLM if family == "llama" else transformers.LlavaForConditionalGeneration
+    with torch.device("meta"):
+        model = kind._from_config(config, attn_implementation="eager")
+    subject = Subject(model, batch=batch_for(model, length=512))
+    eager, fused = (measure(subject, Plan(attention=attention)) for attention in (None, "sdpa"))
+    assert fused.peak < eager.peak and fused.parameters == eager.parameters
+    between = (cost_of(eager, "sgd").peak + cost_of(fused, "sgd").peak) // 2
+    gpu = Gpu((between + RESERVED) / (1 << 30), 1, 1)
+    offered = settings_that_fit(subject, Plan(optimizer="sgd"), eager, gpu)
+    assert offered[0]["kind"] == "fused attention" and offered[0]["options"] == 'attn_implementation="sdpa"'
+    assert offered[0]["peak"] == cost_of(fused, "sgd").peak
+    model.set_attn_implementation("sdpa")
+    again = settings_that_fit(subject, Plan(optimizer="sgd"), measure(subject, Plan()), gpu)
+    assert "fused attention" not in [setting["kind"] for setting in again]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.detection.models import make
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
-from vlmdoctor.dryrun.attention import Kernel
+from vlmdoctor.dryrun.attention import kernel_of
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.step import dry_step
@@ -95,7 +95,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def test_a_dry_step_equals_a_real_one(steps: Any) -> None:
     model, batch, twin, shapes, saved, ledger = steps
-    with Abstract(), Kernel("cpu"):
+    with Abstract(functions=kernel_of("cpu")):
         dry_shapes, dry_saved = forward(twin, batch)
     assert dry_shapes == shapes
     assert dry_saved == saved
@@ -125,7 +125,8 @@ class Choosing(torch.nn.Module):
         ("aten.nonzero", lambda x: x[(x > 0).nonzero()[:, 0]]),
         ("aten.index", lambda x: x[x > 0]),
         ("aten.masked_select", lambda x: torch.masked_select(x, x > 0)),
-        ("aten._local_scalar_dense", lambda x: x * x.max().item()),
+        ("aten._local_scalar_dense", lambda x: x * float(x.max())),
+        ("Tensor.item", lambda x: x * max(x.max().item(), 1.0)),
         ("aten._unique2", lambda x: x.argmax(-1).unique().float().sum() * x),
         ("aten.bincount", lambda x: x * torch.bincount(x.argmax(-1)).numel()),
         ("Tensor.tolist", lambda x: x * x.argmax(-1).tolist()[0]),

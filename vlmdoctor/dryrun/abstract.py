@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+
+from vlmdoctor.dryrun.repeated import Repeated
+from vlmdoctor.dryrun.unknown import Unread, ValueUnknown
 
 aten = torch.ops.aten
 
@@ -52,43 +55,35 @@ _NEEDS_VALUES = {
 }
 
 
-class ValueUnknown(RuntimeError):
-    """An operator needs a value that is abstract.
-
-    Attributes:
-        operator: Its name, such as `aten.nonzero`.
-    """
-
-    def __init__(
-        self, operator: str, why: str = "needs the value of a tensor that has none in a dry run"
-    ) -> None:
-        super().__init__(f"{operator} {why}")
-        self.operator = operator
-
-
 class Abstract(TorchDispatchMode):
     """Executes every operator with real integers and abstract floats.
 
     Args:
         observe: Called as `observe(func, args, kwargs, out)` after every operator.
+        functions: What runs in the place of functions of torch, such as attention.
     """
 
-    def __init__(self, observe: Callable[..., None] | None = None) -> None:
+    def __init__(
+        self,
+        observe: Callable[..., None] | None = None,
+        functions: Mapping[Any, Callable[..., Any]] | None = None,
+    ) -> None:
         super().__init__()
         self._observe = observe
         # Real tensors that were written into from abstract ones: the shape holds, the values do not.
         self._unknown: set[int] = set()
         # What abstract tensors hold that were filled with one number, until something is written into them.
         self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
-        self._literals = _Literals()
+        self._functions = _Functions({**_FUNCTIONS, **(functions or {})})
+        self._repeated = Repeated()
 
     def __enter__(self) -> Abstract:
-        self._literals.__enter__()
+        self._functions.__enter__()
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
-        self._literals.__exit__(*raised)
+        self._functions.__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -99,7 +94,7 @@ class Abstract(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         packet = func.overloadpacket
-        tensors = list(_tensors((args, kwargs)))
+        tensors = _tensors((args, kwargs))
         abstract = [t for t in tensors if t.is_meta]
         if not abstract:
             return self._real(func, packet, args, kwargs, tensors)
@@ -135,12 +130,13 @@ class Abstract(TorchDispatchMode):
             return args[0].new_empty(args[2])
         if _writes_into_real(func, args):
             return self._written(func, args, kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+        if len(abstract) < len(tensors):
+            args, kwargs = _each(_to_meta, args), _each(_to_meta, kwargs)
         if packet is aten._grouped_mm and args[0].dtype is not torch.bfloat16:
             # Its shape function knows bfloat16 alone; kernels take the other dtypes too.
-            halved = tree_map_only(torch.Tensor, _as_bfloat16, args)
+            halved = _each(_as_bfloat16, args)
             return func(*halved, **kwargs).to(args[0].dtype)
-        return func(*args, **kwargs)
+        return self._repeated(func, args, kwargs)
 
     def _real(self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
         if not tensors and "device" in kwargs:
@@ -230,28 +226,47 @@ class Abstract(TorchDispatchMode):
         real = args[0]
         if _is_float(real.dtype) and real.numel() > 1:
             raise ValueUnknown(str(func), "writes abstract values into a real tensor of floats")
-        shapes, more = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-        func(*shapes, **more)
+        func(*_each(_to_meta, args), **_each(_to_meta, kwargs))
         self._unknown.add(_storage(real))
         return real
 
 
-class _Literals(TorchFunctionMode):
-    """Tensors made of numbers in the code have their values, whatever device they are asked for.
+class _Functions(TorchFunctionMode):
+    """Runs some functions of torch by others. One mode for all: each is asked at every access to a shape."""
 
-    `torch.tensor(..., device=x.device)` reaches no dispatch mode before it is made.
-    """
+    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._functions = functions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and _on_meta(kwargs.get("device")):
-            data = args[0] if args else kwargs.get("data")
-            if not any(t.is_meta for t in _tensors(data)):
-                kwargs = {**kwargs, "device": _CPU}
-        elif func is torch.Tensor.new_tensor and args[0].is_meta and len(args) > 1:
-            wanted = {"dtype": args[0].dtype, **kwargs, "device": _CPU}
-            return torch.tensor(args[1], **wanted)
-        return func(*args, **kwargs)
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
+
+
+# Tensors made of numbers in the code have their values, whatever device they are asked for:
+# `torch.tensor(..., device=x.device)` reaches no dispatch mode before it is made.
+def _literal(make: Callable[..., torch.Tensor], data: Any, *more: Any, **kwargs: Any) -> torch.Tensor:
+    if _on_meta(kwargs.get("device")) and not any(t.is_meta for t in _tensors(data)):
+        kwargs["device"] = _CPU
+    return make(data, *more, **kwargs)
+
+
+def _new_literal(tensor: torch.Tensor, data: Any, **kwargs: Any) -> torch.Tensor:
+    if not tensor.is_meta:
+        return tensor.new_tensor(data, **kwargs)
+    return torch.tensor(data, **{"dtype": tensor.dtype, **kwargs, "device": _CPU})
+
+
+def _item(tensor: torch.Tensor) -> Any:
+    unread = tensor.is_meta and tensor.is_floating_point() and tensor.numel() == 1
+    return Unread() if unread else tensor.item()
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.item: _item,
+    torch.tensor: functools.partial(_literal, torch.tensor),
+    torch.as_tensor: functools.partial(_literal, torch.as_tensor),
+    torch.Tensor.new_tensor: _new_literal,
+}
 
 
 def _on_meta(device: Any) -> bool:
@@ -265,15 +280,22 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
+        return [value]
+    if isinstance(value, list | tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return [t for part in parts for t in _tensors(part)]
+    return []
+
+
+def _each(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value`, its tensors changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)([_each(change, part) for part in value])
+    return {name: _each(change, part) for name, part in value.items()} if type(value) is dict else value
 
 
 def _to_meta(tensor: torch.Tensor, always: bool = False) -> torch.Tensor:
@@ -291,7 +313,7 @@ def _as_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
 
 def _emptied(args: Any) -> Any:
     """Abstract tensors as real ones without content: only their shape and dtype are asked for."""
-    return tree_map_only(torch.Tensor, lambda t: torch.empty(1, dtype=t.dtype).expand(t.shape), args)
+    return _each(lambda t: torch.empty(1, dtype=t.dtype).expand(t.shape), args)
 
 
 def _placed(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -317,10 +339,12 @@ def _is_float(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+@functools.cache
 def _fresh(func: Any) -> bool:
     return all(result.alias_info is None for result in func._schema.returns)
 
 
+@functools.cache
 def _writes(func: Any) -> bool:
     """Whether an operator writes into its first argument."""
     alias = func._schema.arguments[0].alias_info if func._schema.arguments else None

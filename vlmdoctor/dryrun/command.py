@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +59,23 @@ def _without_weights(target: str) -> bool:
     return too_large(folder) or not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
 
 
+# Imports and modules make many objects that live on: Python's default of 700 has them searched for garbage
+# over and over, for a fifth of the time of a dry run.
+_NEW_OBJECTS = 20_000
+
+
+@contextlib.contextmanager
+def _seldom_searched() -> Iterator[None]:
+    before = gc.get_threshold()
+    if 0 < before[0] < _NEW_OBJECTS:
+        gc.set_threshold(_NEW_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_seldom_searched()
 def dry_run(
     target: str,
     options: DryRunOptions,
@@ -68,6 +87,7 @@ def dry_run(
     budget: float | None = None,
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
+    from vlmdoctor import settings
     from vlmdoctor.dryrun.blame import NotThere, blamed
     from vlmdoctor.dryrun.outlook import outlook, without_pixels
     from vlmdoctor.dryrun.parts import parts_of, ropes_of
@@ -77,6 +97,7 @@ def dry_run(
     from vlmdoctor.target import resolve
     from vlmdoctor.targets.weightless import MADE, Weightless
 
+    terms = settings.load().contract
     plan = Plan(
         precision=options.precision,
         optimizer=options.optimizer or "adamw",
@@ -112,6 +133,11 @@ def dry_run(
         plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
     given: list[Any] = []
     facts: dict[str, Any] = dict(resolved.facts)
+    if not options.freeze and not options.lora:
+        if made:
+            plan = plan.as_agreed(terms, subject.model)
+        elif subject.contract is None:
+            subject.contract = terms
     missing = resolved.missing_batch
     if resolved.raised is not None:
         progress("looking for what contradicts itself")
@@ -127,6 +153,8 @@ def dry_run(
         else:
             given.append(shapes)
             facts["dry_run"] = _told(shapes)
+            if plan.freeze and not options.freeze:
+                facts["dry_run"]["frozen_by_contract"] = list(plan.freeze)
             if "images" in facts and shapes.images:
                 facts["dry_run"]["images_are"] = facts["images"]
             if shapes.failure is not None and made:

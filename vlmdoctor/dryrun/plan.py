@@ -42,6 +42,7 @@ class Plan:
         gpu: A name of `GPUS`; None where no GPU was named.
         shard: A name of `SHARDS`; None on one device.
         world_size: Ranks; None on one device.
+        attention: transformers' name of the attention to run; None: the model's own.
     """
 
     precision: str | None = None
@@ -53,6 +54,7 @@ class Plan:
     gpu: str | None = None
     shard: str | None = None
     world_size: int | None = None
+    attention: str | None = None
 
     def check(self) -> None:
         """Raises `UserError` for a setting that there is not."""
@@ -110,6 +112,14 @@ class Plan:
             plan = replace(plan, checkpointing=True)
         return plan
 
+    def as_agreed(self, contract: Mapping[str, str] | None, model: Any) -> Plan:
+        """With the parts of `model` frozen that the contract of a run says are."""
+        from vlmdoctor.contract import state_of
+
+        roles = {role_of(canonical_name(name)) for name, _ in model.named_parameters()}
+        agreed = [role for role in ROLES if state_of((contract or {}).get(role, "")) == "frozen"]
+        return replace(self, freeze=tuple(role for role in agreed if role in roles))
+
 
 def prepared(model: Any, plan: Plan) -> Any:
     """`model` under the plan's settings: dtype, adapters, what is frozen, checkpointing. Works on a copy.
@@ -119,7 +129,9 @@ def prepared(model: Any, plan: Plan) -> Any:
     """
     from vlmdoctor.dryrun.layout import laid_out
 
-    if plan.dtype is None and plan.lora is None and not plan.checkpointing and not plan.freeze:
+    if (plan.dtype, plan.lora, plan.attention) == (None, None, None) and not (
+        plan.checkpointing or plan.freeze
+    ):
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -127,6 +139,11 @@ def prepared(model: Any, plan: Plan) -> Any:
 
 
 def _adapted(model: Any, plan: Plan) -> Any:
+    if plan.attention is not None:
+        try:
+            model.set_attn_implementation(plan.attention)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{type(model).__name__} has no attention '{plan.attention}': {error}") from error
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
     if plan.freeze:

@@ -176,7 +176,7 @@ def settings_that_fit(subject: Subject, plan: Plan, base: Measured, gpu: Gpu) ->
     """The first setting of each kind under which the same batch fits, the least change first."""
     found: list[dict[str, Any]] = []
     seen: dict[Plan, Measured] = {replace(plan, gpu=None, optimizer=""): base}
-    for kind, options, changed in _changes(plan, base):
+    for kind, options, changed in _changes(subject.model, plan, base):
         if any(setting["kind"] == kind for setting in found):
             continue
         key = replace(changed, gpu=None, optimizer="")
@@ -210,7 +210,14 @@ def _least(model: Any, plan: Plan) -> float:
     return (held + sum(p.nbytes for p in learning) + state) / ranks
 
 
-def _changes(plan: Plan, base: Measured) -> Iterator[tuple[str, str, Plan]]:
+def _could_fuse(model: Any) -> bool:
+    """Whether it writes its attention weights out, and need not."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    eager = any(getattr(config, "_attn_implementation", None) == "eager" for config in configs)
+    return eager and bool(getattr(model, "_supports_sdpa", False))
+
+
+def _changes(model: Any, plan: Plan, base: Measured) -> Iterator[tuple[str, str, Plan]]:
     """Kind, options as typed, plan: the least change first within each kind."""
     import torch
 
@@ -218,13 +225,16 @@ def _changes(plan: Plan, base: Measured) -> Iterator[tuple[str, str, Plan]]:
     half: dict[str, Any] = {} if halved else {"precision": "bf16", "own_weights": False}
     again = {"checkpointing": True}
     small = {"optimizer": "adamw-8bit"}
+    without_vision = tuple(dict.fromkeys((*plan.freeze, "vision")))
+    fused: dict[str, Any] = {"attention": "sdpa"}
     whole: list[tuple[str, dict[str, Any]]] = [
+        *([("fused attention", {**fused, **more}) for more in ({}, half)] if _could_fuse(model) else ()),
         ("all parameters", half),
         ("all parameters", {**half, **again}),
         ("all parameters", {**half, **small}),
         ("all parameters", {**half, **small, **again}),
-        ("vision frozen", {**half, **again, "freeze": ("vision",)}),
-        ("vision frozen", {**half, **small, **again, "freeze": ("vision",)}),
+        ("vision frozen", {**half, **again, "freeze": without_vision}),
+        ("vision frozen", {**half, **small, **again, "freeze": without_vision}),
         ("adapters", {**half, "lora": 16}),
         ("adapters", {**half, "lora": 16, **again}),
     ]
@@ -240,6 +250,7 @@ def _changes(plan: Plan, base: Measured) -> Iterator[tuple[str, str, Plan]]:
 
 def _typed(before: Plan, after: Plan) -> str:
     names = {
+        "attention": 'attn_implementation="{}"',
         "precision": "--precision {}",
         "optimizer": "--optimizer {}",
         "checkpointing": "--gradient-checkpointing",

@@ -45,6 +45,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "rope", rope_line(rope)
     for idle in told.get("idle", ()):
         yield "no gradient", idle_line(idle)
+    if "frozen_by_contract" in told:
+        yield "frozen", f"{', '.join(told['frozen_by_contract'])}: [tool.vlmdoctor.contract] says so"
     tokens = told["tokens"]
     if tokens is not None:
         images = f", {told['image_tokens']} of them of images" if told["image_tokens"] else ""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.graph import _engine_run_backward
 
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
-from vlmdoctor.dryrun.attention import Kernel
+from vlmdoctor.dryrun.attention import kernel_of
 from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.ranks import local
@@ -96,8 +96,7 @@ def dry_step(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(ledger.resizes())
-        stack.enter_context(Abstract(ledger.observe))
-        stack.enter_context(Kernel(device))
+        stack.enter_context(Abstract(ledger.observe, kernel_of(device)))
         if casting is not None:
             stack.enter_context(casting)
         try:

@@ -15,31 +15,42 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 def folded(model: nn.Module, step: DryStep) -> tuple[ModuleShape, ...]:
     """One row for each module; modules alike but for a number in their name share one."""
+    flops = _with_parts(step.flops)
     groups: dict[tuple[object, ...], list[ModuleShape]] = {}
     for raw_name, module in model.named_modules():
         name = canonical_name(raw_name + ".").rstrip(".")
-        row = _row(name, module, step)
+        row = _row(name, module, step, flops.get(name, 0))
         shape = _NUMBER.sub("*", name)
         groups.setdefault((shape, row.kind, row.parameters, row.shape_in, row.shape_out), []).append(row)
     return tuple(_merged(rows) for rows in groups.values())
 
 
-def _row(name: str, module: nn.Module, step: DryStep) -> ModuleShape:
+def _with_parts(flops: dict[str, int]) -> dict[str, int]:
+    """Operations of each module, those of the modules inside it included."""
+    sums: dict[str, int] = {}
+    for name, count in flops.items():
+        parts = name.split(".") if name else []
+        for depth in range(len(parts) + 1):
+            above = ".".join(parts[:depth])
+            sums[above] = sums.get(above, 0) + count
+    return sums
+
+
+def _row(name: str, module: nn.Module, step: DryStep, flops: int) -> ModuleShape:
     visit = step.visits.get(name, Visit())
-    own = list(module.named_parameters())
+    own = list(module.parameters())
     finished = step.error is None and step.loss
-    learning = [p for _, p in own if p.requires_grad]
-    inside = f"{name}." if name else ""
+    learning = [p for p in own if p.requires_grad]
     return ModuleShape(
         name=name or type(module).__name__,
         kind=type(module).__name__,
         count=1,
-        parameters=sum(p.numel() for _, p in own),
-        trainable=sum(p.numel() for _, p in own if p.requires_grad),
+        parameters=sum(p.numel() for p in own),
+        trainable=sum(p.numel() for p in learning),
         shape_in=visit.shape_in,
         shape_out=visit.shape_out,
         kept=visit.kept,
-        flops=sum(n for where, n in step.flops.items() if where == name or where.startswith(inside)),
+        flops=flops,
         gradient=all(p.grad is not None for p in learning) if learning and finished else None,
     )
 

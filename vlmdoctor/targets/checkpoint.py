@@ -14,7 +14,7 @@ from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.made_batch import with_batch
 from vlmdoctor.targets.processor_files import image_side
-from vlmdoctor.targets.weightless import Weightless, one_size, refuse_sizes
+from vlmdoctor.targets.weightless import Weightless, one_size, package_missing, refuse_sizes
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -153,6 +153,8 @@ def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
     with _quiet():
         try:
             return load()
+        except ImportError as error:
+            raise package_missing(model_class, error) from error
         except Exception as error:
             if "ignore_mismatched_sizes" in str(error):
                 return load(ignore_mismatched_sizes=True)  # which do not fit, a rule will tell
@@ -186,6 +188,8 @@ def _initialised(model_class: Any, config: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return model_class._from_config(config)
+    except ImportError as error:
+        raise package_missing(model_class, error) from error
     except Exception as error:
         raise UserError(
             f"{model_class.__name__} can't be built from its config.json: "

@@ -62,9 +62,7 @@ class Weightless:
             with torch.device("meta"):
                 model = model_class._from_config(config)
         except ImportError as error:
-            raise UserError(
-                f"{model_class.__name__} needs a package that is not installed: {_line(error)}."
-            ) from error
+            raise package_missing(model_class, error) from error
         except Exception as error:
             raised = f"{type(error).__name__}: {_line(error)}"
             raise NotBuilt(
@@ -123,6 +121,19 @@ def refuse_sizes(values: dict[str, Any], model: str) -> None:
                 raise UserError(f"{model} is not built: {prefix}{name} is {value}.")
 
     look(values, "")
+
+
+def package_missing(model_class: Any, error: ImportError) -> UserError:
+    """What to tell where transformers says that a model needs a package."""
+    named = re.search(r"requires the (\w[\w.-]*) library", str(error))
+    if named is None:
+        return UserError(f"{model_class.__name__} needs a package that is not installed: {_line(error)}.")
+    installed = re.search(r"pip install ([\w.-]*\w)", str(error))
+    package = installed[1] if installed else named[1]
+    return UserError(
+        f"{model_class.__name__} needs the package {named[1]}, which is not installed; "
+        f"install it with: pip install {package}"
+    )
 
 
 def _line(error: BaseException) -> str:
