@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.detection.case import Case, Made, adamw
 from benchmarks.detection.models import DECODERS, HANDWRITTEN, VLMS, make
+from vlmdoctor.targets.synthetic.fields import image_token
 
 PRESETS = ("tiny", "tiny8", "colab")
 VARIANTS: list[tuple[str, Callable[[Made], None], tuple[str, ...], dict[str, Any]]] = []
@@ -101,7 +102,7 @@ def tied_decoder(made: Made) -> None:
 @variant("llava", "smolvlm", "internvl", "paligemma", "gemma3")
 def a_row_without_an_image(made: Made) -> None:
     """A batch of one row with an image and one of text alone."""
-    image = _image_token(made)
+    image = image_token(made.model.config)
     row = made.batch["input_ids"][1]
     row[row == image] = 7
     made.batch["pixel_values"] = made.batch["pixel_values"][:1]
@@ -266,12 +267,6 @@ def _maker(
         return made.subject()
 
     return build
-
-
-def _image_token(made: Made) -> int:
-    from benchmarks.detection.batches import placeholder
-
-    return placeholder(made.model.config)
 
 
 def pad_a_row(made: Made, *, left: bool, by: int = 3) -> None:

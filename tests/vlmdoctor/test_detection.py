@@ -8,14 +8,16 @@ import torch
 import vlmdoctor
 from benchmarks.detection.case import Case
 from benchmarks.detection.corpus import by_name
-from benchmarks.detection.families import OVERRIDES
-from benchmarks.detection.models import make
+from benchmarks.detection.families import NOT_BUILT, OVERRIDES
+from benchmarks.detection.models import VLMS, make
 from benchmarks.detection.score import score, verdict
 from benchmarks.detection.table import markdown, summary
 from vlmdoctor.report import Report
 
 HEALTHY = [
     "vlm/chameleon",
+    "vlm/evolla",
+    "vlm/florence2",
     "vlm/fuyu",
     "vlm/gemma3",
     "vlm/git",
@@ -24,9 +26,12 @@ HEALTHY = [
     "vlm/lfm2_vl",
     "vlm/llama4",
     "vlm/mistral_large4",
+    "vlm/molmo2",
+    "vlm/pi0",
     "vlm/pix2struct",
     "vlm/qwen3_vl",
     "vlm/t5gemma2",
+    "vlm/udop",
     "vlm/vision-encoder-decoder",
     "decoder/bloom",
     "decoder/deepseek_v32",
@@ -116,7 +121,7 @@ class TestBenchmark:
     def test_names_are_unique_and_every_fault_is_in_the_corpus(self) -> None:
         cases = by_name()
         kinds = [name.partition("/")[0] for name, case in cases.items() if not case.fault]
-        assert kinds.count("vlm") >= 60
+        assert kinds.count("vlm") >= 90
         assert kinds.count("decoder") >= 25
         faults = {case.fault for case in cases.values() if case.fault}
         assert all(cases[name].rules for name in cases if cases[name].fault)
@@ -126,6 +131,12 @@ class TestBenchmark:
         from transformers import CONFIG_MAPPING
 
         assert set(OVERRIDES) <= set(CONFIG_MAPPING)
+
+    def test_every_family_that_sees_has_a_case_or_a_reason(self) -> None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        assert {*VLMS, *NOT_BUILT} == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        assert not set(VLMS) & set(NOT_BUILT)
 
     def test_judging(self) -> None:
         fault = Case("f/x", "x", lambda: None, "f", "how", ("GRAD2*", "blank-images"), ("proj",))
