@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,10 +13,12 @@ import torch
 from torch import nn
 
 from vlmdoctor import invoke
+from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.subject import Subject, canonical_name, optimizers
 from vlmdoctor.unchanged import copy_of
 from vlmdoctor.watching.held import innermost
+from vlmdoctor.watching.trial import runs
 
 # A copy and its gradients take as much again each: larger models are left alone.
 LARGEST_BYTES = 4 << 30
@@ -162,26 +163,13 @@ def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     try:
         # Copied together, so that the optimizers' copies hold the copied model's parameters.
-        model, own, schedulers = copy.deepcopy((subject.model, given, optimizers(subject.lr_scheduler)))
+        model, own, schedulers = copied_together(subject.model, given, optimizers(subject.lr_scheduler))
     except Exception as error:
         raise Unavailable(f"the model can't be copied ({type(error).__name__}: {error})") from error
     bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
-    if subject.loss_fn is not None and not _is_used(bench):
+    if subject.loss_fn is not None and not runs(model, subject.loss_fn, bench.batch):
         raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")
     return bench
-
-
-def _is_used(bench: Bench) -> bool:
-    """Whether the loss is made with the copy at all: a loss_fn may hold on to the model that it knows."""
-    called: list[nn.Module] = []
-    handles = [m.register_forward_pre_hook(lambda m, _: called.append(m)) for m in bench.model.modules()]
-    try:
-        with torch.no_grad():
-            bench.loss()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return bool(called)
 
 
 def _values(parameter: nn.Parameter) -> torch.Tensor:

@@ -67,9 +67,17 @@ def test_a_warm_up_goes_on_in_the_copy_only():
     assert optimizer.param_groups[0]["lr"] == 0.0 and scheduler.last_epoch == 0
 
 
+def test_a_scheduler_that_looks_at_the_loss_is_given_it():
+    model = Model()
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    steps = trial_steps(Subject(model, make_batch(), optimizer=optimizer, lr_scheduler=scheduler))
+    assert len(steps.steps) == 8 and scheduler.last_epoch == 0
+
+
 def test_a_loss_of_the_user_s_own():
     model = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
     batch = (torch.ones(2, 4), torch.ones(2, 1))
 
     def loss_fn(model, batch):
@@ -85,7 +93,9 @@ def test_what_can_t_be_tried_says_why():
     batch = make_batch()
     held = Model()
     held.kept = held.vision_proj.weight * 2  # a tensor with a history can't be copied
+    own = Subject(model, batch, lambda _, batch: model(**batch).loss, optimizer=optimizer)
     for subject, reason in (
+        (own, "does not run the model that it is given"),
         (Subject(model, None, optimizer=optimizer), "no batch"),
         (Subject(model, batch), "no optimizer"),
         (Subject(lambda: model, batch, optimizer=optimizer), "no built model"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 from vlmdoctor.bench import Bench, Trained
+from vlmdoctor.copied import copied_together
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Fix
@@ -53,7 +53,7 @@ def _falls(trained: Trained) -> bool:
 
 
 def _copied(bench: Bench) -> Bench:
-    model, optimizers, schedulers = copy.deepcopy((bench.model, bench.optimizers, bench.schedulers))
+    model, optimizers, schedulers = copied_together(bench.model, bench.optimizers, bench.schedulers)
     return Bench(model, bench.batch, optimizers, schedulers, bench.loss_fn)
 
 

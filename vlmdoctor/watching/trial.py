@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlmdoctor import invoke
+from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.subject import Subject, optimizers
@@ -39,6 +40,10 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
         warnings.simplefilter("ignore")
         model, own, schedulers = copies(subject)
         model.train()
+        if subject.loss_fn is not None and not runs(model, subject.loss_fn, subject.batch):
+            raise Unavailable(
+                "loss_fn does not run the model that it is given, so that no copy can be trained"
+            )
         with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
             try:
                 for _ in range(steps):
@@ -51,6 +56,19 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
     return Steps(steps=seen.steps, tracks=seen.tracks, nonfinite=seen.nonfinite)
 
 
+def runs(model: nn.Module, loss_fn: Any, batch: Any) -> bool:
+    """Whether the loss is made with `model` at all: a loss_fn may hold on to the model that it knows."""
+    called: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda m, _: called.append(m)) for m in model.modules()]
+    try:
+        with torch.no_grad():
+            invoke.run(model, copy_of(batch), loss_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(called)
+
+
 def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
     """The model with its optimizers and schedulers, copied together."""
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
@@ -58,7 +76,7 @@ def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
     try:
         # Copied together, so that the optimizer's copy holds the copied model's parameters, each as often
         # as the real one holds the real ones.
-        return copy.deepcopy((subject.model, given, schedulers))
+        return copied_together(subject.model, given, schedulers)
     except Exception as error:
         raise Unavailable(
             f"the model and its optimizer can't be copied for a trial ({type(error).__name__}: {error})"
@@ -79,5 +97,6 @@ def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[An
         # A copied scheduler does not know that its optimizer has stepped.
         warnings.simplefilter("ignore", UserWarning)
         for scheduler in schedulers:
-            scheduler.step()
+            wants_loss = "metrics" in inspect.signature(scheduler.step).parameters  # ReduceLROnPlateau
+            scheduler.step(*([float(loss.detach())] if wants_loss else []))
     return float(loss.detach())  # of no module's output where a loss_fn makes it

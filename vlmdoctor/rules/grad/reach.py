@@ -35,6 +35,7 @@ class Reach:
         tracks: What was measured of each parameter, by name, in the model's order.
         reached: Those that got a gradient other than zero.
         missing: Those that never did.
+        undecided: Those whose gradients were zero so far, too few to say: a path leads to them.
         with_images: In how many of the measured passes there were images; None where that is not known.
         enough_images: How many of them are enough to blame a missing gradient on the model.
     """
@@ -42,6 +43,7 @@ class Reach:
     tracks: Mapping[str, Track]
     reached: tuple[Parameter, ...]
     missing: tuple[Parameter, ...]
+    undecided: tuple[Parameter, ...]
     with_images: int | None
     enough_images: int
 
@@ -53,7 +55,7 @@ class Reach:
     @property
     def whole_roles(self) -> list[str]:
         """The roles in which nothing was reached, in the order in which the data passes them."""
-        alive = {p.role for p in self.reached}
+        alive = {p.role for p in (*self.reached, *self.undecided)}
         missing = {p.role for p in self.missing if not _UNUSED.search(p.name)}
         return [role for role in PATH if role in missing - alive]
 
@@ -87,9 +89,11 @@ class Reach:
         # the text, where experts of a language model are for images alone).
         stack, twin = p.layer.rpartition(".")[0], p.name[len(p.layer) :]
         alike = [
-            q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
+            q
+            for q in (*self.seen, *self.undecided)
+            if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
         ]
-        used = {q.depth for q in alike if q in self.reached}
+        used = {q.depth for q in alike if q not in self.missing}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
         return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
 
@@ -149,7 +153,7 @@ def _reach(
     with_images: int | None,
     enough_images: int,
 ) -> Reach:
-    reached, missing = [], []
+    reached, missing, undecided = [], [], []
     for p in parameters.parameters:
         track = tracks.get(p.name)
         if track is None or not p.requires_grad:
@@ -158,4 +162,6 @@ def _reach(
             reached.append(p)
         elif track.samples >= (for_zero if track.with_gradient else for_missing):
             missing.append(p)
-    return Reach(tracks, tuple(reached), tuple(missing), with_images, enough_images)
+        elif track.with_gradient:
+            undecided.append(p)
+    return Reach(tracks, tuple(reached), tuple(missing), tuple(undecided), with_images, enough_images)

@@ -38,7 +38,8 @@ def extras(
             rows, length, batch["pixel_values"].shape[1], dtype=torch.long
         )
     if "image_embeds_position_mask" in names and ("pixel_values" in batch or "flattened_patches" in batch):
-        latent = int(field(config, "latent_query_num", default=64))
+        images = len(batch["pixel_values"]) // rows if "pixel_values" in batch else 1
+        latent = int(field(config, "latent_query_num", default=64)) * images
         if length < latent + 2:
             for name in ("input_ids", "attention_mask", "labels"):
                 batch[name] = batch[name][:, :1].expand(rows, latent + 16).contiguous()
