@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from vlmdoctor import invoke
+from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.subject import Subject, canonical_name, optimizers
 from vlmdoctor.unchanged import copy_of
 from vlmdoctor.watching.held import innermost
-from vlmdoctor.watching.trial import copied_together
 
 # A copy and its gradients take as much again each: larger models are left alone.
 LARGEST_BYTES = 4 << 30
@@ -162,7 +162,7 @@ def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     try:
         # Copied together, so that the optimizers' copies hold the copied model's parameters.
-        model, own, schedulers = copied_together((subject.model, given, optimizers(subject.lr_scheduler)))
+        model, own, schedulers = copied_together(subject.model, given, optimizers(subject.lr_scheduler))
     except Exception as error:
         raise Unavailable(f"the model can't be copied ({type(error).__name__}: {error})") from error
     bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)

@@ -86,7 +86,7 @@ _ROLE_PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "vision",
         re.compile(
-            r"\w*(vision|visual|image|img|pixel|patch_embed|patch_conv)\w*"
+            r"\w*(vision|visual|image|img|pixel|patch_embed|embed_patch|patch_conv)\w*"
             r"|vit|vpm|clip|siglip|dino\w*|eva|vq_?(model|vae)"
         ),
     ),

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.detection.batches import placeholder, text_batch, vlm_batch
 from benchmarks.detection.case import Made
 from benchmarks.detection.families import FROZEN
-from benchmarks.detection.shrink import tiny_config, tiny_model
+from benchmarks.detection.shrink import IMAGE, tiny_config, tiny_model
+from vlmdoctor.targets.synthetic import batch_for
+from vlmdoctor.targets.synthetic.fields import image_token
+
+TEXT, ANSWER = 12, 6  # words of a sample, and those at its end that are supervised
 
 HANDWRITTEN = (
     *("nanovlm", "llava_scratch", "flamingo", "prefix_lm", "qformer", "clip"),
@@ -25,15 +28,22 @@ VLMS = (
     "blip-2",
     "chameleon",
     "cohere2_vision",
+    "cohere_compass",
     "cosmos3_edge",
     "cosmos3_omni",
+    "deepseek_ocr2",
     "deepseek_vl",
     "deepseek_vl_hybrid",
+    "dots3_note",
+    "emu3",
     "ernie4_5_vl_moe",
+    "evolla",
     "exaone4_5",
+    "florence2",
     "fuyu",
     "gemma3",
     "gemma4",
+    "gemma4_unified",
     "git",
     "glm46v",
     "glm4v",
@@ -42,16 +52,22 @@ VLMS = (
     "glm_ocr",
     "glmga",
     "got_ocr2",
+    "granite4_vision",
     "granite_docling",
     "hunyuan_vl",
     "hyperclovax_vision_v2",
     "idefics",
     "idefics2",
     "idefics3",
+    "inkling2",
+    "inkling_mm_model",
     "instructblip",
+    "instructblipvideo",
     "internvl",
     "janus",
+    "kimi_k25",
     "kosmos-2",
+    "kosmos-2.5",
     "lfm2_vl",
     "lfm3_vl",
     "lighton_ocr",
@@ -65,14 +81,20 @@ VLMS = (
     "minicpmv4_7",
     "minimax_m3_vl",
     "mistral3",
+    "mistral4",
     "mistral_large4",
     "mllama",
+    "molmo2",
     "muse_glimmer",
+    "muse_spark",
+    "nemotron_h_omni",
     "ovis2",
     "paddleocr_vl",
     "paligemma",
+    "pi0",
     "pix2struct",
     "pp_chart2table",
+    "pp_formulanet",
     "qianfan_ocr",
     "qwen2_5_omni_thinker",
     "qwen2_5_vl",
@@ -82,10 +104,13 @@ VLMS = (
     "qwen3_omni_moe_thinker",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "qwen4_exp",
     "shieldgemma2",
     "smolvlm",
     "step3p7",
     "t5gemma2",
+    "udop",
+    "unlimited_ocr",
     "video_llama_3",
     "video_llava",
     "vipllava",
@@ -243,9 +268,9 @@ def make(family: str, **changes: Any) -> Made:
     for name, parameter in model.named_parameters():
         if family in FROZEN and FROZEN[family] in name:
             parameter.requires_grad_(False)
-    batch = vlm_batch(model) if vision else text_batch(config)
+    batch = batch_for(model, image_size=IMAGE, text=TEXT, answer=ANSWER)
     if getattr(config, "image_seq_length", None):
-        config.image_seq_length = int((batch["input_ids"][0] == placeholder(config)).sum())
+        config.image_seq_length = int((batch["input_ids"][0] == image_token(config)).sum())
     return Made(model, batch, PARTS.get(family, {}))
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from benchmarks.detection.families import OVERRIDES
+from vlmdoctor.targets.synthetic import consistent, default_config
 
 HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_DIM, LAYERS, WIDE, VOCABULARY = 64, 4, 2, 16, 2, 96, 256
 EXPERTS, CHOSEN, LENGTH, IMAGE, PATCH = 4, 2, 512, 32, 8
@@ -50,11 +51,12 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"hidden_size_per_layer_input|d_rel", HEAD_DIM),
     (r"\w*(hidden|embed|embedding)_(size|dim)|d_model|n_embd|dim|model_dim|\w*word_embed_proj_dim", HIDDEN),
     (r"projection_dim|projector_(input|output)_dim|vision_output_dim", HIDDEN),
-    (r"output_dim|decoder_hidden_size|adapter_(in|out)_dim", HIDDEN),
+    (r"output_dim|decoder_hidden_size|adapter_(in|out)_dim|adapter_input_size", HIDDEN),
     (r"image_text_hidden_size|dim_model_base|width|ple_embed_dim", HIDDEN),
     (r"(max|n|num)_position(_embedding)?s\w*|max_position_embeddings", LENGTH),
     (r"n_ctx|n_positions|max_target_positions|max_seq_len\w*", LENGTH),
     (r"(latent|base|output|post_conv_\w+)_channels", 32),
+    (r"downsample_channels", HIDDEN),
     (r"num_pos_feats", 16),
     (r"image_size|high_res_size", IMAGE),
     (r"patch_size", PATCH),
@@ -69,16 +71,16 @@ _SIZES: tuple[tuple[str, int], ...] = (
 _PATTERNS = tuple((re.compile(pattern), size) for pattern, size in _SIZES)
 _TOKEN = re.compile(r"(.+)_token_(?:id|index)|(im_start|im_end|im_newline|image_patch)_id")
 _KINDS = re.compile(r"(\w*layer_types|layers_block_type|indexer_types)")
-_WHICH = re.compile(r"\w*(indexes|indices|layer_ids|layers|idxs)")
+_WHICH = re.compile(r"\w*(indexes|indices|layer_ids|layers|idxs|feature_layer)")
 ROPE_SECTIONS = {3: [2, 3, 3], 4: [2, 2, 2, 2]}
 
 
 def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """The default config of a model type, shrunk; `changes` are applied on top."""
     tokens: dict[str, int] = {}
-    default = CONFIG_MAPPING[model_type]()
-    values = _shrunk(default, tokens)
-    return CONFIG_MAPPING[model_type](**_merged(_merged(values, OVERRIDES.get(model_type, {})), changes))
+    values = _shrunk(default_config(model_type), tokens)
+    given = _merged(_merged(values, OVERRIDES.get(model_type, {})), changes)
+    return consistent(CONFIG_MAPPING[model_type](**given))
 
 
 def tiny_model(model_class: Any, config: PreTrainedConfig) -> Any:
@@ -98,6 +100,7 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
         if _KINDS.fullmatch(name) and isinstance(value, list | tuple)
     }
     count = max([LAYERS, *map(len, kinds.values())])
+    usual = vars(type(config)())
     for name, value in known.items():
         if name in ("initializer_range", "init_std") and isinstance(value, float) and value < SPREAD:
             values[name] = SPREAD
@@ -117,11 +120,13 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int]) -> dict[str, Any]:
             values[name] = list(range(min(len(value), LAYERS)))
         elif isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
             if (size := _sized(name)) is not None:
-                values[name] = [size] * len(value)
+                values[name] = [min(size, v) for v in value]
         elif type(value) is int and (size := _sized(name)) is not None:
             values[name] = (
                 count if size == LAYERS and _is_layers(name) else min(size, value) if value else value
             )
+        elif type(value) in (int, float, str) and value != usual.get(name):  # filled in by `default_config`
+            values[name] = value
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from benchmarks.detection.families import NOT_BUILT
 from benchmarks.detection.rivals.run import read_record
 from benchmarks.detection.rivals.table import beside
 from benchmarks.detection.score import ALARMS, Scored, Verdict
@@ -72,7 +73,16 @@ def markdown(scored: Scored) -> str:
         )
     missed = [v.case.name for v in scored.faults if not v.right]
     lines += ["", "## Missed, or named otherwise", "", *(f"- {name}" for name in missed or ["nothing"])]
-    lines += ["", "## The healthy", "", *_healthy(scored), "", *beside(scored, read_record())]
+    lines += [
+        "",
+        "## The healthy",
+        "",
+        *_healthy(scored),
+        "",
+        *_not_built(),
+        "",
+        *beside(scored, read_record()),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -92,6 +102,11 @@ def _healthy(scored: Scored) -> list[str]:
         + ".",
     ]
     return lines
+
+
+def _not_built() -> list[str]:
+    lines = ["Families of image-text-to-text models without a case:", ""]
+    return [*lines, *(f"- {family}: {why}" for family, why in sorted(NOT_BUILT.items()))]
 
 
 def _counts(faults: tuple[Verdict, ...]) -> str:

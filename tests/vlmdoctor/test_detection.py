@@ -8,14 +8,16 @@ import torch
 import vlmdoctor
 from benchmarks.detection.case import Case
 from benchmarks.detection.corpus import by_name
-from benchmarks.detection.families import OVERRIDES
-from benchmarks.detection.models import make
+from benchmarks.detection.families import NOT_BUILT, OVERRIDES
+from benchmarks.detection.models import VLMS, make
 from benchmarks.detection.score import score, verdict
 from benchmarks.detection.table import markdown, summary
 from vlmdoctor.report import Report
 
 HEALTHY = [
     "vlm/chameleon",
+    "vlm/evolla",
+    "vlm/florence2",
     "vlm/fuyu",
     "vlm/gemma3",
     "vlm/git",
@@ -24,9 +26,12 @@ HEALTHY = [
     "vlm/lfm2_vl",
     "vlm/llama4",
     "vlm/mistral_large4",
+    "vlm/molmo2",
+    "vlm/pi0",
     "vlm/pix2struct",
     "vlm/qwen3_vl",
     "vlm/t5gemma2",
+    "vlm/udop",
     "vlm/vision-encoder-decoder",
     "decoder/bloom",
     "decoder/deepseek_v32",
@@ -39,6 +44,17 @@ HEALTHY = [
     "handwritten/qformer",
     "vlm/hunyuan_vl",
     "variant/bfloat16-autocast/llama",
+    "variant/bfloat16-weights/aria",
+    "variant/bfloat16-weights/emu3",
+    "variant/forward-compiled/llava",
+    "variant/forward-under-autocast/llava",
+    "variant/forward-wrapped/qwen3_vl",
+    "variant/model-known-to-the-loss/llava",
+    "variant/noise-on-embeddings/gemma3",
+    "variant/packed-by-positions/llava",
+    "variant/schedule-reduce-lr-on-plateau/gemma3",
+    "variant/two-images-in-a-row/kosmos-2",
+    "variant/words-under-masks/llava",
     "variant/right-padding/smolvlm",
     "variant/already-trained/llava",
     "variant/a-row-without-an-image/llava",
@@ -116,7 +132,7 @@ class TestBenchmark:
     def test_names_are_unique_and_every_fault_is_in_the_corpus(self) -> None:
         cases = by_name()
         kinds = [name.partition("/")[0] for name, case in cases.items() if not case.fault]
-        assert kinds.count("vlm") >= 60
+        assert kinds.count("vlm") >= 90
         assert kinds.count("decoder") >= 25
         faults = {case.fault for case in cases.values() if case.fault}
         assert all(cases[name].rules for name in cases if cases[name].fault)
@@ -126,6 +142,12 @@ class TestBenchmark:
         from transformers import CONFIG_MAPPING
 
         assert set(OVERRIDES) <= set(CONFIG_MAPPING)
+
+    def test_every_family_that_sees_has_a_case_or_a_reason(self) -> None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        assert {*VLMS, *NOT_BUILT} == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        assert not set(VLMS) & set(NOT_BUILT)
 
     def test_judging(self) -> None:
         fault = Case("f/x", "x", lambda: None, "f", "how", ("GRAD2*", "blank-images"), ("proj",))

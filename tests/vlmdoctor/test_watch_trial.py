@@ -72,9 +72,17 @@ def test_a_warm_up_goes_on_in_the_copy_only():
     assert optimizer.param_groups[0]["lr"] == 0.0 and scheduler.last_epoch == 0
 
 
+def test_a_scheduler_that_looks_at_the_loss_is_given_it():
+    model = Model()
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    steps = trial_steps(Subject(model, make_batch(), optimizer=optimizer, lr_scheduler=scheduler))
+    assert len(steps.steps) == 8 and scheduler.last_epoch == 0
+
+
 def test_a_loss_of_the_user_s_own():
     model = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
     batch = (torch.ones(2, 4), torch.ones(2, 1))
 
     def loss_fn(model, batch):

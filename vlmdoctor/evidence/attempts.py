@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
@@ -85,13 +85,9 @@ def edit_a_packed_sample(reference: Reference) -> Results:
         raise Unavailable("the first packed sample has no text")
     ids = reference.inputs[reference.inputs.ids].clone()
     ids[row, places[-1]] = _another(reference, row, places[-1])
-    # A cache, which no training needs, keeps transformers from looking for packed samples.
-    cached = "use_cache" in inspect.signature(reference.trials.model.forward).parameters
-    options = {"use_cache": False} if cached and isinstance(reference.subject.batch, Mapping) else {}
-    changed = reference.inputs.with_(**{reference.inputs.ids: ids}, **options)
-    before, after = (
-        reference.trials.run(batch).logits for batch in (reference.inputs.with_(**options), changed)
-    )
+    changed = reference.inputs.with_(**{reference.inputs.ids: ids})
+    with _without_cache(reference.trials.model):
+        before, after = (reference.trials.run(batch).logits for batch in (None, changed))
     apart = distances(reference.text(after), reference.text(before)).cpu()
     effect = float(apart[row][first].max())
     others = torch.zeros_like(reference.valid)
@@ -102,6 +98,21 @@ def edit_a_packed_sample(reference: Reference) -> Results:
     allowed = reference.exact(effect)
     found = change(what, apart, others, allowed, effect, told_by=by, attention_mask=masked)
     yield "packed-neighbour", found
+
+
+@contextlib.contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """A cache, which no training needs, keeps transformers from looking for packed samples."""
+    configs = {
+        id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)
+    }
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def pad_more(reference: Reference) -> Results:
@@ -125,6 +136,7 @@ def pad_more(reference: Reference) -> Results:
     names = " ".join({type(module).__name__.lower() for module in reference.trials.model.modules()})
     if left and any(part in names for part in _RECURRENT):
         raise Unavailable("recurrent layers read padding on the left by design")
+    reference.need_no_draws()
     seen = reference.trials.run(inputs.with_(**_padded(reference, left)))
     if seen.logits is None or seen.logits.shape[1] != reference.before.logits.shape[1] + PADDING:
         raise Unavailable("the padded batch gives logits of another shape")

@@ -35,14 +35,15 @@ def exchange_an_image(reference: Reference) -> Results:
         own = float(apart[0][(reference.valid if seen is None else reference.valid | seen)[0]].max())
         others = reference.valid.clone()
         others[0] = False
-        allowed = reference.exact(max(own, float(apart[others].max()) if others.any() else 0.0))
+        most = max(own, float(apart[others].max()) if others.any() else 0.0)
+        allowed, sees = reference.exact(most), own > reference.still(most)
         if reference.setting("expert_capacity") is not None:
             yield (
                 "image-of-another",
                 "experts of limited capacity make samples depend on each other by design",
             )
         else:
-            yield "image-of-another", change("the image of row 0", apart, others, allowed, own)
+            yield "image-of-another", change("the image of row 0", apart, others, allowed, own, sees=sees)
     else:
         yield "image-of-another", "which image belongs to which sample is not known"
     changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})

@@ -110,11 +110,14 @@ def rotary_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextlib.contextmanager
 def _moved_positions(modules: list[tuple[str, nn.Module]], move: Move, length: int) -> Iterator[None]:
+    left: list[nn.Module] = []
+
     def hook(module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         names = list(inspect.signature(module.forward).parameters)
         place = names.index("position_ids")
         positions = keywords.get("position_ids", given[place] if place < len(given) else None)
         if not isinstance(positions, torch.Tensor) or positions.shape[-1] != length:
+            left.append(module)
             return None
         if "position_ids" in keywords:
             return given, {**keywords, "position_ids": move(positions)}
@@ -124,6 +127,8 @@ def _moved_positions(modules: list[tuple[str, nn.Module]], move: Move, length: i
         for _, module in modules:
             hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
+    if left:
+        raise Unavailable("parts of the model count positions of their own, which would stay where they are")
 
 
 def _tables(model: nn.Module, positions: int) -> list[StoredTable]:

@@ -65,9 +65,13 @@ class Reference:
             raise Unavailable("the changed batch gives logits of another shape")
         return distances(self.text(seen.logits), self.text(base.logits)).cpu()
 
+    def still(self, effect: float) -> float:
+        """What counts as not moved at all."""
+        return max(10 * self.noise, _SAME_SHAPE * effect)
+
     def exact(self, effect: float) -> float:
         """What may move where a pass differs in values only, and not in shapes."""
-        allowed = max(10 * self.noise, _SAME_SHAPE * effect)
+        allowed = self.still(effect)
         if self.trials.has_experts:
             return max(allowed, 10 * self.rounding)
         # In half precision one rounding hides too much, and passes of one shape agree bit for bit there.
@@ -111,6 +115,11 @@ class Reference:
     def rounded(self) -> float:
         """What may move where shapes differ, and with them the order of additions."""
         return max(10 * self.noise, 20 * self.rounding, 16 * self.trials.epsilon * self.scale)
+
+    def need_no_draws(self) -> None:
+        """Raises `Unavailable` where random numbers are part of a pass: another length draws other ones."""
+        if float(self.moved(self.trials.run(seed=1))[self.valid].max()) > self.rounded:
+            raise Unavailable("the model draws random numbers, which are others for another length")
 
     def need_logits(self) -> None:
         """Raises `Unavailable` where no token's logits are known."""

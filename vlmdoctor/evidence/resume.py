@@ -69,13 +69,14 @@ Parts = tuple[Any, list[Any], list[Any]]
 
 
 def _tried(subject: Subject) -> Resume:
+    from vlmdoctor.copied import copied_together
     from vlmdoctor.subject import canonical_name
-    from vlmdoctor.watching.trial import copied_together, copies
+    from vlmdoctor.watching.trial import copies
 
     going: Parts = copies(subject)
     for number in range(STEPS_BEFORE):
         _step(subject, going, number)
-    again: Parts = copied_together(going)
+    again: Parts = copied_together(*going)
     loaded: Parts = copies(subject)
     try:
         _load(loaded, _states(going))

@@ -37,9 +37,9 @@ def read_tables(model: nn.Module) -> Iterator[Table]:
                 yield _numbered(name, module, tensor)
             elif _FREQUENCIES.fullmatch(attribute) and tensor.is_floating_point() and tensor.ndim == 1:
                 rebuilt = getattr(copy, attribute, None)
-                yield _frequencies(model, name, module, tensor, rebuilt, positions)
+                yield _frequencies(model, name, prefix, tensor, rebuilt, positions)
             elif _TABLE.fullmatch(attribute) and tensor.ndim > 1:
-                yield _stored(model, name, module, tensor)
+                yield _stored(model, name, prefix, tensor)
 
 
 def _numbered(name: str, module: nn.Module, tensor: torch.Tensor) -> Table:
@@ -49,8 +49,9 @@ def _numbered(name: str, module: nn.Module, tensor: torch.Tensor) -> Table:
 
 
 def _frequencies(
-    model: nn.Module, name: str, module: nn.Module, tensor: torch.Tensor, fresh: Any, positions: int
+    model: nn.Module, name: str, prefix: str, tensor: torch.Tensor, fresh: Any, positions: int
 ) -> Table:
+    module = model.get_submodule(prefix)
     kind = type(module).__name__
     held = tensor.detach().double().cpu()
     if not bool(held.isfinite().all()):
@@ -69,7 +70,7 @@ def _frequencies(
         problem = "all alike"
     elif copy is None and bool((held < 0).any()):
         problem = "not positive"
-    wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model)
+    wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model, prefix)
     if copy is None or problem is not None:
         return Table(name, kind, _dtype(tensor), problem, theta, wanted)
     steps = torch.arange(positions).double()[:, None]
@@ -89,7 +90,8 @@ def _frequencies(
     )
 
 
-def _stored(model: nn.Module, name: str, module: nn.Module, tensor: torch.Tensor) -> Table:
+def _stored(model: nn.Module, name: str, prefix: str, tensor: torch.Tensor) -> Table:
+    module = model.get_submodule(prefix)
     held = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     problem, theta = None, None
     if not bool(held.isfinite().all()):
@@ -101,7 +103,7 @@ def _stored(model: nn.Module, name: str, module: nn.Module, tensor: torch.Tensor
     else:
         widths = (int(tensor.shape[-1]), 2 * int(tensor.shape[-1]))
         theta = next((t.theta for w in widths for t in stored_tables(module, w) if t.tensor is tensor), None)
-    wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model)
+    wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model, prefix)
     return Table(name, type(module).__name__, _dtype(tensor), problem, theta, wanted)
 
 
@@ -142,8 +144,11 @@ def _is_coarse(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
     ) or (held.element_size() < 4)
 
 
-def _config_theta(model: nn.Module) -> float | None:
-    config = getattr(model, "config", None)
+def _config_theta(model: nn.Module, prefix: str) -> float | None:
+    """The base in the configuration that the module `prefix` is built from: its own, or of what holds it."""
+    parts = prefix.split(".")
+    around = [model, *(model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)) if prefix)]
+    config = next((c for m in reversed(around) if (c := getattr(m, "config", None)) is not None), None)
     config = getattr(config, "text_config", None) or config
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
 import re
 import time
@@ -53,24 +54,25 @@ class Trials:
         self._subject = subject
         self._vocabulary = subjects.vocab_size(self.model)
         # Families that tell the prompt from the answer by token types look both ways in the prompt, and
-        # some take everything for the prompt unless they train.
-        trains = any(name.endswith("token_type_ids") for name in self.inputs.fields)
+        # some take everything for the prompt unless they train. All else is as in evaluation: attention may
+        # drop weights by itself, and hooks add noise (NEFTune).
+        types = {name for name in self.inputs.fields if name.endswith("token_type_ids")}
         for module in self.model.modules():
-            module.training = trains and not NOISY.search(type(module).__name__)
+            module.training = bool(types) and _takes(module, types)
         self.seconds = 0.0
         self.unseen = 0
         self.targets: torch.Tensor | None = None
         self._seen_types: set[torch.dtype] = set()
 
-    def run(self, batch: Any = None) -> Seen:
+    def run(self, batch: Any = None, seed: int = 0) -> Seen:
         """One pass on `batch`, by default the user's."""
         model, loss_fn = self.model, self._subject.loss_fn
         batch = copy_of(self._subject.batch if batch is None else batch)
         outputs: list[Any] = []
         started = time.perf_counter()
-        random.seed(0)
-        torch.manual_seed(0)
-        with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls:
+        random.seed(seed)
+        torch.manual_seed(seed)
+        with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls, self._types_noted():
             warnings.simplefilter("ignore")
             if loss_fn is None:
                 outputs.append(call(model, batch))
@@ -87,6 +89,18 @@ class Trials:
             logits = self._compared(seen[0]) if logits is None else logits
             self.targets = self._targets(seen[0]) if self.targets is None else self.targets
         return Seen(logits, None if loss is None else float(loss.detach()))
+
+    @contextlib.contextmanager
+    def _types_noted(self) -> Iterator[None]:
+        """The float types that modules give out: under autocast they are coarser than weights and logits."""
+        with contextlib.ExitStack() as hooks:
+            for module in self.model.modules() if not self.seconds else ():
+                hooks.enter_context(_hooked(module, self._note))
+            yield
+
+    def _note(self, module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            self._seen_types.add(output.dtype)
 
     def jittered(self) -> Seen:
         """A pass whose token embeddings are off by one rounding: how far rounding carries in this model."""
@@ -106,10 +120,7 @@ class Trials:
 
     @property
     def epsilon(self) -> float:
-        """The relative rounding of the coarsest float type among the weights, and of the logits seen so far.
-
-        Logits are coarser than the weights where the loss function runs the model under autocast.
-        """
+        """The relative rounding of the coarsest float type among the weights and what modules gave out."""
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point() and p.element_size() > 1}
         kinds |= self._seen_types
         return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
@@ -164,6 +175,13 @@ class Trials:
             logits = functional.pad(logits, (0, 0, 0, 1))
         self._seen_types.add(logits.dtype)
         return logits.detach()[..., :: self._step(logits)].clone()
+
+
+def _takes(module: nn.Module, names: set[str]) -> bool:
+    try:
+        return bool(names & set(inspect.signature(module.forward).parameters))
+    except (TypeError, ValueError):  # compiled to a script
+        return False
 
 
 def innermost(model: nn.Module) -> nn.Module:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from vlmdoctor.bench import Bench, Trained
+from vlmdoctor.copied import copied_together
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.proving import Measured, Tried
-from vlmdoctor.watching.trial import copied_together
 
 DEPTH = "steps"
 COPIES = True
@@ -53,7 +53,7 @@ def _falls(trained: Trained) -> bool:
 
 
 def _copied(bench: Bench) -> Bench:
-    model, optimizers, schedulers = copied_together((bench.model, bench.optimizers, bench.schedulers))
+    model, optimizers, schedulers = copied_together(bench.model, bench.optimizers, bench.schedulers)
     return Bench(model, bench.batch, optimizers, schedulers, bench.loss_fn)
 
 

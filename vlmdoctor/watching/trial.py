@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from vlmdoctor import invoke
+from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.hidden import hidden_parameters
@@ -79,24 +81,11 @@ def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
     try:
         # Copied together, so that the optimizer's copy holds the copied model's parameters, each as often
         # as the real one holds the real ones.
-        return copied_together((subject.model, given, schedulers))
+        return copied_together(subject.model, given, schedulers)
     except Exception as error:
         raise Unavailable(
             f"the model and its optimizer can't be copied for a trial ({type(error).__name__}: {error})"
         ) from error
-
-
-def copied_together(parts: tuple[nn.Module, list[Any], list[Any]]) -> tuple[nn.Module, list[Any], list[Any]]:
-    """A deep copy of a model with its optimizers and schedulers.
-
-    What its modules have kept of the last pass, such as an auxiliary loss, is copied without its graph.
-    """
-    held = (value for module in parts[0].modules() for value in vars(module).values())
-    flat = (one for value in held for one in (value if isinstance(value, list | tuple) else (value,)))
-    memo = {
-        id(one): one.detach().clone() for one in flat if isinstance(one, torch.Tensor) and not one.is_leaf
-    }
-    return copy.deepcopy(parts, memo)
 
 
 def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[Any]) -> float:
@@ -113,5 +102,6 @@ def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[An
         # A copied scheduler does not know that its optimizer has stepped.
         warnings.simplefilter("ignore", UserWarning)
         for scheduler in schedulers:
-            scheduler.step()
+            wants_loss = "metrics" in inspect.signature(scheduler.step).parameters  # ReduceLROnPlateau
+            scheduler.step(*([float(loss.detach())] if wants_loss else []))
     return float(loss.detach())  # of no module's output where a loss_fn makes it

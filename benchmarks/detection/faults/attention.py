@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import STRANGERS, alter, fault, graft
 from benchmarks.detection.handwritten.nanovlm import rotate_half
-from benchmarks.detection.healthy import pad_a_row
+from benchmarks.detection.variants.batches import pad_a_row
 
 MASK = "MASK* mask* future*"
 

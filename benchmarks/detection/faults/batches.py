@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from benchmarks.detection.batches import placeholder
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import STRANGERS, alter, fault
-from benchmarks.detection.healthy import pad_a_row
+from benchmarks.detection.variants.batches import pad_a_row
+from vlmdoctor.targets.synthetic.fields import image_token
 
 COUNT = "image-token* placeholder* IMG* DATA*"
 LABELS = "DATA* label* supervis* LOSS*"
@@ -303,7 +303,7 @@ def text_alone(made: Made) -> None:
 
 
 def _image(made: Made) -> int:
-    return placeholder(made.model.config)
+    return image_token(made.model.config)
 
 
 def _labels(made: Made) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.detection.batches import placeholder
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import alter, fault
-from benchmarks.detection.healthy import two_images_in_a_row
-from benchmarks.detection.images import ROWS
+from vlmdoctor.targets.synthetic.fields import image_token
+
+ROWS = 2  # of the batches, with an image each
 
 
 @fault(
@@ -86,7 +86,7 @@ def patches_shuffled(made: Made) -> None:
 )
 def images_of_a_row_exchanged(made: Made) -> None:
     """Of two images in a row, each is seen where the other is meant."""
-    two_images_in_a_row(made)
+    _as_one_row(made)
     alter(made["projector"], lambda x: _each(x, lambda images: images.flip(0)))
 
 
@@ -98,8 +98,16 @@ def images_of_a_row_exchanged(made: Made) -> None:
 )
 def first_image_for_both(made: Made) -> None:
     """Of two images in a row, the first is seen at the places of both."""
-    two_images_in_a_row(made)
+    _as_one_row(made)
     alter(made["projector"], lambda x: _each(x, lambda images: images[:1].expand_as(images)))
+
+
+def _as_one_row(made: Made) -> None:
+    """Both samples as one, with an image in each half."""
+    for name, value in made.batch.items():
+        if value.shape == made.batch["labels"].shape and name != "labels":
+            made.batch[name] = value.reshape(1, -1)
+    made.batch["labels"] = made.batch["labels"].reshape(1, -1)
 
 
 def _each(features: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -116,7 +124,7 @@ def _each(features: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def image_behind_the_answer(made: Made) -> None:
     """The placeholders of each row stand at its end, behind the answer."""
     ids = made.batch["input_ids"]
-    order = (ids == placeholder(made.model.config)).long().argsort(dim=1, stable=True)
+    order = (ids == image_token(made.model.config)).long().argsort(dim=1, stable=True)
     for name, value in made.batch.items():
         if value.shape == ids.shape:
             made.batch[name] = value.gather(1, order)

@@ -15,6 +15,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_shapes, reach_in_steps
 from vlmdoctor.rules.places import counted, listed, places, share_of
 from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
+from vlmdoctor.subject import layer_of, role_of
 
 LARGE_SHARE = 0.01  # of the trainable numbers: below it, unused strays are only worth a remark
 MOST_OF_A_PART = 0.5
@@ -274,6 +275,34 @@ def no_sound_in_the_batch() -> tuple[Parameters, Backward]:
 def last_vision_layer_unused() -> tuple[Parameters, Steps]:
     """LLaVA takes the features of the last layer but one: nothing reaches the last one, by design."""
     return sample_parameters(), sample_steps(track=without_gradient("vision_encoder.layers.3"))
+
+
+@no_gradient.good
+def behind_a_projector_of_zeros() -> tuple[Parameters, Backward]:
+    """The path is there, and what comes back over it is zero at first; the last vision layer is unused."""
+    known = sample_parameters()
+    gradients = []
+    for p in known.parameters:
+        unused = p.name.startswith("vision_encoder.layers.3.")
+        gradients.append(Gradient(p.name, p.role, not unused, zero=None if unused else p.role == "vision"))
+    return known, Backward(
+        6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
+    )
+
+
+@no_gradient.good
+def keys_and_values_alone_are_read() -> tuple[Parameters, Backward]:
+    """Another model reads the cache of the language model: nothing else of its last layer is used."""
+    read = ("norm_in", "k_proj", "v_proj")
+    parts = (*read, "q_proj", "o_proj", "mlp.up_proj")
+    names = [f"lm.layers.{layer}.{part}.weight" for layer in range(2) for part in parts]
+    known, gradients = [], []
+    for name in (*names, "lm.norm.weight"):
+        layer, depth = layer_of(name)
+        known.append(Parameter(name, role_of(name), layer, depth, (8, 8), "float32", True))
+        present = depth == 0 or any(f".{part}." in name for part in read)
+        gradients.append(Gradient(name, role_of(name), present, zero=False if present else None))
+    return Parameters(tuple(known)), Backward(6.5, tuple(gradients), len(known), len(known))
 
 
 @no_gradient.good

@@ -27,6 +27,8 @@ _ROUTER = re.compile(r"(^|\.)(router|gate|gating)(\.|$)")
 _EXPERT = re.compile(r"(^|\.)experts?(\.|$)")
 # Towers for what batches of text and images don't hold.
 _OTHER_SENSES = re.compile(r"(^|\.)\w*(audio|video|speech)\w*\.")
+# What a layer leaves in a cache.
+_CACHED = re.compile(r"(^|\.)(k|v|kv|key|value)(_(a|b))?(_proj)?(_with_mqa)?\.|(^|\.)[kv]_norm\.")
 _FOR_IMAGES = re.compile(r"vision|visual|image|img")
 
 
@@ -95,7 +97,7 @@ class Reach:
             if twin is not None and twin.with_gradient > twin.zero_gradient and twin.moved == 0:
                 return True
         if p.role not in ("vision", "projector") and not _FOR_IMAGES.search(p.name[len(p.layer) :]):
-            return False
+            return self._behind_a_cache(p)
         if not p.layer:  # norms and heads behind the last layer whose features are used
             return p.role == "vision" and bool(re.search(r"norm|ln_|head|neck", p.name))
         # Of the last layers nobody may ask for everything: features are taken in front of them, or only
@@ -105,7 +107,7 @@ class Reach:
         alike = [
             q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
         ]
-        used = {q.depth for q in alike if q in self.reached}
+        used = {q.depth for q in alike if q not in self.missing}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
         return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
 
@@ -113,6 +115,23 @@ class Reach:
         """Whether `p` is in a tower for sounds or videos that nothing came through."""
         found = _OTHER_SENSES.search(p.name)
         return found is not None and not any(q.name.startswith(p.name[: found.end()]) for q in self.reached)
+
+    def _behind_a_cache(self, p: Parameter) -> bool:
+        """Whether `p` lies behind the last keys and values of a stack that others read its cache of (π0)."""
+        parent = p.name.rpartition(".")[0].rpartition(".")[0]
+        stack = p.layer.rpartition(".")[0]
+        within = [
+            q
+            for q in self.seen
+            if q.depth is not None
+            and (q.layer.rpartition(".")[0] == stack if p.layer else q.layer.rsplit(".", 2)[0] == parent)
+        ]
+        last = max((q.depth for q in within if q.depth is not None), default=None)
+        if last is None or (p.layer and p.depth != last):
+            return False
+        used = [q.name for q in within if q.depth == last and q in self.reached]
+        cached = [name for name in used if _CACHED.search(name)]
+        return bool(cached) and all(_CACHED.search(name) or "norm" in name for name in used)
 
 
 def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:

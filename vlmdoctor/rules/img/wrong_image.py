@@ -38,7 +38,8 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
     projector; put features back in the order of the placeholders.
     """
     seen = influence.of("image-of-another")
-    own = seen.effect is None or seen.effect > seen.allowed
+    # What rounding may move where experts regroup the tokens can be more than an image does.
+    own = seen.effect is None or seen.detail.get("sees", seen.effect > seen.allowed)
     images = influence.changes.get("images")
     if not seen.moves and (own or images is None or not images.moves):
         return
@@ -81,6 +82,14 @@ def the_last_one_for_all() -> Influence:
     all_images = Change("all images", 0.2, 0.0, 0.4, 20, 20, 0, 7)
     first = Change("the image of row 0", 0.0, 4e-6, 0.0, 16, 0, 1, 3)
     return Influence({"image-of-another": first, "images": all_images})
+
+
+@wrong_image.good
+def less_than_experts_round() -> Influence:
+    """The images move less than tokens that other experts take, in bfloat16."""
+    images = Change("all images", 2.6, 0.0, 2.6, 12, 12, 1, 9)
+    first = Change("the image of row 0", 0.0, 5.3, 2.6, 16, 0, 1, 0, {"sees": True})
+    return Influence({"image-of-another": first, "images": images})
 
 
 @wrong_image.good

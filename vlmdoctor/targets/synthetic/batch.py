@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.targets.synthetic.extras import extras
+from vlmdoctor.targets.synthetic.extras import IGNORED, extras
 from vlmdoctor.targets.synthetic.features import features_of
-from vlmdoctor.targets.synthetic.fields import field, image_token, special_tokens, text_config
+from vlmdoctor.targets.synthetic.fields import field, image_marks, image_token, special_tokens, text_config
 from vlmdoctor.targets.synthetic.pixels import image_inputs
 
-IGNORED = -100
 _MOST_TOKENS = 1 << 24
 
 
@@ -25,6 +24,7 @@ def batch_for(
     batch_size: int = 2,
     image_size: int | None = None,
     length: int | None = None,
+    answer: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """A training batch that `model` can be called with: real integers, random pixels, labels.
 
@@ -36,6 +36,7 @@ def batch_for(
         batch_size: Samples.
         image_size: Height and width of an image; by default what the configuration suggests.
         length: Tokens in each sample altogether; overrides `text` where the images leave room.
+        answer: Tokens at the end of each sample that alone are supervised; by default all text is.
 
     How many tokens an image takes is asked of the model's own vision tower, laid out without weights.
     """
@@ -49,26 +50,40 @@ def batch_for(
     token = image_token(config)
     if pixels and token is not None:
         per_sample = _image_tokens(model, config, pixels, images, batch_size)
+    shown = _shown(config, per_sample, images)
+    taken = sum(map(len, shown))
     if length is not None:
-        text = max(length - per_sample, images + 1)
-    if batch_size * (per_sample + text) > _MOST_TOKENS:
-        raise ValueError(f"the text would have {batch_size} × {per_sample + text} tokens")
-    ids = _text(config, batch_size, per_sample + max(text, images + 1))
-    if per_sample and token is not None:
-        # A word between two images: families tell them apart by it.
-        each, rest = divmod(per_sample, images)
-        for image in range(images):
-            start = 1 + image * (each + 1)
-            ids[:, start : start + each + (rest if image == images - 1 else 0)] = token
+        text = max(length - taken, images + 1)
+    if batch_size * (taken + text) > _MOST_TOKENS:
+        raise ValueError(f"the text would have {batch_size} × {taken + text} tokens")
+    ids = _text(config, batch_size, taken + max(text, images + 1))
     labels = ids.clone()
-    if token is not None:
-        labels[ids == token] = IGNORED
+    start = min(2, ids.shape[1] - taken - images)
+    for block in shown:
+        ids[:, start : start + len(block)] = torch.tensor(block)
+        labels[:, start : start + len(block)] = IGNORED
+        start += len(block) + 1  # a word between two images: families tell them apart by it
+    if answer is not None:
+        labels[:, :-answer] = IGNORED
+        if field(config, "is_encoder_decoder"):
+            labels = labels[:, -answer:].contiguous()
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels, "labels": labels}
     batch = extras(config, names, batch, token)
     takes_all = any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()
     )
     return {name: value for name, value in batch.items() if name in names or (takes_all and name == "labels")}
+
+
+def _shown(config: Any, per_sample: int, images: int) -> list[list[int]]:
+    """What stands for each image of a sample: its placeholders, between its marks."""
+    token = image_token(config)
+    if not per_sample or token is None:
+        return []
+    before, behind = image_marks(config)
+    each, rest = divmod(per_sample, images)
+    counts = [each] * (images - 1) + [each + rest]
+    return [[*before, *[token] * count, *behind] for count in counts]
 
 
 def _image_tokens(model: Any, config: Any, pixels: Any, images: int, batch_size: int) -> int:
@@ -99,4 +114,10 @@ def _text(config: Any, rows: int, length: int) -> torch.Tensor:
     special = special_tokens(config)
     allowed = [i for i in range(min(vocabulary, 512)) if i not in special] or [0]
     drawn = torch.randint(0, len(allowed), (rows, length), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(allowed)[drawn]
+    ids = torch.tensor(allowed)[drawn]
+    for place, name in ((0, "bos_token_id"), (-1, "eos_token_id")):
+        token = field(text_config(config), name)
+        token = token[0] if isinstance(token, list) and token else token
+        if isinstance(token, int) and 0 <= token < vocabulary:
+            ids[:, place] = token
+    return ids

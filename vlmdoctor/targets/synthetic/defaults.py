@@ -71,6 +71,8 @@ _CHANGES: dict[str, Any] = {
     "hunyuan_vl": lambda: {
         "text_config": {"head_dim": 128, "rope_parameters": {**_FULL, "mrope_section": [16, 16, 16, 16]}}
     },
+    "udop": lambda: {"decoder_start_token_id": 0},
+    "vision-encoder-decoder": lambda: {"pad_token_id": 0, "decoder_start_token_id": 1},
     "molmo2": lambda: {"adapter_config": {"text_hidden_size": 4096}},
     "qwen2_5_omni_thinker": lambda: {"vision_start_token_id": 151652, "vision_end_token_id": 151653},
     "qwen3_omni_moe_thinker": lambda: {

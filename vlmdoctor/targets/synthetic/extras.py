@@ -9,6 +9,9 @@ import torch
 from vlmdoctor.targets.synthetic.drawn import pixels
 from vlmdoctor.targets.synthetic.fields import field, kind_of
 
+IGNORED = -100
+_RESIDUES = 8  # amino acids of a protein, each a token
+
 
 def extras(
     config: Any, names: set[str], batch: dict[str, torch.Tensor], token: int | None
@@ -22,10 +25,10 @@ def extras(
         more["mm_token_type_ids"] = marked
     if "moe_mm_token_type_ids" in names:
         more["moe_mm_token_type_ids"] = marked
-    if "token_type_ids" in names:
+    if "token_type_ids" in names and token is not None:
         # PaliGemma's mark what attends causally (the answer), Gemma 3's the image.
-        prefix = kind_of(config) == "paligemma"
-        more["token_type_ids"] = 1 - marked if prefix else marked
+        answers = kind_of(config) == "paligemma"
+        more["token_type_ids"] = (batch["labels"] != IGNORED).long() if answers else marked
     if "cross_attention_mask" in names and "pixel_values" in batch:
         _, images, tiles = batch["pixel_values"].shape[:3]
         mask = batch["aspect_ratio_mask"][:, None].expand(rows, length, images, tiles)
@@ -35,12 +38,14 @@ def extras(
             rows, length, batch["pixel_values"].shape[1], dtype=torch.long
         )
     if "image_embeds_position_mask" in names and ("pixel_values" in batch or "flattened_patches" in batch):
-        latent = int(field(config, "latent_query_num", default=64))
+        images = len(batch["pixel_values"]) // rows if "pixel_values" in batch else 1
+        latent = int(field(config, "latent_query_num", default=64)) * images
         if length < latent + 2:
             for name in ("input_ids", "attention_mask", "labels"):
                 batch[name] = batch[name][:, :1].expand(rows, latent + 16).contiguous()
         mask = torch.zeros_like(batch["input_ids"])
         mask[:, 1 : 1 + latent] = 1
+        batch["labels"] = batch["labels"].masked_fill(mask.bool(), IGNORED)
         more["image_embeds_position_mask"] = mask
     if "qformer_input_ids" in names:
         more["qformer_input_ids"] = torch.ones(rows, 4, dtype=torch.long)
@@ -49,8 +54,17 @@ def extras(
         more["bbox"] = torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(rows, length, 4).contiguous()
     if {"state", "actions"} <= names:
         wide, steps = field(config, "max_action_dim", default=32), field(config, "chunk_size", default=50)
+        del batch["labels"]  # its targets are the actions
         more["state"] = pixels(rows, field(config, "max_state_dim", default=32))
         more["actions"], more["timestep"] = pixels(rows, steps, wide), pixels(rows).sigmoid()
-    if "decoder_input_ids" in names and not hasattr(config, "qformer_config"):
+    if kind_of(config) == "pp_formulanet":  # its decoder reads these, shifted by the model
+        batch["input_ids"] = batch["labels"].clone()
+        batch["attention_mask"] = torch.ones_like(batch["labels"])
+    if "input_ids" not in names:
+        del batch["attention_mask"]  # that of the text; where there is none it would hide parts of the image
+    if "protein_input_ids" in names:
+        drawn = torch.randint(4, 24, (rows, _RESIDUES), generator=torch.Generator().manual_seed(1))
+        more["protein_input_ids"], more["protein_attention_mask"] = drawn, torch.ones_like(drawn)
+    if "decoder_input_ids" in names and "labels" not in names:  # where there are labels, they give these
         more["decoder_input_ids"] = batch["input_ids"].clone()
     return {**batch, **more}

@@ -15,11 +15,13 @@ def features_of(model: Any, inputs: dict[str, torch.Tensor]) -> int | None:
 
     `model` has to be on the meta device.
     """
-    owner = next(
-        (m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_image_features")), None
-    )
+    nested = model.modules() if isinstance(model, torch.nn.Module) else ()
+    candidates = (model, getattr(model, "model", None), *nested)
+    owner = next((m for m in candidates if hasattr(m, "get_image_features")), None)
     if owner is None or not inputs:
         return None
+    if owner not in candidates[:2] and inputs["pixel_values"].ndim == 5:  # a whole VLM within an agent (π0)
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"].flatten(0, 1)}
     accepted = inspect.signature(owner.get_image_features).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     if "image_patches" in inputs and "image_patches" not in accepted:  # Fuyu's two names for them

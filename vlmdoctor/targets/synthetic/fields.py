@@ -72,12 +72,25 @@ def image_token(config: Any) -> int | None:
     return int(found) if isinstance(found, int) and found >= 0 else None
 
 
+_START_TOKENS = ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index")
+_END_TOKENS = ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index")
+
+
+def image_marks(config: Any) -> tuple[list[int], list[int]]:
+    """The ids that stand in front of an image's placeholders and behind them, as far as they have rows."""
+    rows = field(text_config(config), "vocab_size", default=0)
+    marks = (field(config, *names) for names in (_START_TOKENS, _END_TOKENS))
+    start, end = ([mark] if isinstance(mark, int) and 0 <= mark < rows else [] for mark in marks)
+    return start, end
+
+
 def special_tokens(config: Any) -> set[int]:
     """Ids with a meaning, which random text must not hold."""
     found = set()
     for part in (config, text_config(config)):
         values = part.to_dict() if hasattr(part, "to_dict") else {}
+        found |= set((values.get("vocabulary_map") or {}).values())
         for name, value in values.items():
-            if "token" in name and isinstance(value, int) and not isinstance(value, bool):
-                found.add(value)
+            if "token" in name or name.endswith("_id"):
+                found |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
     return found

@@ -100,8 +100,8 @@ def flattened(config: Any, names: set[str], images: int, rows: int, size: int | 
     across = math.isqrt(min(64, int(field(vision, "max_num_patches", "seq_len", default=64))))
     where = places(across, across, "ij") + 1
     wide = int(field(vision, "patch_embed_hidden_size", default=3 * patch * patch))
-    values = torch.cat([where.float(), pixels(len(where), wide)], dim=-1)
-    inputs = {"flattened_patches": values.expand(rows, -1, -1).contiguous()}
+    values = torch.cat([where.float().expand(rows, -1, -1), pixels(rows, len(where), wide)], dim=-1)
+    inputs = {"flattened_patches": values}
     if "width" in names:
         inputs |= {"width": torch.full((rows,), across), "height": torch.full((rows,), across)}
     return inputs
@@ -115,7 +115,7 @@ def positioned(config: Any, names: set[str], images: int, rows: int, size: int |
     merged = side(vision, "model_patch_size", default=patch)
     pool = 1 if merged != patch else int(field(vision, "pooling_kernel_size", default=1))
     tokens = int(field(vision, "default_output_length", "num_soft_tokens", default=64))
-    across = math.isqrt(tokens) * pool
+    across = (math.isqrt(tokens) if size is None else max(1, size // (merged * pool))) * pool
     count = images * rows
     where = places(across, across).expand(count, -1, -1).contiguous()
     return {
