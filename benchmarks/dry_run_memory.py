@@ -1,6 +1,7 @@
 """The dry run's bytes against the memory of real processes, and its own time and memory against size.
 
     python benchmarks/dry_run_memory.py real            # resident memory of real training steps on this CPU
+    python benchmarks/dry_run_memory.py accelerate      # beside what accelerate's estimate-memory says
     python benchmarks/dry_run_memory.py sizes           # 0.1 billion to a trillion parameters
     python benchmarks/dry_run_memory.py sizes --plot sizes.png
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT = {"vocab_size": 4096, "intermediate_size": 1536, "num_hidden_layers": 8, "pad_token_id": 0}
+RIVALS = ("language model, 31 M", "LLaVA, 38 M", "LLaVA 7B")
 SETTINGS = ("plain", "checkpointing", "lora", "bf16", "amp", "sgd")
 # Width, layers: language models behind LLaVA's tower.
 SIZES = {
@@ -62,6 +64,11 @@ def resident() -> int:
 
 def one_real(setting: str) -> dict[str, float]:
     """What the process grew by while it trained, and what the dry run says."""
+    return compared(*language_model(setting), setting)
+
+
+def compared(model: Any, batch: Any, setting: str = "plain") -> dict[str, float]:
+    """What training of a real model said and took, in bytes."""
     import torch
 
     from vlmdoctor.dryrun.layout import laid_out
@@ -70,7 +77,6 @@ def one_real(setting: str) -> dict[str, float]:
 
     small = torch.nn.Linear(8, 8)  # so that libraries are loaded before anything is measured
     small(torch.randn(4, 8)).sum().backward()
-    model, batch = language_model(setting)
     lower = torch.bfloat16 if setting == "amp" else None
     kind = "sgd" if setting == "sgd" else "adamw"
     step = dry_step(laid_out(model), batch, device="cpu", autocast=lower)
@@ -90,6 +96,46 @@ def one_real(setting: str) -> dict[str, float]:
         optimizer.zero_grad()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"said": said, "took": most - before + own}
+
+
+def one_rival(name: str) -> dict[str, float]:
+    """What accelerate's estimate says of training with Adam in float32, the dry run, and a real process."""
+    import torch
+    import transformers
+    from accelerate.commands.estimate import estimate_training_usage
+    from accelerate.utils import calculate_maximum_sizes
+
+    from vlmdoctor.dryrun.cost import cost_of
+    from vlmdoctor.dryrun.measure import measure
+    from vlmdoctor.dryrun.plan import Plan
+    from vlmdoctor.subject import Subject
+    from vlmdoctor.targets.synthetic import batch_for
+
+    def estimated(model: Any) -> int:
+        return max(estimate_training_usage(calculate_maximum_sizes(model)[0], "float32").values())
+
+    if name == "LLaVA 7B":
+        config = transformers.LlavaConfig()
+        config.text_config.vocab_size = 32064
+        with torch.device("meta"):
+            model = transformers.LlavaForConditionalGeneration._from_config(config, dtype=torch.float32)
+        cost = cost_of(measure(Subject(model, batch=batch_for(model, batch_size=1)), Plan()))
+        return {"estimated": estimated(model), "said": cost.peak, "took": 0}
+    if name.startswith("LLaVA"):
+        text = {**TEXT, "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+        vision = {"model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024}
+        vision |= {"num_hidden_layers": 8, "num_attention_heads": 4, "image_size": 224, "patch_size": 14}
+        torch.manual_seed(0)
+        config = transformers.LlavaConfig(
+            vision_config=vision,
+            text_config={"model_type": "llama", "use_cache": False, **text},
+            image_token_index=4095,
+        )
+        model = transformers.LlavaForConditionalGeneration(config).train()
+        batch = batch_for(model, batch_size=4)
+    else:
+        model, batch = language_model("plain")
+    return {"estimated": estimated(model), **compared(model, batch)}
 
 
 def one_size(name: str) -> dict[str, float]:
@@ -151,20 +197,29 @@ def plot(rows: list[dict[str, float]], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("real", "sizes"), nargs="?", default="real")
+    parser.add_argument("what", choices=("real", "accelerate", "sizes"), nargs="?", default="real")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the sizes")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "NAME"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.one:
         what, name = given.one
-        print(json.dumps((one_real if what == "real" else one_size)(name)))
+        print(json.dumps({"real": one_real, "accelerate": one_rival, "sizes": one_size}[what](name)))
     elif given.what == "real":
         for setting in SETTINGS:
             found = apart("real", setting)
             print(
                 f"{setting:14} said {found['said'] / 1e6:6.0f} MB  took {found['took'] / 1e6:6.0f} MB  "
                 f"{found['said'] / found['took'] - 1:+.1%}",
+                flush=True,
+            )
+    elif given.what == "accelerate":
+        for name in RIVALS:
+            found = apart("accelerate", name)
+            took = f"took {found['took'] / 1e6:7.0f} MB" if found["took"] else "no real run"
+            print(
+                f"{name:20} estimated {found['estimated'] / 1e6:7.0f} MB  "
+                f"said {found['said'] / 1e6:7.0f} MB  {took}",
                 flush=True,
             )
     else:

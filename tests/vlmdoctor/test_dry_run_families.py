@@ -64,6 +64,15 @@ def test_numbers_in_the_code_keep_their_values() -> None:
     assert grid.tolist() == [[1, 4, 4]] and same.tolist() == [5]
 
 
+def test_a_number_in_a_tensor_fills_activations() -> None:
+    scores = torch.empty(2, 3, device="meta")
+    with Abstract():
+        lowest = torch.scalar_tensor(float("-inf"), device=scores.device)
+        masked = scores.masked_fill(torch.ones(2, 3) > 0, lowest)
+        scores.masked_fill_(torch.ones(2, 3) > 0, lowest)
+    assert masked.is_meta and masked.shape == (2, 3)
+
+
 def test_a_tensor_filled_with_one_number_is_known_until_it_is_written_into() -> None:
     activations = torch.empty(2, 3, device="meta")
     with Abstract():

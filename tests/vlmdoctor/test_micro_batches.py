@@ -146,6 +146,16 @@ def test_a_leak_between_rows_is_reported_once() -> None:
     assert [f.rule for f in report.findings] == ["sample-leak"]
 
 
+def test_a_row_without_an_image_goes_without_one() -> None:
+    model, batch = families.build("llava")
+    placeholder = model.config.image_token_id
+    ids = batch["input_ids"]
+    ids[1] = ids[1].masked_fill(ids[1] == placeholder, 7)
+    batch["pixel_values"] = batch["pixel_values"][:1]
+    seen = measured(model, batch)
+    assert len(seen.losses) == 2 and seen.is_a_mean
+
+
 def test_images_of_nobody_are_not_guessed_at() -> None:
     model, batch = families.build("llava")
     batch["pixel_values"] = batch["pixel_values"][:1].repeat(3, 1, 1, 1)

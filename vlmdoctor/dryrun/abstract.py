@@ -122,6 +122,9 @@ class Abstract(TorchDispatchMode):
             self._check_range(args[1], args[0].shape[0], "token ids")
         elif packet is aten.masked_scatter or packet is aten.masked_scatter_:
             self._check_room(*args[:3])
+        elif packet is aten.masked_fill or packet is aten.masked_fill_:
+            # A scalar tensor that was made on the device of the target, whose shape function insists on that.
+            args = (*args[:2], *_each(lambda t: _to_meta(t, always=True), args[2:]))
         elif packet is aten.masked_select:
             count = int(torch.broadcast_to(self._known(args[1], packet), args[0].shape).sum())
             return args[0].new_empty((count,))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts import Results
@@ -42,20 +47,20 @@ def exchange_the_words(reference: Reference) -> Results:
 
 
 def exchange_the_padding(reference: Reference) -> Results:
-    """Other tokens in the places that the mask hides: no logit of a real token, and no loss, may move."""
+    """Other embeddings in the places that the mask hides: no logit of a real token, and no loss, may move.
+
+    The ids stay, since some models tell by them where padding is.
+    """
     inputs, before = reference.inputs, reference.before
     if inputs.ids is None or inputs.mask is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
         raise Unavailable("the batch has no padding mask over its token ids")
-    ids, hidden = inputs[inputs.ids], ~inputs.valid
+    hidden = ~inputs.valid
     if not bool(hidden.any()):
         raise Unavailable("no row of the batch is padded")
-    words = ids[
-        inputs.valid & ~torch.isin(ids, torch.tensor(sorted(reference.placeholders)).to(ids))
-    ].unique()
-    if not len(words):
-        raise Unavailable("the texts hold no word")
-    changed = torch.where(hidden, words[len(words) // 2], ids)
-    seen = reference.trials.run(inputs.with_(**{inputs.ids: changed}))
+    with _other_embeddings(reference, hidden) as exchanged:
+        seen = reference.trials.run()
+    if not exchanged:
+        raise Unavailable("no embedding is looked up with the token ids as they are")
     what = f"the {int(hidden.sum())} tokens that the mask hides"
     if before.logits is not None:
         apart = reference.moved(seen)
@@ -65,3 +70,23 @@ def exchange_the_padding(reference: Reference) -> Results:
         yield "hidden-tokens", Change(what, moved, allowed, positions=int(hidden.sum()))
     else:
         raise Unavailable("the model gives neither a loss nor logits")
+
+
+@contextlib.contextmanager
+def _other_embeddings(reference: Reference, hidden: torch.Tensor) -> Iterator[list[str]]:
+    """The model with noise on the embeddings at `hidden` [B, T]; what it holds is where that was done."""
+    ids = reference.inputs[reference.inputs.ids]
+    done: list[str] = []
+
+    def hook(module: nn.Module, given: tuple, output: Any) -> Any:
+        if not given or not isinstance(given[0], torch.Tensor) or not torch.equal(given[0], ids):
+            return output
+        done.append(type(module).__name__)
+        drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(8)).to(output)
+        return torch.where(hidden[..., None].to(output.device), output + drawn * output.std(), output)
+
+    with contextlib.ExitStack() as hooks:
+        for module in reference.trials.model.modules():
+            if isinstance(module, nn.Embedding):
+                hooks.callback(module.register_forward_hook(hook).remove)
+        yield done

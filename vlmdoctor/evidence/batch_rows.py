@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlmdoctor.evidence.inputs import Inputs, placeholders
 from vlmdoctor.subject import Subject
 
 MOST_PARTS = 4
+_OF_IMAGES = re.compile("pixel|image|grid_thw")
 _AXES = (2, 3, 4)  # of rotary positions, which stand in front of the rows
 
 
@@ -83,10 +85,10 @@ def _split(
     spans = list(pairwise(bounds))
     if isinstance(value, list | tuple) and len(value) == rows:
         return [value[first:last] for first, last in spans]
-    if not isinstance(value, torch.Tensor) or not value.ndim or len(value) == 1:
+    of_images = is_images or _OF_IMAGES.search(name) is not None
+    if not isinstance(value, torch.Tensor) or not value.ndim or (len(value) == 1 and not of_images):
         return [value] * len(spans)
     if len(value) == rows:
-        of_images = is_images or name.endswith("grid_thw")
         if of_images and any(counts) and not all(counts):
             raise Unavailable("which image belongs to which row is not known")
         return [value[first:last] for first, last in spans]
@@ -95,7 +97,8 @@ def _split(
     if len(value) == length and value.ndim <= 2 and not is_images:
         return [value] * len(spans)  # one for each position, of all rows
     ends = _ends(name, grids.get(len(value), [1] * len(value)), counts, rows)
-    return [value[ends[first] : ends[last]] for first, last in spans]
+    # Rows without an image have none of what belongs to images.
+    return [value[ends[first] : ends[last]] if ends[first] < ends[last] else None for first, last in spans]
 
 
 def _ends(name: str, weights: list[int], counts: list[int], rows: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
+from typing import Any
 
 import torch
 
@@ -76,8 +77,10 @@ def _ambiguous(inputs: Inputs, subject: Subject) -> tuple[int, int, float]:
     return open_, supervised, floor
 
 
-def _images_of(names: list[str], fields: dict[str, torch.Tensor]) -> bytes:
-    return b"".join(fields[name].detach().float().cpu().numpy().tobytes() for name in names)
+def _images_of(names: list[str], fields: dict[str, Any]) -> bytes:
+    return b"".join(
+        fields[name].detach().float().cpu().numpy().tobytes() for name in names if fields[name] is not None
+    )
 
 
 def _blank(images: torch.Tensor) -> torch.Tensor:

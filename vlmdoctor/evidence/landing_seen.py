@@ -25,6 +25,7 @@ from vlmdoctor.subject import Subject
 MOST_IMAGES = 8
 FEWEST_TOKENS = 4  # of which a map can be made
 SECONDS = 60.0  # no further image is tried after so long
+SLOW = 5.0  # seconds for one pass: a dozen are needed
 MOVED = 0.05  # of what the token moves that moves most
 ALIKE = 1e-4  # of how far a token moves
 _CHANNELS = (1, 3, 4)
@@ -54,6 +55,8 @@ def look(subject: Subject) -> Landing:
     pictures = _pictures(inputs, pixels)
     started = time.perf_counter()
     layer, own = entering(trials)
+    if (took := time.perf_counter() - started) > SLOW:
+        raise Unavailable(f"a pass up to the first decoder layer takes {took:.0f} s here")
 
     def moves(change: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """[B, T, D]: how far the embeddings move with pixels that are changed like this."""

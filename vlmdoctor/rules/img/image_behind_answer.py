@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.landing import Landed, Landing
 from vlmdoctor.finding import Finding, Fix, Severity
@@ -12,7 +13,7 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data
 
 
 @rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))
-def image_behind_answer(data: Data, landing: Landing) -> Iterator[Finding]:
+def image_behind_answer(data: Data, landing: Landing, backward: Backward | None) -> Iterator[Finding]:
     """In every row the placeholders of the image come after the last token that is supervised.
 
     ## Why it matters
@@ -24,12 +25,14 @@ def image_behind_answer(data: Data, landing: Landing) -> Iterator[Finding]:
     ## How sure it is
     Places of placeholders and labels are counted, row by row; it is said only where no row with an image
     has a label behind one, and where features are seen to enter the text at their placeholders, so that
-    models whose text looks at the image from everywhere (cross-attention) are left alone.
+    models whose text looks at the image from everywhere (cross-attention) are left alone, and so are those
+    whose vision part or projector gets a gradient: the image may be what is learned.
 
     ## What to do
     Put the image in front of the answer, into the turn of the user.
     """
-    if not any(one.tokens for one in landing.images):
+    seeing = [g for g in backward.gradients if g.role in ("vision", "projector")] if backward else []
+    if any(g.present and not g.zero for g in seeing) or not any(one.tokens for one in landing.images):
         return
     rows = [row for row in data.needing_labels() if row.count("image")]
     rows = [row for row in rows if row.origin == "batch" and any(row.seen)]

@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("hidden-tokens-seen", "MASK182", explains=("text-without-effect", "image-without-effect"))
 def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
-    """Other tokens in the padding give real tokens other logits, or the batch another loss.
+    """Noise in the padding gives real tokens other logits, or the batch another loss.
 
     ## Why it matters
     A mask that is inverted on its way shows a model the padding and hides the text and the image from it.
@@ -21,8 +21,8 @@ def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
     sample another answer in every batch.
 
     ## How sure it is
-    Only what stands in places that the mask hides is exchanged, so that shapes and positions stay as they
-    are, and nothing at all may move. An error where logits of real tokens do, or where nothing else is
+    Only the embeddings in places that the mask hides get noise, so that shapes, ids and positions stay as
+    they are, and nothing at all may move. An error where logits of real tokens do, or where nothing else is
     seen; a warning where only the loss is known, since a term of it may be a mean over all tokens.
 
     ## What to do
@@ -35,7 +35,7 @@ def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
     blind = [name for name in ("text", "images") if name in changes and not changes[name].moves]
     where = () if seen.row is None else (f"row {seen.row}, token {seen.position}",)
     yield Finding(
-        f"{seen.what} are seen: with others in their place "
+        f"{seen.what} are seen: with noise on them "
         + (f"{seen.moved_positions} of {seen.positions} real tokens" if where else "the loss")
         + (" get other logits" if where else " is another"),
         Severity.ERROR if where or blind else Severity.WARNING,
