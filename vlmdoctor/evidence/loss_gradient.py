@@ -90,7 +90,8 @@ def _passed(
     """As `_run`; with `begins`, what a head puts out has no history."""
 
     def seen(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
-        put_out.append(out.detach().requires_grad_() if begins else out)
+        # A copy, since some models write into their logits.
+        put_out.append(out.detach().requires_grad_().clone() if begins else out)
         return put_out[-1]
 
     outputs: list[Any] = []
