@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import vlmdoctor.targets.checkpoint as checkpoint
 from vlmdoctor.dryrun.command import DryRunOptions, wanted
 from vlmdoctor.errors import UserError
+from vlmdoctor.evidence.made_batch import MadeBatch
 from vlmdoctor.examine import examine, model_rules
 from vlmdoctor.reporters.full import render
+from vlmdoctor.subject import Subject
 from vlmdoctor.target import resolve
 
 TEMPLATE = (
@@ -216,3 +218,25 @@ def test_a_function_that_returns_a_model_of_transformers_alone_gets_a_batch_too(
     assert target.facts["batch"] == "made from the configuration"
     assert target.subject.batch["pixel_values"].shape == (2, 3, 28, 28)
     assert resolve(f"{script}:no_model_of_transformers").subject.batch is None
+
+
+class WithASpareWay(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lm_head = torch.nn.Embedding(32, 16), torch.nn.Linear(16, 32)
+        self.spare = torch.nn.Linear(16, 16)
+
+    def forward(self, input_ids, labels, fine=False):
+        hidden = self.embed(input_ids)
+        logits = self.lm_head(self.spare(hidden) if fine else hidden)
+        return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_what_a_made_batch_leaves_out_is_no_warning() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 32, (2, 8))
+    subject = Subject(WithASpareWay(), batch={"input_ids": ids, "labels": ids.roll(-1, 1)})
+    rules = [rule for rule in model_rules() if rule.name == "no-gradient"]
+    for given, severity in (([], "warning"), ([MadeBatch("made from the configuration")], "info")):
+        (finding,) = examine(subject, target="", rules=rules, given=given).findings
+        assert (finding.severity, finding.at) == (severity, ("spare (2 tensors)",))

@@ -133,18 +133,22 @@ def _examine(
     progress: Callable[[str], None],
 ) -> Report:
     from vlmdoctor import settings
+    from vlmdoctor.evidence.made_batch import MadeBatch
     from vlmdoctor.evidence.raised import shown_path
     from vlmdoctor.evidence.source import Source, kind_of, scan
     from vlmdoctor.examine import examine, model_rules
     from vlmdoctor.rulebook import all_rules
     from vlmdoctor.target import resolve
 
-    rules, given = model_rules(), []
+    given: list[object] = []
+    rules = model_rules()
     output.rules(rules)  # a misspelt rule is told before the model is built
     progress("building the model")
     resolved = resolve(target, trust_remote_code=trust_remote_code)
     if resolved.subject.contract is None:
         resolved.subject.contract = settings.load().contract
+    if "batch" in resolved.facts:
+        given.append(MadeBatch(resolved.facts["batch"]))
     if device is not None:
         _move(resolved.subject, device)
     if resolved.file is not None and kind_of(resolved.file) == "python":
