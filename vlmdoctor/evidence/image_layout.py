@@ -57,6 +57,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageLayout:
     """Reads the pixels of the batch; runs nothing."""
     from vlmdoctor.evidence.image_layout_seen import look
 
-    if subject.batch is None:
-        raise Unavailable("no batch was given")
+    if subject.batch is None or subject.model is None:
+        raise Unavailable("no batch was given, or no model")
     return look(subject)

@@ -34,6 +34,8 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Norms:
     from vlmdoctor.subject import canonical_name
 
     model = subject.model
+    if model is None:
+        raise Unavailable("no model was given")
     if not model.training or not any(p.requires_grad for p in model.parameters()):
         raise Unavailable("the model is not in training mode, or nothing in it learns")
     modules = dict(model.named_modules())

@@ -47,7 +47,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerState:
 
     given = [unwrapped(one) for one in optimizers(subject.optimizer)]
     given = [one for one in given if isinstance(one, torch.optim.Optimizer)]
-    if not given:
+    if not given or subject.model is None:
         raise Unavailable("no optimizer was given")
     names = {id(p): canonical_name(name) for name, p in subject.model.named_parameters()}
     held = [

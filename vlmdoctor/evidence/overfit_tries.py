@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import warnings
 
@@ -11,10 +12,10 @@ import torch
 from vlmdoctor.bench import Bench, bench_for
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.overfit import LEARNED, RATES, SECONDS, STEPS, Try
-from vlmdoctor.evidence.trials import NOISY
 from vlmdoctor.subject import Subject
 
 DIVERGED = 3.0  # times the first loss
+_NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
 
 
 def our_tries(subject: Subject) -> tuple[Try, ...]:
@@ -40,7 +41,7 @@ def steps_of(bench: Bench, rate: float, started: float, *, steps: int = STEPS, u
     """Steps of AdamW on a copy, until the loss is below `until` times the first, or the time is up."""
     model = bench.model.train()
     for module in model.modules():
-        if NOISY.search(type(module).__name__):
+        if _NOISY.search(type(module).__name__):
             module.eval()  # what is asked is whether the batch can be learned, not how fast with dropout
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)

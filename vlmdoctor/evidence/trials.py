@@ -25,7 +25,6 @@ from vlmdoctor.unchanged import copy_of
 
 # Columns of the vocabulary that are kept: what moves one logit moves nearly all of a position.
 COLUMNS = 512
-NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
 _EXPERTS = re.compile(r"moe|expert|router", re.IGNORECASE)
 
 

@@ -62,14 +62,11 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
             "check that the placeholder in the text is the one that the model looks for",
             ('print((batch["input_ids"] == model.config.image_token_id).sum())',),
         )
+    places = (seen.detail.get(key) for key in ("never", "ends_in", "last"))
     yield Finding(
         message=message,
         severity=Severity.ERROR,
-        at=tuple(
-            dict.fromkeys(
-                (*(seen.detail[key] for key in ("never", "ends_in", "last") if key in seen.detail), "images")
-            )
-        ),
+        at=tuple(dict.fromkeys((*filter(None, places), "images"))),
         measured={"moved": seen.moved, "moved_anywhere": seen.effect, "positions": seen.positions},
         threshold={"moved": seen.allowed},
         cause=why,
