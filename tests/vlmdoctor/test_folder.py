@@ -184,7 +184,7 @@ def test_weights_that_memory_can_t_hold_are_examined_without(
 ) -> None:
     assert not wanted(str(folder), None, DryRunOptions())
     size = (folder / "model.safetensors").stat().st_size
-    monkeypatch.setattr(checkpoint, "_free_memory", lambda: 1.5 * size)
+    monkeypatch.setattr(checkpoint, "_free_memory", lambda: 2.5 * size)
     assert wanted(str(folder), None, DryRunOptions())
     assert not wanted(str(folder), "forward", DryRunOptions())
 
