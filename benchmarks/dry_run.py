@@ -29,7 +29,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import shapes_of
-from vlmdoctor.targets.synthetic import batch_for, default_config
+from vlmdoctor.targets.synthetic import batch_for, consistent, default_config
 
 LONGEST = 60  # seconds of processor time for one family
 
@@ -65,7 +65,7 @@ def trillion() -> Any:
     text.hidden_size, text.intermediate_size, text.num_hidden_layers = 25600, 102400, 96
     text.num_attention_heads = text.num_key_value_heads = 200
     text.head_dim = 128
-    return config
+    return consistent(config)
 
 
 SIZES: dict[str, Callable[[], Any]] = {

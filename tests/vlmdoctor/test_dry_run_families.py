@@ -6,11 +6,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.detection.shrink import tiny_config, tiny_model
 from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import shapes_of
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.targets.synthetic import batch_for, default_config
@@ -62,6 +64,46 @@ def test_numbers_in_the_code_keep_their_values() -> None:
         grid = torch.tensor([[1, 4, 4]], device=activations.device)
         same = activations.new_tensor([5], dtype=torch.long)
     assert grid.tolist() == [[1, 4, 4]] and same.tolist() == [5]
+
+
+class Mixture(nn.Module):
+    """Runs an expert only if a token chose it."""
+
+    def __init__(self, experts: int = 4) -> None:
+        super().__init__()
+        self.first, self.router = nn.Linear(8, 8), nn.Linear(8, experts)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(experts))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        weight, chosen = self.router(x).softmax(-1).topk(2)
+        out = torch.zeros_like(x)
+        for number in nn.functional.one_hot(chosen, len(self.experts)).sum((0, 1)).nonzero().flatten():
+            token, place = torch.where(chosen == number)
+            out.index_add_(0, token, self.experts[int(number)](x[token]) * weight[token, place, None])
+        return out.pow(2).sum()
+
+
+def test_experts_are_assumed_to_be_chosen_as_often_only_where_that_is_needed() -> None:
+    shapes = shapes_of(Mixture(), (torch.randn(6, 8),))
+    assert shapes.spread and shapes.failure is None and not shapes.without_gradient
+    rows = {module.name: module for module in shapes.modules}
+    assert rows["experts.*"].shape_in == (3, 8)  # 6 tokens choose 2 of 4
+    # As many operations as a real step: each choice is one row of one expert.
+    with FlopCounterMode(display=False) as counted:
+        Mixture()(torch.randn(6, 8)).backward()
+    assert shapes.flops_forward + shapes.flops_backward == counted.get_total_flops()
+    assert not shapes_of(nn.Sequential(nn.Linear(8, 8)), (torch.randn(6, 8),)).spread
+
+
+def test_what_fails_only_under_the_assumption_is_told_as_not_carried() -> None:
+    class Strict(Mixture):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            super().forward(x)
+            raise ValueError("only under the assumption, for all that is known")
+
+    with pytest.raises(Unavailable, match=r"can't carry aten\.nonzero"):
+        shapes_of(Strict(), (torch.randn(6, 8),))
 
 
 def test_a_number_in_a_tensor_fills_activations() -> None:

@@ -61,12 +61,15 @@ class Abstract(TorchDispatchMode):
     Args:
         observe: Called as `observe(func, args, kwargs, out)` after every operator.
         functions: What runs in the place of functions of torch, such as attention.
+        spread: Whether which entries of activations are the largest (experts that tokens choose) is assumed:
+            each in turn, so that all are chosen as often.
     """
 
     def __init__(
         self,
         observe: Callable[..., None] | None = None,
         functions: Mapping[Any, Callable[..., Any]] | None = None,
+        spread: bool = False,
     ) -> None:
         super().__init__()
         self._observe = observe
@@ -76,6 +79,7 @@ class Abstract(TorchDispatchMode):
         self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._functions = _Functions({**_FUNCTIONS, **(functions or {})})
         self._repeated = Repeated()
+        self._spread = spread
 
     def __enter__(self) -> Abstract:
         self._functions.__enter__()
@@ -139,7 +143,8 @@ class Abstract(TorchDispatchMode):
             # Its shape function knows bfloat16 alone; kernels take the other dtypes too.
             halved = _each(_as_bfloat16, args)
             return func(*halved, **kwargs).to(args[0].dtype)
-        return self._repeated(func, args, kwargs)
+        out = self._repeated(func, args, kwargs)
+        return _evenly(out, args) if self._spread and packet is aten.topk else out
 
     def _real(self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
         if not tensors and "device" in kwargs:
@@ -270,6 +275,16 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.as_tensor: functools.partial(_literal, torch.as_tensor),
     torch.Tensor.new_tensor: _new_literal,
 }
+
+
+def _evenly(out: Any, args: Any) -> Any:
+    """The result of `topk` with indices that take each place of its last dimension in turn."""
+    values, indices = out
+    chosen = indices.shape[-1] if indices.ndim else 0
+    last = len(args) < 3 or args[2] in (-1, indices.ndim - 1)
+    if not chosen or not last or indices.numel() > KEPT_ELEMENTS:
+        return out
+    return values, torch.arange(indices.numel()).view(indices.shape) % args[0].shape[-1]
 
 
 def _on_meta(device: Any) -> bool:

@@ -219,6 +219,7 @@ def _told(shapes: Any) -> dict[str, Any]:
         "without_gradient": list(shapes.without_gradient),
         "flops": {"forward": shapes.flops_forward, "backward": shapes.flops_backward},
         "peak_at": list(shapes.peak_at),
+        "spread": shapes.spread,
         "seconds": shapes.seconds,
         "modules": [asdict(module) for module in shapes.modules],
     }

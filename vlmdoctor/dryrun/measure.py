@@ -80,14 +80,27 @@ def measure(subject: Subject, plan: Plan, batch: Any = None) -> Measured:
         Unavailable: The step can't be carried, or raises.
         UserError: The model can't be trained so.
     """
+    batch = subject.batch if batch is None else batch
+    try:
+        try:
+            return _under(subject, plan, batch)
+        except ValueUnknown as error:
+            try:
+                return _under(subject, plan, batch, spread=True)
+            except (Unavailable, ValueUnknown):
+                raise error from None  # nobody knows whether the assumption is to blame
+    except (ValueUnknown, NotImplementedError) as error:
+        raise Unavailable(f"the dry run can't carry {error}") from error
+
+
+def _under(subject: Subject, plan: Plan, batch: Any, spread: bool = False) -> Measured:
     from vlmdoctor.dryrun.plan import prepared
 
-    batch = subject.batch if batch is None else batch
     twin = prepared(subject.model, plan)
     if twin is subject.model:
         twin = laid_out(twin)
     if plan.shard != "fsdp2":
-        return _measured(twin, plan, batch, subject.loss_fn)
+        return _measured(twin, plan, batch, subject.loss_fn, spread)
     assert plan.world_size is not None
     with ranks(plan.world_size) as mesh, without_weights():
         inner = blocks_of(twin)
@@ -95,7 +108,9 @@ def measure(subject: Subject, plan: Plan, batch: Any = None) -> Measured:
         within = {id(p) for block in inner for p in block.parameters()}
         outside = sum(p.numel() * _gathered_size(p, plan) for p in twin.parameters() if id(p) not in within)
         sharded(twin, mesh, plan.autocast)
-        return _measured(twin, plan, batch, subject.loss_fn, outside, len(inner), max(sizes, default=0))
+        return _measured(
+            twin, plan, batch, subject.loss_fn, spread, outside, len(inner), max(sizes, default=0)
+        )
 
 
 def _measured(
@@ -103,6 +118,7 @@ def _measured(
     plan: Plan,
     batch: Any,
     loss_fn: Any,
+    spread: bool,
     outside: int = 0,
     blocks: int = 0,
     largest_block: int = 0,
@@ -110,11 +126,8 @@ def _measured(
     trainable = sum(p.nbytes for p in _abstract(twin.parameters()))
     parameters = sum(local(p).nbytes for p in twin.parameters()) + sum(b.nbytes for b in twin.buffers())
     casting = None if plan.shard == "fsdp2" else plan.autocast
-    try:
-        with _quiet():
-            done = dry_step(twin, batch, loss_fn, autocast=casting)
-    except (ValueUnknown, NotImplementedError) as error:
-        raise Unavailable(f"the dry run can't carry {error}") from error
+    with _quiet():
+        done = dry_step(twin, batch, loss_fn, autocast=casting, spread=spread)
     if done.error is not None:
         raise Unavailable(f"the step raises {type(done.error).__name__}: {_line(done.error)}")
     learning = _abstract(p for p in twin.parameters() if p.grad is not None or not done.loss)

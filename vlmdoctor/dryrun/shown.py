@@ -55,6 +55,8 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if told["context"] and told["image_tokens"] and told["images"] and told["batch_size"]:
         each = told["image_tokens"] / max(1, told["images"] // told["batch_size"])
         yield "images", f"{each:.0f} tokens each: at most {int(told['context'] // each)} in a context"
+    if told.get("spread"):
+        yield "assumed", "which experts tokens choose is not known: all are taken as often"
     if "images_are" in told:
         yield "", told["images_are"]
     cost = told.get("cost")

@@ -76,6 +76,7 @@ def dry_step(
     *,
     device: str = "cuda",
     autocast: torch.dtype | None = None,
+    spread: bool = False,
 ) -> DryStep:
     """Runs forward and backward of `model`, which has to be laid out without weights (`laid_out`).
 
@@ -83,6 +84,7 @@ def dry_step(
         model: It is used up: gradients and hooks stay on it. It may be sharded (`ranks.sharded`).
         device: Whose attention kernels are assumed: `cuda` or `cpu`.
         autocast: The lower precision of autocast around forward; None without.
+        spread: Whether tokens are assumed to choose experts evenly, which is else unknown.
 
     Raises:
         ValueUnknown: An operator needs a value that nobody has.
@@ -96,7 +98,7 @@ def dry_step(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(ledger.resizes())
-        stack.enter_context(Abstract(ledger.observe, kernel_of(device)))
+        stack.enter_context(Abstract(ledger.observe, kernel_of(device), spread))
         if casting is not None:
             stack.enter_context(casting)
         try:

@@ -81,6 +81,7 @@ class Shapes:
         dtype: Of the weights in the dry run.
         seconds: How long the step took.
         batch_made: Whether the batch was made from the configuration, and is not the user's own.
+        spread: Whether tokens had to be assumed to choose experts evenly.
     """
 
     failure: Failure | None = None
@@ -107,6 +108,7 @@ class Shapes:
     dtype: str = ""
     seconds: float = 0.0
     batch_made: bool = False
+    spread: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Shapes:
@@ -150,13 +152,25 @@ def shapes_of(
     from vlmdoctor.subject import canonical_name
     from vlmdoctor.watching.batch import count_images
 
-    started = time.perf_counter()
-    twin = laid_out(model, dtype)
-    try:
+    def run(spread: bool) -> tuple[Any, Any]:
+        twin = laid_out(model, dtype)
         # The model's own remarks belong to its real runs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            step = dry_step(twin, batch, loss_fn, device=device, autocast=autocast)
+            return twin, dry_step(twin, batch, loss_fn, device=device, autocast=autocast, spread=spread)
+
+    started, spread = time.perf_counter(), False
+    try:
+        try:
+            twin, step = run(spread)
+        except ValueUnknown as error:
+            spread = True
+            try:
+                twin, step = run(spread)
+            except ValueUnknown:
+                raise error from None
+            if step.error is not None:
+                raise error from step.error  # nobody knows whether the assumption is to blame
     except ValueUnknown as error:
         raise Unavailable(f"the dry run can't carry {error}") from error
     except NotImplementedError as error:
@@ -197,6 +211,7 @@ def shapes_of(
         context=_context(config),
         dtype=str(next(iter(tensors.values())).dtype if tensors else torch.float32).removeprefix("torch."),
         seconds=time.perf_counter() - started,
+        spread=spread,
     )
 
 
