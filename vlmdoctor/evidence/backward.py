@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class Gradient:
         zero: Whether it is exactly zero; None without one.
         finite: Whether it is free of NaN and infinity; None without one.
         norm: Its norm in float32; None without one, and where it is not finite.
-        hooked: Whether the parameter has a hook that may change its gradient.
+        zeroed: Whether it is exactly zero because of the parameter's hooks: without them it is not.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Gradient:
     zero: bool | None = None
     finite: bool | None = None
     norm: float | None = None
-    hooked: bool = False
+    zeroed: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     from vlmdoctor.evidence.inputs import standard
     from vlmdoctor.evidence.raised import failure_of
     from vlmdoctor.invoke import run
+    from vlmdoctor.subject import canonical_name
     from vlmdoctor.unchanged import copy_of, unchanged
     from vlmdoctor.watching.batch import count_images
 
@@ -86,6 +88,10 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
         else:
             gradients = [_gradient(name, p) for name, p in parameters if p.requires_grad]
         del loss
+        silent = {g.name for g in gradients if g.zero}
+        if hooked := {n: p for n, p in parameters if p._backward_hooks and canonical_name(n) in silent}:
+            alive = _without_hooks(subject, hooked)
+            gradients = [dataclasses.replace(g, zeroed=g.name in alive) for g in gradients]
     return Backward(
         loss=value,
         gradients=tuple(gradients),
@@ -94,6 +100,30 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
         failure=failure,
         images=count_images((standard(subject.model, subject.batch, subject.loss_fn),), {}),
     )
+
+
+def _without_hooks(subject: Subject, parameters: dict[str, Any]) -> set[str]:
+    """The names of those whose gradient is not zero where their hooks do not run; use inside `unchanged`."""
+    from vlmdoctor.invoke import run
+    from vlmdoctor.subject import canonical_name
+    from vlmdoctor.unchanged import copy_of
+
+    # Autograd holds the dictionaries too, so that emptying them is what silences the hooks.
+    kept = [(p._backward_hooks, p._backward_hooks.copy()) for p in parameters.values()]
+    try:
+        for parameter, (hooks, _) in zip(parameters.values(), kept, strict=True):
+            parameter.grad = None
+            hooks.clear()
+        loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
+        if loss is None:
+            return set()
+        loss.backward()
+    finally:
+        for hooks, registered in kept:
+            hooks.update(registered)
+    return {
+        canonical_name(name) for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())
+    }
 
 
 def _gradient(raw_name: str, parameter: object) -> Gradient:
@@ -114,5 +144,4 @@ def _gradient(raw_name: str, parameter: object) -> Gradient:
         zero=not bool(gradient.any()),
         finite=finite,
         norm=norm,
-        hooked=bool(parameter._backward_hooks),  # type: ignore[attr-defined]
     )

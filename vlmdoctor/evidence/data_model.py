@@ -50,7 +50,7 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
     return Words(
         embedding_rows=embedding_rows(model),
         head_rows=None if model is None else subjects.vocab_size(model),
-        tokenizer_size=None if tokenizer is None else len(tokenizer),
+        tokenizer_size=_size(tokenizer),
         placeholder=placeholder,
         placeholder_ids=placeholder_ids,
         image_ids=image_ids,
@@ -63,6 +63,13 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
         max_positions=max_positions(text),
         names=tuple((i, name) for i in sorted(named) if (name := _name(tokenizer, i)) is not None),
     )
+
+
+def _size(tokenizer: Any) -> int | None:
+    """How many tokens it has, those that were added included; of homemade ones by their vocabulary."""
+    if hasattr(tokenizer, "__len__"):
+        return len(tokenizer)
+    return len(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None
 
 
 def _padding_inside(model: Any) -> int | None:

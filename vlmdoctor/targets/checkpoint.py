@@ -19,7 +19,7 @@ from vlmdoctor.targets.weightless import Weightless, one_size, package_missing, 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 MOST_TEXT = 300  # of an exception: some list every model type that there is
-# Above this share of the free memory a model is only laid out: gradients take as much again, and then it runs.
+# Above this share of the free memory a model is only laid out: its gradients take as much again.
 MEMORY_SHARE = 0.3
 
 

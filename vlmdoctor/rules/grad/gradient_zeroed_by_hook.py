@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.backward import Backward, Gradient
-from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, places
-from vlmdoctor.rules.samples import sample_steps
 
 
 @rule("gradient-zeroed-by-hook", "GRAD211", explains=("no-gradient",))
-def gradient_zeroed_by_hook(backward: Backward, steps: Steps) -> Iterator[Finding]:
+def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
     """Finds parameters whose gradient a hook (`parameter.register_hook`) sets to zero.
 
     ## Why it matters
@@ -21,14 +20,13 @@ def gradient_zeroed_by_hook(backward: Backward, steps: Steps) -> Iterator[Findin
     zero, requires_grad is True, and weight decay goes on shrinking the weights.
 
     ## How sure it is
-    Measured twice: the gradient is exactly zero on the model, and not on a copy, which has no hooks. A hook
-    may be meant to freeze: a warning.
+    Measured twice: the gradient is exactly zero, and it is not where the hooks do not run. A hook may be
+    meant to freeze: a warning.
 
     ## What to do
     Remove the hook; to freeze a parameter, set requires_grad to False before the optimizer is made.
     """
-    alive = {track.name for track in steps.tracks if track.with_gradient > track.zero_gradient}
-    found = [g for g in backward.gradients if g.hooked and g.zero and g.name in alive]
+    found = [g for g in backward.gradients if g.zeroed]
     if not found:
         return
     yield Finding(
@@ -44,20 +42,24 @@ def gradient_zeroed_by_hook(backward: Backward, steps: Steps) -> Iterator[Findin
     )
 
 
-def _measured(zero: bool) -> tuple[Backward, Steps]:
-    steps = sample_steps()
+def _measured(zeroed: bool) -> Backward:
     gradients = tuple(
-        Gradient(t.name, "projector", True, zero=zero and "vision_proj" in t.name, finite=True, hooked=True)
-        for t in steps.tracks
+        Gradient(f"{role}.weight", role, True, zero=zeroed and role == "projector", finite=True)
+        for role in ("vision", "projector", "language", "head")
     )
-    return Backward(4.6, gradients, len(gradients), len(gradients)), steps
+    return Backward(
+        4.6,
+        tuple(dataclasses.replace(g, zeroed=bool(g.zero)) for g in gradients),
+        len(gradients),
+        len(gradients),
+    )
 
 
 @gradient_zeroed_by_hook.bad
-def projector_zeroed() -> tuple[Backward, Steps]:
+def projector_zeroed() -> Backward:
     return _measured(True)
 
 
 @gradient_zeroed_by_hook.good
-def hooks_that_only_look() -> tuple[Backward, Steps]:
+def hooks_that_only_look() -> Backward:
     return _measured(False)
