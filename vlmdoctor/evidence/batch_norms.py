@@ -23,7 +23,8 @@ class RunningNorm:
         module_class: Its class.
         role: `vision`, `projector`, `language`, `head` or `other`.
         training: Whether it is in training mode, so that a forward pass changes its statistics.
-        frozen: Whether it has weights, and none of them requires a gradient.
+        frozen: Whether it has weights, and neither they nor what is around it require a gradient: a norm may
+            be frozen alone, beside layers that learn.
     """
 
     name: str
@@ -38,7 +39,7 @@ class BatchNorms:
     """The model's batch normalisations.
 
     Attributes:
-        training: Whether the model as a whole is in training mode, so that theirs are as they will be.
+        training: Whether the model as a whole is in training mode and learns: theirs are as they will be.
         norms: Those that keep running statistics.
     """
 
@@ -56,11 +57,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> BatchNorms:
     if not isinstance(subject.model, nn.Module):
         raise Unavailable("no built model was given")
     norms = []
-    for raw_name, module in subject.model.named_modules():
+    modules = dict(subject.model.named_modules())
+    for raw_name, module in modules.items():
         if not isinstance(module, _BatchNorm) or module.running_mean is None or module.momentum == 0:
             continue
         name = canonical_name(f"{raw_name}.").rstrip(".")
-        own = list(module.parameters(recurse=False))
-        frozen = bool(own) and not any(p.requires_grad for p in own)
+        around = modules[raw_name.rpartition(".")[0]].parameters()
+        frozen = any(True for _ in module.parameters()) and not any(p.requires_grad for p in around)
         norms.append(RunningNorm(name, type(module).__name__, role_of(name), module.training, frozen))
-    return BatchNorms(subject.model.training, tuple(norms))
+    learns = any(p.requires_grad for p in subject.model.parameters())
+    return BatchNorms(subject.model.training and learns, tuple(norms))

@@ -205,7 +205,7 @@ def start_token_twice(made: Made) -> None:
             made.batch[name] = torch.cat([value[:, :1], value], dim=1)
 
 
-@fault("X-frozen-norms-in-training-mode", families="prefix_lm", rules="frozen-norm-drifts", at="cnn")
+@fault("X-frozen-norms-in-training-mode", families="prefix_lm", rules="frozen-statistics-move", at="cnn")
 def frozen_norms_in_training_mode(made: Made) -> None:
     """model.train() puts the frozen CNN into training mode too."""
     made.model.cnn.train()
