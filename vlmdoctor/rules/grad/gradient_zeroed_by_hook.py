@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.backward import Backward, Gradient
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, places
 
 
@@ -20,8 +21,9 @@ def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
     zero, requires_grad is True, and weight decay goes on shrinking the weights.
 
     ## How sure it is
-    Measured twice: the gradient is exactly zero, and it is not where the hooks do not run. A hook may be
-    meant to freeze: a warning.
+    Measured twice: the gradient is exactly zero, and it is not where the hooks do not run. An error where a
+    whole part (vision, projector, language, head) is kept from learning; else a warning, since a hook may be
+    meant to freeze.
 
     ## What to do
     Remove the hook; to freeze a parameter, set requires_grad to False before the optimizer is made.
@@ -29,9 +31,11 @@ def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
     found = [g for g in backward.gradients if g.zeroed]
     if not found:
         return
+    learning = {g.role for g in backward.gradients if g.present and not g.zero}
+    whole = {g.role for g in found} & set(PATH) - learning
     yield Finding(
         f"a hook turns the gradient of {counted(len(found), 'parameter')} into zeros",
-        Severity.WARNING,
+        Severity.ERROR if whole else Severity.WARNING,
         at=places([g.name for g in found], [g.name for g in backward.gradients]),
         measured={"parameters": len(found), "gradient": 0.0},
         threshold={"parameters": 0},
