@@ -64,6 +64,7 @@ HEALTHY = [
     "variant/two-learning-rates/llava",
 ]
 FAULTS = [
+    "D18-packed-with-a-cache/llava",
     "E02-features-detached/qwen2_5_vl",
     "E03-tower-under-no-grad/llava",
     "E03-tower-under-no-grad/nanovlm",

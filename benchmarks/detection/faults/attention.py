@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import STRANGERS, alter, fault, graft
 from benchmarks.detection.handwritten.nanovlm import rotate_half
-from benchmarks.detection.variants.batches import pad_a_row
+from benchmarks.detection.variants.batches import packed_by_positions, pad_a_row
 
 MASK = "MASK* mask* future*"
 
@@ -199,6 +199,13 @@ def packed(made: Made) -> None:
         "position_ids": count,
         "attention_mask": torch.ones_like(ids),
     }
+
+
+@fault("D18-packed-with-a-cache", families="llama llava qwen3_vl", rules="packed-samples-leak", at="row")
+def packed_with_a_cache(made: Made) -> None:
+    """Packed as it should be, but the cache is on, with which transformers does not tell samples apart."""
+    packed_by_positions(made)
+    made.model.config.get_text_config().use_cache = True
 
 
 def _with_mask(made: Made, change: Any) -> None:

@@ -73,7 +73,8 @@ def packed_with_a_mask(made: Made) -> None:
 
 @variant("llama", "qwen3", "gemma2", "llava", "qwen3_vl")
 def packed_by_positions(made: Made) -> None:
-    """Two samples in one row that positions alone keep apart: each counts from 0, and there is no mask."""
+    """Two samples in one row that positions alone keep apart: each counts from 0, without mask and cache."""
+    made.model.config.get_text_config().use_cache = False
     ids, labels = made.batch["input_ids"], made.batch["labels"].clone()
     labels[:, 0] = -100
     count = torch.arange(ids.shape[1]).repeat(len(ids))[None]

@@ -33,8 +33,9 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
     are meant to keep the samples apart.
 
     ## What to do
-    In transformers, leave out `attention_mask` and pass `position_ids` that start again, with a back end
-    that supports it; in your own attention, compare the segment numbers:
+    In transformers, leave out `attention_mask`, pass `position_ids` that start again, and turn the cache off
+    (`use_cache=False`, as the Trainer does), with a back end that supports it; in your own attention,
+    compare the segment numbers:
 
         mask = (segment[:, :, None] == segment[:, None, :])[:, None] & causal
     """
@@ -42,11 +43,7 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
     if not seen.moves:
         return
     told = seen.detail.get("told_by", "position_ids")
-    masked = (
-        "an attention_mask is passed along, with which transformers does not look for packed samples"
-        if seen.detail.get("attention_mask")
-        else "no mask keeps the samples of a row apart"
-    )
+    masked, fix = _why(seen)
     yield Finding(
         message=f"packed samples see each other: changing {seen.what} moves {seen.moved_positions} of "
         f"{seen.positions} logits of the other samples in that row",
@@ -54,13 +51,37 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
         at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": told},
         threshold={"moved": seen.allowed},
-        cause=f"{masked} (inferred); assumed: samples whose {told} start anew are meant to be separate",
-        fix=Fix(
-            "let no token attend across the samples: drop the attention_mask, or pass a block-diagonal one",
-            ('batch.pop("attention_mask")  # transformers reads the borders off the position_ids then',),
-        ),
+        cause=f"{masked}; assumed: samples whose {told} start anew are meant to be separate",
+        fix=fix,
         links=LINKS,
     )
+
+
+def _why(seen: Change) -> tuple[str, Fix]:
+    if seen.detail.get("cache"):
+        return (
+            "the model makes a cache (use_cache is on unless it is turned off), and with one transformers "
+            "does not look for packed samples; without it they are kept apart",
+            Fix(
+                "train without a cache, as the Trainer does by itself",
+                ("model.config.use_cache = False  # or pass use_cache=False",),
+            ),
+        )
+    masked = (
+        "an attention_mask is passed along, with which transformers does not look for packed samples"
+        if seen.detail.get("attention_mask")
+        else "no mask keeps the samples of a row apart"
+    )
+    return f"{masked} (inferred)", Fix(
+        "let no token attend across the samples: drop the attention_mask, or pass a block-diagonal one",
+        ('batch.pop("attention_mask")  # transformers reads the borders off the position_ids then',),
+    )
+
+
+@packed_samples_leak.bad
+def a_cache_that_nobody_needs() -> Influence:
+    detail = {"told_by": "position_ids", "attention_mask": False, "cache": True}
+    return Influence({"packed-neighbour": Change("token 7 of row 0", 3e-3, 4e-6, 0.4, 8, 8, 0, 8, detail)})
 
 
 @packed_samples_leak.bad
