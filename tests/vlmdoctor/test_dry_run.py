@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import vlmdoctor.dryrun.repeated as repeated_module
 from vlmdoctor.cli.main import build_app
-from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.dryrun.cost import cost_of
 from vlmdoctor.dryrun.layout import laid_out
@@ -24,6 +24,7 @@ from vlmdoctor.dryrun.measure import measure
 from vlmdoctor.dryrun.plan import Plan, shapes_under
 from vlmdoctor.dryrun.repeated import Repeated
 from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import UserError
 from vlmdoctor.examine import model_rules
 from vlmdoctor.report import Report

@@ -9,9 +9,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.detection.shrink import tiny_config, tiny_model
-from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import shapes_of
 from vlmdoctor.subject import canonical_name

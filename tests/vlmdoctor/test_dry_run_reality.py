@@ -11,11 +11,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.detection.models import make
-from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.attention import kernel_of
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import shapes_of
 from vlmdoctor.invoke import run

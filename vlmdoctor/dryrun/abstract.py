@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlmdoctor.dryrun.functions import Functions
+from vlmdoctor.dryrun.nested import changed, tensors_in
 from vlmdoctor.dryrun.repeated import Repeated
-from vlmdoctor.dryrun.unknown import Unread, ValueUnknown
+from vlmdoctor.dryrun.unknown import ValueUnknown
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ class Abstract(TorchDispatchMode):
         self._unknown: set[int] = set()
         # What abstract tensors hold that were filled with one number, until something is written into them.
         self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
-        self._functions = _Functions({**_FUNCTIONS, **(functions or {})})
+        self._functions = Functions(functions or {})
         self._repeated = Repeated()
         self._spread = spread
 
@@ -98,7 +98,7 @@ class Abstract(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         packet = func.overloadpacket
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         abstract = [t for t in tensors if t.is_meta]
         if not abstract:
             return self._real(func, packet, args, kwargs, tensors)
@@ -128,7 +128,7 @@ class Abstract(TorchDispatchMode):
             self._check_room(*args[:3])
         elif packet is aten.masked_fill or packet is aten.masked_fill_:
             # A scalar tensor that was made on the device of the target, whose shape function insists on that.
-            args = (*args[:2], *_each(lambda t: _to_meta(t, always=True), args[2:]))
+            args = (*args[:2], *changed(lambda t: _to_meta(t, always=True), args[2:]))
         elif packet is aten.masked_select:
             count = int(torch.broadcast_to(self._known(args[1], packet), args[0].shape).sum())
             return args[0].new_empty((count,))
@@ -138,10 +138,10 @@ class Abstract(TorchDispatchMode):
         if _writes_into_real(func, args):
             return self._written(func, args, kwargs)
         if len(abstract) < len(tensors):
-            args, kwargs = _each(_to_meta, args), _each(_to_meta, kwargs)
+            args, kwargs = changed(_to_meta, args), changed(_to_meta, kwargs)
         if packet is aten._grouped_mm and args[0].dtype is not torch.bfloat16:
             # Its shape function knows bfloat16 alone; kernels take the other dtypes too.
-            halved = _each(_as_bfloat16, args)
+            halved = changed(_as_bfloat16, args)
             return func(*halved, **kwargs).to(args[0].dtype)
         out = self._repeated(func, args, kwargs)
         return _evenly(out, args) if self._spread and packet is aten.topk else out
@@ -154,7 +154,7 @@ class Abstract(TorchDispatchMode):
             if packet in _NEEDS_VALUES:
                 raise ValueUnknown(f"aten.{packet.__name__}")
             out = func(*args, **_placed(kwargs, _CPU))
-            self._unknown.update(_storage(t) for t in _tensors(out))
+            self._unknown.update(_storage(t) for t in tensors_in(out))
             return out
         if "device" in kwargs:
             dtype = kwargs.get("dtype") or tensors[0].dtype
@@ -234,47 +234,9 @@ class Abstract(TorchDispatchMode):
         real = args[0]
         if _is_float(real.dtype) and real.numel() > 1:
             raise ValueUnknown(str(func), "writes abstract values into a real tensor of floats")
-        func(*_each(_to_meta, args), **_each(_to_meta, kwargs))
+        func(*changed(_to_meta, args), **changed(_to_meta, kwargs))
         self._unknown.add(_storage(real))
         return real
-
-
-class _Functions(TorchFunctionMode):
-    """Runs some functions of torch by others. One mode for all: each is asked at every access to a shape."""
-
-    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
-        super().__init__()
-        self._functions = functions
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._functions.get(func, func)(*args, **(kwargs or {}))
-
-
-# Tensors made of numbers in the code have their values, whatever device they are asked for:
-# `torch.tensor(..., device=x.device)` reaches no dispatch mode before it is made.
-def _literal(make: Callable[..., torch.Tensor], data: Any, *more: Any, **kwargs: Any) -> torch.Tensor:
-    if _on_meta(kwargs.get("device")) and not any(t.is_meta for t in _tensors(data)):
-        kwargs["device"] = _CPU
-    return make(data, *more, **kwargs)
-
-
-def _new_literal(tensor: torch.Tensor, data: Any, **kwargs: Any) -> torch.Tensor:
-    if not tensor.is_meta:
-        return tensor.new_tensor(data, **kwargs)
-    return torch.tensor(data, **{"dtype": tensor.dtype, **kwargs, "device": _CPU})
-
-
-def _item(tensor: torch.Tensor) -> Any:
-    unread = tensor.is_meta and tensor.is_floating_point() and tensor.numel() == 1
-    return Unread() if unread else tensor.item()
-
-
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.item: _item,
-    torch.tensor: functools.partial(_literal, torch.tensor),
-    torch.as_tensor: functools.partial(_literal, torch.as_tensor),
-    torch.Tensor.new_tensor: _new_literal,
-}
 
 
 def _evenly(out: Any, args: Any) -> Any:
@@ -287,40 +249,9 @@ def _evenly(out: Any, args: Any) -> Any:
     return values, torch.arange(indices.numel()).view(indices.shape) % args[0].shape[-1]
 
 
-def _on_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
-
-
-@contextlib.contextmanager
-def on_meta() -> Iterator[None]:
-    """Builds modules without allocating them, whatever device their code asks for."""
-    with torch.device("meta"):
-        yield
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple | dict):
-        parts = value.values() if isinstance(value, dict) else value
-        return [t for part in parts for t in _tensors(part)]
-    return []
-
-
-def _each(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """`value`, its tensors changed."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if type(value) in (list, tuple):
-        return type(value)([_each(change, part) for part in value])
-    return {name: _each(change, part) for name, part in value.items()} if type(value) is dict else value
-
-
 def _to_meta(tensor: torch.Tensor, always: bool = False) -> torch.Tensor:
     # A real scalar may meet tensors of any device, and promotes dtypes otherwise than a tensor does.
-    if tensor.is_meta or (tensor.ndim == 0 and not always and not _is_float(tensor.dtype)):
-        return tensor
-    if tensor.ndim == 0 and not always:
+    if tensor.is_meta or (tensor.ndim == 0 and not always):
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
 
@@ -331,7 +262,7 @@ def _as_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
 
 def _emptied(args: Any) -> Any:
     """Abstract tensors as real ones without content: only their shape and dtype are asked for."""
-    return _each(lambda t: torch.empty(1, dtype=t.dtype).expand(t.shape), args)
+    return changed(lambda t: torch.empty(1, dtype=t.dtype).expand(t.shape), args)
 
 
 def _placed(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlmdoctor.dryrun.abstract import ValueUnknown
 from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ranks import blocks_of, local, ranks, sharded, without_weights
 from vlmdoctor.dryrun.step import dry_step
+from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.subject import canonical_name
 

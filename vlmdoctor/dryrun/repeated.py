@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.dryrun.nested import tensors_in
+
 _META = torch.device("meta")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _UNASKED = object()
@@ -58,7 +60,7 @@ def _signature(value: Any) -> Any:
 
 def _described(out: Any, given: Any) -> Any:
     """How to make such a result again; None where it has to be computed each time."""
-    taken = {t.untyped_storage()._cdata for t in _tensors(given)}
+    taken = {t.untyped_storage()._cdata for t in tensors_in(given)}
 
     def described(value: Any) -> Any:
         if type(value) is torch.Tensor:
@@ -90,9 +92,3 @@ def _made(known: Any) -> Any:
     if type(known) is _Tensor:
         return torch.empty_strided(known[0], known[1], dtype=known[2], device=_META)
     return type(known)(map(_made, known)) if isinstance(known, tuple | list) else known
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else []

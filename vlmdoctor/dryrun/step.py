@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import _engine_run_backward
 
-from vlmdoctor.dryrun.abstract import Abstract, ValueUnknown
+from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.attention import kernel_of
 from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.ranks import local
+from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.invoke import run
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.unchanged import copy_of

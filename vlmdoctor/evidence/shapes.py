@@ -143,11 +143,11 @@ def shapes_of(
 
     import torch
 
-    from vlmdoctor.dryrun.abstract import ValueUnknown
     from vlmdoctor.dryrun.layout import laid_out
     from vlmdoctor.dryrun.named import clashes_of
     from vlmdoctor.dryrun.step import dry_step
     from vlmdoctor.dryrun.table import folded
+    from vlmdoctor.dryrun.unknown import ValueUnknown
     from vlmdoctor.evidence.raised import failure_of
     from vlmdoctor.subject import canonical_name
     from vlmdoctor.watching.batch import count_images
