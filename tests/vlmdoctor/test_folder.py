@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import vlmdoctor.targets.checkpoint as checkpoint
+from benchmarks.detection.models import make
 from vlmdoctor.dryrun.command import DryRunOptions, wanted
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.made_batch import MadeBatch
@@ -240,3 +241,11 @@ def test_what_a_made_batch_leaves_out_is_no_warning() -> None:
     for given, severity in (([], "warning"), ([MadeBatch("made from the configuration")], "info")):
         (finding,) = examine(subject, target="", rules=rules, given=given).findings
         assert (finding.severity, finding.at) == (severity, ("spare (2 tensors)",))
+
+
+def test_images_are_made_smaller_where_the_context_would_not_hold_them(tmp_path: Path) -> None:
+    made = make("qwen2_5_vl").model
+    made.config.get_text_config().max_position_embeddings = 24
+    made.save_pretrained(tmp_path)
+    target = resolve(str(tmp_path))
+    assert target.subject.batch["input_ids"].shape[1] <= 24

@@ -11,8 +11,9 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
-from vlmdoctor.targets.weightless import MADE
+from vlmdoctor.targets.weightless import MADE, one_size
 
+SIDES = (224, 64, 32)  # pixels of smaller images, where those of the usual size don't fit
 ROWS = 2  # so that what moves one can be seen not to move the other
 
 
@@ -41,11 +42,9 @@ def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bo
             return replace(target, facts={**target.facts, "batch": made})
         except UserError as error:
             why = f"; {str(error).rstrip('.')}"
-    from vlmdoctor.targets.synthetic import batch_for
-
     model = subject.model
     try:
-        subject.batch = batch_for(model, model.config, batch_size=ROWS)
+        subject.batch = _by_configuration(model)
     except Exception as error:  # it asks the model, which may raise anything
         told = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
         reason = (
@@ -54,6 +53,19 @@ def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bo
         )
         return replace(target, missing_batch=reason)
     return replace(target, facts={**target.facts, "batch": MADE + why})
+
+
+def _by_configuration(model: Any) -> dict[str, Any]:
+    """With images of the size that the configuration suggests, or smaller ones if they exceed the context."""
+    from vlmdoctor.evidence.data_model import max_positions, text_config
+    from vlmdoctor.targets.synthetic import batch_for
+
+    context = max_positions(text_config(model.config)) or sys.maxsize
+    for size in (None,) if one_size(model.config) else (None, *SIDES):
+        batch = batch_for(model, model.config, batch_size=ROWS, image_size=size)
+        if "input_ids" not in batch or batch["input_ids"].shape[1] <= context:
+            break
+    return batch
 
 
 def _by_processor(subject: Subject, folder: Path, trust_remote_code: bool) -> None:
