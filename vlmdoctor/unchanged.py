@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
     restore_modules = [_module_state(module) for module in model.modules()]
     # Also those that no module has registered: backward writes their gradients all the same.
     parameters = _unique([*model.parameters(), *hidden_parameters(model).values()])
-    tensors = Kept(_tensors_to_keep(model, parameters, every=learns), aside=learns)
+    kept = _tensors_to_keep(model, parameters, every=learns)
+    tensors = Kept(kept, aside=learns)
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     # They are held by autograd too, so that emptying the dictionary is what silences them.
     hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters]
@@ -52,7 +53,8 @@ def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
     for registered, _ in accumulate_hooks:
         registered.clear()
     try:
-        yield
+        with _same_versions(kept):
+            yield
     finally:
         with _uninterrupted():
             torch.set_grad_enabled(grad_enabled)
@@ -70,6 +72,16 @@ def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
                 registered.clear()
                 registered.update(kept_hooks)
             restore_random()
+
+
+@contextmanager
+def _same_versions(tensors: list[torch.Tensor]) -> Iterator[None]:
+    """A graph that is still needed refuses tensors that were written to, although they are put back."""
+    with ExitStack() as stack:
+        for tensor in tensors:
+            if not tensor.is_inference():
+                stack.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
+        yield
 
 
 @contextmanager

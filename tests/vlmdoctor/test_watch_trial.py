@@ -170,3 +170,11 @@ def test_ctrl_c_waits_until_the_weights_are_back(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_graph_that_is_still_needed_survives():
+    model = Model()
+    loss = model(**make_batch()).loss
+    trial_steps(Subject(model, make_batch(), optimizer=adamw(model)))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
