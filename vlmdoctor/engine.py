@@ -45,12 +45,18 @@ class Gatherer:
         if evidence_class in self._refused:
             raise self._refused[evidence_class]
         try:
-            gathered = self._probe(evidence_class)
+            self._gathered[evidence_class] = gathered = self._probe(evidence_class)
+        except Unavailable as reason:
+            # It is kept, and its frames would keep what the probe held, such as the graph of a loss.
+            refused = reason.with_traceback(None)
+            refused.__cause__ = refused.__context__ = None
         except Exception as error:
             self._refused[evidence_class] = error
             raise
-        self._gathered[evidence_class] = gathered
-        return gathered
+        else:
+            return gathered
+        self._refused[evidence_class] = refused
+        raise refused
 
     def _probe(self, evidence_class: type) -> object:
         module = importlib.import_module(evidence_class.__module__)

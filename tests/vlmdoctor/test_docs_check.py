@@ -28,8 +28,7 @@ def findings(text: str) -> str:
 
 
 def test_the_example_prints_what_the_page_shows(tmp_path: Path) -> None:
-    # The page's first line names the file; the line numbers are those without it.
-    (tmp_path / "my_model.py").write_text(block("python").partition("\n")[2], encoding="utf-8")
+    (tmp_path / "my_model.py").write_text(block("python"), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "vlmdoctor", "check", "my_model.py:build"],
         capture_output=True,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +94,32 @@ def test_a_refusal_is_remembered(probes: list[str]) -> None:
         with pytest.raises(Unavailable, match="nothing was given"):
             gather(Cheap)
     assert probes == ["cheap"]
+
+
+def test_a_refusal_keeps_nothing_of_what_the_probe_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[object]] = []
+
+    class Graph:
+        """Of a loss, say."""
+
+    def probe(subject, gather) -> Cheap:
+        graph = Graph()
+        held.append(weakref.ref(graph))
+        try:
+            raise ValueError(graph)
+        except ValueError as error:
+            raise Unavailable("no such thing") from error
+
+    module = types.ModuleType("cheap_evidence")
+    module.DEPTH, module.probe = "static", probe
+    monkeypatch.setitem(sys.modules, "cheap_evidence", module)
+    monkeypatch.setattr(Cheap, "__module__", "cheap_evidence")
+    gather = Gatherer(object())
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="no such thing"):
+            gather(Cheap)
+    gc.collect()
+    assert [reference() for reference in held] == [None]
 
 
 def test_too_deep_is_refused_without_probing(probes: list[str]) -> None:

@@ -249,3 +249,9 @@ def test_images_are_made_smaller_where_the_context_would_not_hold_them(tmp_path:
     made.save_pretrained(tmp_path)
     target = resolve(str(tmp_path))
     assert target.subject.batch["input_ids"].shape[1] <= 24
+
+
+def test_a_folder_of_adapters_is_told_from_one_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds PEFT's adapters and no model"):
+        resolve(str(tmp_path))

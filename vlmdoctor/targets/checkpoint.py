@@ -81,6 +81,11 @@ def too_large(folder: Path) -> bool:
 
 
 def _read(config_file: Path) -> dict[str, Any]:
+    if not config_file.is_file() and (config_file.parent / "adapter_config.json").is_file():
+        raise UserError(
+            f"{config_file.parent} holds PEFT's adapters and no model; give a function that returns the "
+            "model with its adapters, such as PeftModel.from_pretrained(base, folder, is_trainable=True)."
+        )
     if not config_file.is_file():
         raise UserError(
             f"{config_file.parent} has no {config_file.name}, so it is no transformers checkpoint."
