@@ -46,10 +46,18 @@ class Target:
     raised: str | None = None
 
 
-def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightless | None = None) -> Target:
+def resolve(
+    text: str,
+    *,
+    trust_remote_code: bool = False,
+    weightless: Weightless | None = None,
+    makes_batch: bool = True,
+) -> Target:
     """Builds what `text` names; what the user's code prints goes to standard error.
 
-    Given `weightless`, nothing of the size of weights is allocated: for a dry run.
+    Given `weightless`, nothing of the size of weights is allocated: for a dry run. With `makes_batch`, a
+    model of transformers that comes without a batch gets one that is made up: good for trying it, and no
+    sign of what its user means.
 
     Raises:
         UserError: It can't be built; the exception of the user's code, if any, is its `__cause__`.
@@ -64,7 +72,7 @@ def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightles
         if path.is_dir() or path.suffix == ".json":
             from vlmdoctor.targets.checkpoint import checkpoint
 
-            return checkpoint(text, path, trust_remote_code, weightless)
+            return checkpoint(text, path, trust_remote_code, weightless, makes_batch)
         if path.suffix == ".py":
             raise _no_factory_named(path)
         place, colon, factory = text.rpartition(":")
@@ -76,7 +84,7 @@ def resolve(text: str, *, trust_remote_code: bool = False, weightless: Weightles
             else:
                 with _first_on_path(Path.cwd()):
                     target = _from_module(text, _import(text, place), factory)
-        if weightless is not None:
+        if weightless is not None or not makes_batch:
             return target
         from vlmdoctor.targets.made_batch import with_batch
 

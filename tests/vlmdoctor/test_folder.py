@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import vlmdoctor.targets.checkpoint as checkpoint
 from benchmarks.detection.models import make
+from vlmdoctor.cli.init import command
 from vlmdoctor.dryrun.command import DryRunOptions, wanted
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.made_batch import MadeBatch
@@ -255,3 +256,12 @@ def test_a_folder_of_adapters_is_told_from_one_of_a_model(tmp_path: Path) -> Non
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds PEFT's adapters and no model"):
         resolve(str(tmp_path))
+
+
+def test_a_made_batch_is_no_sign_of_what_is_meant(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    command(str(folder), dry_run=True, force=False, trust_remote_code=False)
+    told = capsys.readouterr().out
+    assert 'vision = "train"' in told and "supervise" not in told and "image-tokens" not in told

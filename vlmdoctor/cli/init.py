@@ -38,7 +38,7 @@ def command(
     if not dry_run:
         with_contract(text, "", path, force=force)  # a refusal comes before the model is built
     with redirect_stdout(sys.stderr):
-        subject = resolve(target, trust_remote_code=trust_remote_code).subject
+        subject = resolve(target, trust_remote_code=trust_remote_code, makes_batch=False).subject
         lines = written(inferred(Gatherer(subject, depth="static")(Agreement)))
     if dry_run:
         print(f"[tool.vlmdoctor.contract]\n{lines}", end="")

@@ -24,7 +24,7 @@ def subject_to_look_at(text: str, trust_remote_code: bool) -> Subject:
         return _folder(path, trust_remote_code)
     from vlmdoctor.target import resolve
 
-    return resolve(text, trust_remote_code=trust_remote_code).subject
+    return resolve(text, trust_remote_code=trust_remote_code, makes_batch=False).subject
 
 
 def _folder(path: Path, trust_remote_code: bool) -> Subject:

@@ -24,7 +24,11 @@ MEMORY_SHARE = 0.3
 
 
 def checkpoint(
-    text: str, path: Path, trust_remote_code: bool, weightless: Weightless | None = None
+    text: str,
+    path: Path,
+    trust_remote_code: bool,
+    weightless: Weightless | None = None,
+    makes_batch: bool = True,
 ) -> Target:
     """The model of the folder (or config.json) at `path`; without safetensors it is initialised at random.
 
@@ -64,7 +68,8 @@ def checkpoint(
             Subject(model), text, facts, missing_batch="the model is too large for this machine's memory"
         )
     subject = Subject(model, checkpoint=folder if facts["weights"] == "safetensors" else None)
-    return with_batch(Target(subject, text, facts), folder, trust_remote_code)
+    target = Target(subject, text, facts)
+    return with_batch(target, folder, trust_remote_code) if makes_batch else target
 
 
 def weight_bytes(folder: Path) -> int:
