@@ -109,10 +109,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator that a model or a dataset may draw from, as plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),  # type: ignore[union-attr]
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }

@@ -60,7 +60,7 @@ def build(
             torch.manual_seed(seed)
         model = MiniVLMForConditionalGeneration(config)
     if vision_from is not None:
-        vision.load_weights(model.model.vision_encoder, vision_from)
+        vision.load_weights(model.model.vision_encoder, vision_from)  # type: ignore[arg-type]
     return model, processor_for(config, words)
 
 

@@ -54,7 +54,7 @@ class Stepper:
             self._scaler.update()
         else:
             # Fused optimizers read this attribute: it is how torch's GradScaler has them skip a step.
-            self._optimizer.found_inf = bad
+            self._optimizer.found_inf = bad  # type: ignore[attr-defined]
             self._optimizer.step()
         self._skipped += bad
         self._in_a_row.add_(1).mul_(bad)

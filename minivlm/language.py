@@ -7,6 +7,9 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +68,7 @@ class RotaryEmbedding(nn.Module):
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
         return 1.0 / theta**exponents, 1.0
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if not self.inv_freq.is_meta:
             # `.to(bfloat16)` has rounded the table and `.to_empty()` left garbage; only its device is wanted.

@@ -69,7 +69,7 @@ class MiniVLMImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """One image or many -> `pixel_values` [M, 3, S, S]."""
-        if isinstance(images, PIL.Image.Image | np.ndarray) and np.ndim(images) < 4:
+        if isinstance(images, PIL.Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         pixels = np.stack([self.preprocess_array(image) for image in images])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
@@ -134,7 +134,7 @@ class MiniVLMProcessor(ProcessorMixin):
         return {name: value for name, value in vars(self).items() if name != "_encode"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._encode = functools.lru_cache(maxsize=8192)(self._encode_once)
 
     def to_dict(self) -> dict[str, Any]:

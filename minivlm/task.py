@@ -18,6 +18,7 @@ from minivlm.data import Collator, IndexStream, load_data
 from minivlm.distributed import World
 from minivlm.errors import UserError
 from minivlm.evaluate import evaluate_answers, undisturbed
+from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.train_config import TrainConfig
 
 Batch = dict[str, Tensor]
@@ -54,13 +55,13 @@ class Task(Protocol):
 class Answers:
     """Question in, answer out."""
 
-    def __init__(self, vlm: nn.Module, processor: Any, config: TrainConfig) -> None:
-        self.model = vlm
+    def __init__(self, vlm: MiniVLMForConditionalGeneration, processor: Any, config: TrainConfig) -> None:
+        self.model: nn.Module = vlm
         self.choices = vlm.config.vocab_size
         self.dataset = load_data(
             config.data, "train", config.seed, on_bad_row=config.on_bad_row, hold_out=config.test_data is None
         )
-        self.collate = Collator(
+        self.collate: Callable[[list[Any]], Batch] = Collator(
             processor, config.max_length, config.padding_side, config.images, packing=config.packing
         )
         if hasattr(self.dataset, "limit_length"):
@@ -92,13 +93,14 @@ class Answers:
 class Contrastive:
     """Picture and text, side by side."""
 
-    def __init__(self, vlm: nn.Module, processor: Any, config: TrainConfig) -> None:
-        self.model = ContrastiveModel(
+    def __init__(self, vlm: MiniVLMForConditionalGeneration, processor: Any, config: TrainConfig) -> None:
+        self._pair_model = ContrastiveModel(
             vlm.model.vision_encoder, vlm.config.vision_hidden_size, len(processor.tokenizer)
         )
+        self.model: nn.Module = self._pair_model
         self.choices = config.batch_size
         self.dataset = Pairs(load_data(config.data, "train", config.seed, on_bad_row=config.on_bad_row))
-        self.collate = PairCollator(processor, config.images)
+        self.collate: Callable[[list[Any]], Batch] = PairCollator(processor, config.images)
         self._processor = processor
         self._pairs: list[Any] = []
         if config.eval_samples:
@@ -115,7 +117,7 @@ class Contrastive:
 
     def evaluate(self, autocast: Callable[[], AbstractContextManager]) -> dict[str, Any]:
         with undisturbed(self.model), autocast():
-            return evaluate_pairs(self.model, self._processor, self._pairs)
+            return evaluate_pairs(self._pair_model, self._processor, self._pairs)
 
 
 def load_test_data(spec: str, is_all_test: bool, on_bad_row: str) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,7 +138,7 @@ def loop(prepared: Prepared, world: World, observers: Callbacks, signals: StopSi
 
 def _wrapped(run: Run, world: World) -> nn.Module:
     """The model as it is called: compiled and distributed as asked for."""
-    model = torch.compile(run.model) if run.config.compile else run.model
+    model: Any = torch.compile(run.model) if run.config.compile else run.model
     if world.size == 1:
         return model
     # A batch without images leaves the vision side without gradients; the built-in data has none such.

@@ -47,7 +47,7 @@ class Conversations:
     """
 
     endless = False
-    headline_kinds = ("conversation",)
+    headline_kinds: tuple[str, ...] = ("conversation",)
 
     def __init__(
         self,

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minivlm.data.sample import Draws, Sample, Split, question, shuffled_range
+
+if TYPE_CHECKING:
+    from minivlm.data.sample import Image
 
 ASSET = Path(__file__).parent / "assets" / "digits.png"
 SCANS_PER_DIGIT = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -61,9 +65,9 @@ class Digits:
 
     name = "digits"
     endless = True
-    headline_kinds = ("left", "right", "both")
+    headline_kinds: tuple[str, ...] = ("left", "right", "both")
     blocks: tuple[int, ...] = ()
-    report = None
+    report: Any = None
 
     def __init__(self, split: Split = "train", seed: int = 0) -> None:
         self.split = split
@@ -85,7 +89,7 @@ class Digits:
         """`n` samples that are the same for every run and seed: all kinds equally often, all digits too."""
         kinds = tuple(QUESTIONS)
         places = shuffled_range(n, "digits order")
-        samples: list[Sample] = [None] * n  # type: ignore[list-item]
+        samples: list[Sample] = [None] * n
         for i, place in enumerate(places):
             # Within a kind, 10 x 10 pairs of digits in turn: left and right stay independent of each other.
             kind, pair = kinds[i % len(kinds)], (i // len(kinds) * 37) % 100
@@ -93,7 +97,7 @@ class Digits:
             samples[place] = _sample(draws, self.split, kind, *divmod(pair, 10))
         return samples
 
-    def contrastive_pair(self, i: int) -> tuple[np.ndarray, str, int]:
+    def contrastive_pair(self, i: int) -> tuple[Image, str, int]:
         """(image uint8 [32, 32, 3], caption, number of the caption): equal numbers mean the same caption."""
         draws = Draws("digits pairs", self.seed, self.split, int(i))
         left, right = draws.below(10), draws.below(10)
@@ -149,7 +153,8 @@ def _draw(draws: Draws, split: Split, digits: tuple[int, int], colours: list[str
     image = np.frombuffer(bytearray(bytes(background) * (CANVAS * CANVAS)), np.uint8)
     image = image.reshape(CANVAS, CANVAS, 3)
     for half, digit, colour in zip((0, CANVAS // 2), digits, colours, strict=True):
-        coverage = draws.choice(_coverage(split)[digit])
+        scans = _coverage(split)[digit]
+        coverage = scans[draws.below(len(scans))]
         x = half + draws.below(MOVES[0])
         y = (CANVAS - SIDE) // 2 - 1 + draws.below(MOVES[1])
         image[y : y + SIDE, x : x + SIDE] = coverage * _INK[colour, background] + _FLOAT[background]

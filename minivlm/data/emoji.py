@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,9 @@ class Emoji:
 
     name = "emoji"
     endless = True
-    headline_kinds = ("name",)
+    headline_kinds: tuple[str, ...] = ("name",)
     blocks: tuple[int, ...] = ()
-    report = None
+    report: Any = None
 
     def __init__(self, split: Split = "train", seed: int = 0) -> None:
         self.split = split
@@ -82,7 +83,7 @@ class Emoji:
         """`n` samples that are the same for every run and seed: all kinds equally often, all things too."""
         kinds, count = tuple(QUESTIONS), len(things())
         places = shuffled_range(n, "emoji order")
-        samples: list[Sample] = [None] * n  # type: ignore[list-item]
+        samples: list[Sample] = [None] * n
         for i, place in enumerate(places):
             # A stride without a common factor visits all things, and neighbours in the table stay apart.
             number = (i // len(kinds) * 77) % count

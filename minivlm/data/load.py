@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from minivlm.data import digits, emoji
 from minivlm.data.sample import Dataset, Split
 from minivlm.errors import UserError
 
-BUILT_IN = {"digits": digits.Digits, "emoji": emoji.Emoji}
+BUILT_IN: dict[str, Callable[..., Dataset]] = {"digits": digits.Digits, "emoji": emoji.Emoji}
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
 

@@ -52,7 +52,9 @@ class Dataset(Protocol):
     endless: bool
     headline_kinds: tuple[str, ...]
     blocks: tuple[int, ...]
-    report: Any
+
+    @property
+    def report(self) -> Any: ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Sample]: ...
