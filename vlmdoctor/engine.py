@@ -37,6 +37,7 @@ class Gatherer:
         self.progress = progress or (lambda _: None)
         self._gathered: dict[type, object] = {type(evidence): evidence for evidence in given}
         self._refused: dict[type, Exception] = {}
+        self._once: dict[Any, Any] = {}
 
     def __call__(self, evidence_class: type) -> Any:
         """The evidence of this class; raises `Unavailable` where it can't be had."""
@@ -66,6 +67,17 @@ class Gatherer:
             raise Unavailable(f"it needs --depth {module.DEPTH}, this was --depth {self.depth}")
         self.progress(_phase(evidence_class))
         return module.probe(self.subject, self)
+
+    def once(self, make: Callable[[Any, Gatherer], Any]) -> Any:
+        """What `make(subject, gather)` gave or raised the first time: probes share work by it."""
+        if make not in self._once:
+            try:
+                self._once[make] = make(self.subject, self)
+            except Unavailable as reason:
+                self._once[make] = reason
+        if isinstance(made := self._once[make], Unavailable):
+            raise made
+        return made
 
     @property
     def gathered(self) -> Mapping[type, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,20 @@ def _takes_mapping_whole(signature: inspect.Signature, batch: Any) -> bool:
         return False
     annotation = signature.parameters[next(iter(bound.arguments))].annotation
     return annotation not in (torch.Tensor, "Tensor", "torch.Tensor")
+
+
+def seed(number: int) -> None:
+    """Seeds what models draw from: Python's and torch's generators.
+
+    Not `torch.manual_seed`: where CUDA was never used, that leaves a call behind for the day that it is.
+    """
+    random.seed(number)
+    torch.default_generator.manual_seed(number)
+    for backend in (torch.cuda, torch.xpu):
+        if backend.is_initialized():
+            backend.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 
 def loss_in(output: Any) -> torch.Tensor | None:

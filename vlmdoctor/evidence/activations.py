@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,70 +12,83 @@ from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.evidence.numerics import Culprit, Numerics
 from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
 from vlmdoctor.subject import Subject, canonical_name
-from vlmdoctor.unchanged import copy_of, unchanged
 from vlmdoctor.watching.nonfinite import nonfinite_weights
 
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
-def watch_activations(subject: Subject, forward: Forward) -> Numerics:
-    """One forward pass of `subject`, in the mode that it is in, seen from inside."""
-    model = innermost(subject.model)
-    culprit: Culprit | None = None
-    largest, largest_at = 0.0, None
 
-    def hook(module: nn.Module, given: tuple, keywords: dict[str, Any], output: Any) -> None:
-        nonlocal culprit, largest, largest_at
+def observer(subject: Subject, gather: Gatherer) -> Activations:
+    """Looks at the outputs of all modules."""
+    return Activations(subject)
+
+
+class Activations:
+    """The largest number that any module gives out, and the first module that makes NaN or infinity."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._model = innermost(subject.model)
+        self._names = {
+            module: canonical_name(f"{name}.").rstrip(".") or type(module).__name__
+            for name, module in self._model.named_modules()
+        }
+
+    def attach(self, listening: Listening) -> None:
+        """Asks for every module's output."""
+        self._culprit: Culprit | None = None
+        self._largest: tuple[float, str | None] = (0.0, None)
+        for module in self._names:
+            listening.after(module, self._look)
+
+    def _look(self, module: nn.Module, given: tuple, keywords: dict[str, Any], output: Any) -> None:
         made = list(_floats(output))
         for tensor in made:
             peak = float(tensor.detach().abs().amax()) if tensor.numel() else 0.0
             # A comparison with infinity is false for NaN, too.
             if peak < float("inf"):
                 # What is exactly the lowest number of its type is a mask.
-                if peak > largest and peak < torch.finfo(tensor.dtype).max:
-                    largest, largest_at = peak, names[module]
-            elif culprit is None:
-                inputs = [t for t in _floats((given, keywords)) if t.numel()]
-                if all(_is_usable(t) for t in inputs):
-                    peaks = [float(t.detach().abs().amax()) for t in inputs]
-                    finite = [peak for peak in peaks if peak < float("inf")]
-                    weights = all(bool(p.isfinite().all()) for p in module.parameters())
-                    culprit = Culprit(
-                        names[module],
-                        type(module).__name__,
-                        str(tensor.dtype).removeprefix("torch."),
-                        max(finite, default=None),
-                        weights,
-                        only_loss=all(t.numel() == 1 or bool(t.isfinite().all()) for t in made),
-                    )
+                if peak > self._largest[0] and peak < torch.finfo(tensor.dtype).max:
+                    self._largest = peak, self._names[module]
+            elif self._culprit is None:
+                self._suspect(module, [t for t in _floats((given, keywords)) if t.numel()], tensor, made)
 
-    names = {
-        module: canonical_name(f"{name}.").rstrip(".") or type(module).__name__
-        for name, module in model.named_modules()
-    }
-    with unchanged(subject.model), contextlib.ExitStack() as hooks, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for module in model.modules():
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        with torch.no_grad():
-            runs = model if subject.loss_fn is None else subject.model
-            run(runs, copy_of(subject.batch), subject.loss_fn)
-    inputs = Inputs(model, subject.batch).fields if culprit or forward.finite is False else {}
-    bad = [
-        name
-        for name, value in inputs.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not _is_usable(value)
-    ]
-    return Numerics(
-        output_finite=forward.finite,
-        supervised_tokens=forward.supervised_tokens,
-        nonfinite_inputs=tuple(bad),
-        nonfinite_weights=nonfinite_weights(model)[:8] if forward.finite is False else (),
-        culprit=culprit,
-        largest=largest,
-        largest_at=largest_at,
-        half=_is_half(model, subject.training_args),
-    )
+    def _suspect(
+        self, module: nn.Module, inputs: list[torch.Tensor], tensor: torch.Tensor, made: list[torch.Tensor]
+    ) -> None:
+        if not all(_is_usable(t) for t in inputs):
+            return
+        peaks = [float(t.detach().abs().amax()) for t in inputs]
+        self._culprit = Culprit(
+            self._names[module],
+            type(module).__name__,
+            str(tensor.dtype).removeprefix("torch."),
+            max((peak for peak in peaks if peak < float("inf")), default=None),
+            all(bool(p.isfinite().all()) for p in module.parameters()),
+            only_loss=all(t.numel() == 1 or bool(t.isfinite().all()) for t in made),
+        )
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> Numerics:
+        """What was seen, and which inputs and weights are not finite to begin with."""
+        subject, model = self._subject, self._model
+        inputs = Inputs(model, subject.batch).fields if self._culprit or forward.finite is False else {}
+        bad = [
+            name
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not _is_usable(value)
+        ]
+        return Numerics(
+            output_finite=forward.finite,
+            supervised_tokens=forward.supervised_tokens,
+            nonfinite_inputs=tuple(bad),
+            nonfinite_weights=nonfinite_weights(model)[:8] if forward.finite is False else (),
+            culprit=self._culprit,
+            largest=self._largest[0],
+            largest_at=self._largest[1],
+            half=_is_half(model, subject.training_args),
+        )
 
 
 def _floats(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:

@@ -1,31 +1,82 @@
-"""Which token each prediction is compared with, read off the call of `cross_entropy` itself."""
+"""Which token each prediction is compared with, read off the loss, or off the call of `cross_entropy`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
-from vlmdoctor.evidence.alignment import NEARLY_ALL, Alignment
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.alignment import Alignment
 from vlmdoctor.evidence.batch_roles import IGNORED, shares_of_shifts
-from vlmdoctor.evidence.inputs import Inputs
-from vlmdoctor.evidence.loss_calls import LossCall, token_losses, watched_losses
+from vlmdoctor.evidence.inputs import Inputs, standard
+from vlmdoctor.evidence.loss_calls import LossCall, token_losses
 from vlmdoctor.evidence.trials import innermost
 from vlmdoctor.invoke import run
 from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of
+from vlmdoctor.unchanged import copy_of, unchanged
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.forward import Forward
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 FURTHEST = 3  # places ahead
+MODEL_SHIFTS = (0, 1, 2)
+NEARLY_ALL = 0.9
+TOLERANCE, APART = 2e-6, 5.0  # relative to the loss; candidates must differ by so many times that
 
 
-def seen_alignment(subject: Subject) -> Alignment | None:
-    """The alignment of the first token loss; None where it can't be told. Use inside `unchanged`."""
+def observer(subject: Subject, gather: Gatherer) -> LossAlignment:
+    """Compares the loss of the pass with its logits."""
+    return LossAlignment(subject)
+
+
+class LossAlignment:
+    """The shift whose cross-entropy is the loss."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def attach(self, listening: Listening) -> None:
+        """All it needs is what comes out."""
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> Alignment:
+        """From loss and logits, else from what the loss function was given."""
+        try:
+            return self._of_the_loss(outcome)
+        except Unavailable:
+            found = _of_the_calls(self._subject, outcome)
+            if found is None:
+                raise
+            return found
+
+    def _of_the_loss(self, outcome: Outcome) -> Alignment:
+        subject = self._subject
+        ids, labels = _ids_and_labels(subject)
+        label_shift, matched = _label_shift(ids, labels)
+        loss, logits = outcome.loss, outcome.logits
+        if logits is None and subject.model.training:
+            with unchanged(subject.model):
+                subject.model.eval()  # in training some models apply the head to supervised tokens only
+                loss, logits = run(subject.model, copy_of(subject.batch), subject.loss_fn)
+        if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):
+            raise Unavailable("the model gives no loss beside logits for each label")
+        losses = {k: _cross_entropy(logits, labels, k) for k in MODEL_SHIFTS}
+        value = float(loss)
+        return Alignment(value, _which(value, losses), label_shift, tuple(losses.items()), matched)
+
+
+def _of_the_calls(subject: Subject, outcome: Outcome) -> Alignment | None:
+    """The alignment of the first token loss; None where it can't be read off."""
     inputs = Inputs(innermost(subject.model), subject.batch, apart=subject.loss_fn is not None)
     if inputs.ids is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
         return None
-    ids = inputs[inputs.ids]
-    with torch.no_grad(), watched_losses() as calls:
-        loss, logits = run(subject.model, copy_of(subject.batch), subject.loss_fn)
-    seen = token_losses(calls, ids)
+    ids, loss, logits = inputs[inputs.ids], outcome.loss, outcome.logits
+    seen = token_losses(outcome.calls, ids)
     if not seen or loss is None or logits is None or logits.ndim != 3 or len(logits) != len(ids):
         return None
     targets = _placed(seen[0], logits)
@@ -41,6 +92,54 @@ def seen_alignment(subject: Subject) -> Alignment | None:
         label_shift = max(shares, key=lambda shift: shares[shift], default=0)
     front = max(0, logits.shape[1] - ids.shape[1])
     return Alignment(float(loss), ahead - label_shift, label_shift, (), matched, front)
+
+
+def _ids_and_labels(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = standard(subject.model, subject.batch, subject.loss_fn)
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    for tensor in (ids, labels):
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.is_floating_point():
+            raise Unavailable("the batch has no token ids and labels side by side")
+    if ids.shape != labels.shape or getattr(
+        getattr(subject.model, "config", None), "is_encoder_decoder", False
+    ):
+        raise Unavailable("the labels are of another sequence than the token ids")
+    return ids, labels
+
+
+def _label_shift(ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
+    """Which token each label is; raises `Unavailable` where no one shift explains nearly all labels."""
+    shares = shares_of_shifts(ids, labels)
+    best = max(shares, key=lambda shift: shares[shift], default=None)
+    if best is None or shares[best] < NEARLY_ALL:
+        raise Unavailable("too few labels are tokens of their own row to tell how they are shifted")
+    if sum(share > shares[best] - 0.2 for share in shares.values()) > 1:
+        raise Unavailable("the tokens repeat so much that the labels' shift can't be told")
+    return best, shares[best]
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: int) -> float:
+    """The mean over labels, row by row, since the logits of a batch in float32 may be large."""
+    total, count = 0.0, 0
+    rows = logits.shape[-1]
+    for row, targets in zip(logits, labels.to(logits.device), strict=True):
+        targets = targets[shift:]
+        known = (targets >= 0) & (targets < rows)
+        if bool(known.any()):
+            chosen = row[: len(row) - shift][known].float()
+            total += float(cross_entropy(chosen, targets[known], reduction="sum").to(torch.float64))
+            count += int(known.sum())
+    return total / count if count else float("nan")
+
+
+def _which(loss: float, losses: Mapping[int, float]) -> int:
+    """The shift whose cross-entropy is the loss, and no other's; raises `Unavailable` where none is."""
+    scale = TOLERANCE * (1.0 + abs(loss))
+    near = [k for k, value in losses.items() if abs(value - loss) <= scale]
+    rivals = [k for k, value in losses.items() if abs(value - loss) <= APART * scale]
+    if len(near) != 1 or len(rivals) != 1:
+        raise Unavailable("the loss is no plain cross-entropy of the logits, so its shift can't be told")
+    return near[0]
 
 
 def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:

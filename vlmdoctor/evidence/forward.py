@@ -11,6 +11,8 @@ from vlmdoctor.evidence.failure import Failure
 from vlmdoctor.evidence.rotary import Rotary
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.one_pass import Outcome
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -42,17 +44,9 @@ class Forward:
     rotary: Rotary | None = None
 
 
-def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
+def probe(subject: Subject, gather: Gatherer) -> Forward:
     """Runs the model once, in the mode that it is in, and leaves it bit for bit as it was."""
-    import torch
-
-    from vlmdoctor import subject as subjects
-    from vlmdoctor.evidence.inputs import standard
-    from vlmdoctor.evidence.loss_calls import token_losses, watched_losses
-    from vlmdoctor.evidence.raised import failure_of, frames_of
-    from vlmdoctor.evidence.rotary_clash import rotary_of
-    from vlmdoctor.invoke import run
-    from vlmdoctor.unchanged import copy_of, unchanged
+    from vlmdoctor.evidence.one_pass import OnePass
 
     if subject.model is None:
         raise Unavailable("no model was given")
@@ -60,25 +54,34 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
         raise Unavailable("no batch was given")
     if any(parameter.is_meta for parameter in subject.model.parameters()):
         raise Unavailable("the model has no weights (it is on the meta device)")
+    return gather.once(OnePass).forward
 
-    def forward() -> tuple[Any, Any]:
+
+def read(subject: Subject, outcome: Outcome) -> Forward:
+    """What a pass gave; use inside `unchanged`, since a rotary table that clashed is rebuilt on trial."""
+    import torch
+
+    from vlmdoctor import subject as subjects
+    from vlmdoctor.evidence.inputs import standard
+    from vlmdoctor.evidence.loss_calls import token_losses
+    from vlmdoctor.evidence.raised import failure_of, frames_of
+    from vlmdoctor.evidence.rotary_clash import rotary_of
+    from vlmdoctor.invoke import run
+    from vlmdoctor.unchanged import copy_of
+
+    def again() -> Any:
         with torch.no_grad():
-            return run(subject.model, copy_of(subject.batch), subject.loss_fn)
+            return run(subject.model, copy_of(subject.batch), subject.loss_fn)[0]
 
-    loss = logits = failure = rotary = None
-    supervised = supervised_tokens(batch := standard(subject.model, subject.batch, subject.loss_fn))
-    with unchanged(subject.model):
-        try:
-            with watched_losses() as calls:
-                loss, logits = forward()
-            if seen := token_losses(calls, batch.get("input_ids")):
-                supervised = sum(call.counted for call in seen)
-            del calls, seen
-        except Unavailable:  # a loss function that can't be had outside of a run
-            raise
-        except Exception as error:
-            failure = failure_of(error, subject.model)
-            rotary = rotary_of(error, frames_of(error), subject.model, lambda: forward()[0])
+    batch = standard(subject.model, subject.batch, subject.loss_fn)
+    supervised = supervised_tokens(batch)
+    failure = rotary = None
+    if outcome.error is not None:
+        failure = failure_of(outcome.error, subject.model)
+        rotary = rotary_of(outcome.error, frames_of(outcome.error), subject.model, again)
+    elif seen := token_losses(outcome.calls, batch.get("input_ids")):
+        supervised = sum(call.counted for call in seen)
+    loss, logits = outcome.loss, outcome.logits
     known = [tensor for tensor in (loss, logits) if tensor is not None]
     return Forward(
         loss=None if loss is None else float(loss.detach()),  # a model may switch gradients on

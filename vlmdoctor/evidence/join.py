@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -33,9 +33,9 @@ class Join:
     text_size: float
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Join:
-    """Runs the model twice, the second time with other images, and leaves it as it was."""
-    from vlmdoctor.evidence.join_seen import look
+def probe(subject: Subject, gather: Gatherer) -> Join:
+    """Catches what the first decoder layer is given in the one pass, and once more with other images."""
+    from vlmdoctor.evidence.one_pass import observed
 
     passed(gather, finite=True)
-    return look(subject)
+    return observed(gather, "vlmdoctor.evidence.join_seen")

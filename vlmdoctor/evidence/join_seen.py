@@ -2,46 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.evidence.join import Join
-from vlmdoctor.evidence.trials import Trials
+from vlmdoctor.evidence.trials import Trials, innermost
+from vlmdoctor.invoke import run, seed
 from vlmdoctor.subject import Subject, canonical_name, layer_of, role_of
-from vlmdoctor.unchanged import unchanged
+from vlmdoctor.unchanged import copy_of
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.forward import Forward
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 FEWEST = 2  # places of each kind
 
 
-def look(subject: Subject) -> Join:
-    """Two passes over the batch of `subject`."""
-    with unchanged(subject.model):
-        trials = Trials(subject)
-        inputs = trials.inputs
+def observer(subject: Subject, gather: Gatherer) -> DecoderInput:
+    """Catches what goes into the decoder; raises `Unavailable` for a batch without images beside ids."""
+    return DecoderInput(subject)
+
+
+class DecoderInput:
+    """What the first decoder layer is given, and what of it moves with the images."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject, self._model = subject, innermost(subject.model)
+        self._inputs = inputs = Inputs(self._model, subject.batch, apart=subject.loss_fn is not None)
         if inputs.ids is None or inputs.reads_labels or not inputs.images:
             raise Unavailable("the batch holds no images beside token ids")
-        length = inputs[inputs.ids].shape[1]
-        name, own = entering(trials)
-        changed = inputs.with_(**{each: _noise(inputs[each]) for each in inputs.images})
-        try:
-            _, other = entering(trials, changed)
-        except Unavailable:
-            raise
-        except Exception as error:
-            raise Unavailable(f"with other images it raises {type(error).__name__}") from error
+        self._rows, self._length = inputs[inputs.ids].shape
+
+    def attach(self, listening: Listening) -> None:
+        """Asks for what decoder layers are given."""
+        self._caught: tuple[str, torch.Tensor] | None = None
+        for name, module in _decoder_layers(self._model):
+            listening.before(module, functools.partial(self._catch, name))
+
+    def _catch(self, name: str, module: nn.Module, given: tuple, keywords: dict[str, Any]) -> None:
+        hidden = None if self._caught else _hidden(given, keywords, self._rows, self._length)
+        if hidden is not None:
+            self._caught = name, hidden
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> Join:
+        """Compares the sizes of what moves with the images and of what does not."""
+        if forward.finite is False:
+            raise Unavailable("the forward pass gives NaN or infinity")
+        if self._caught is None:
+            raise Unavailable("the first layer of the language model was not found")
+        name, own = self._caught
+        other = self._with_other_images()
         if own.shape != other.shape:
             raise Unavailable("other images give a sequence of another length")
         moved = (own != other).any(dim=-1)
         valid = torch.ones_like(moved)
-        valid[:, own.shape[1] - length :] = inputs.valid.to(moved.device)
+        valid[:, own.shape[1] - self._length :] = self._inputs.valid.to(moved.device)
         sizes = own.float().square().mean(dim=-1).sqrt()
         image, text = sizes[moved & valid], sizes[~moved & valid]
         if len(image) < FEWEST or len(text) < FEWEST:
             raise Unavailable("no places of the first decoder layer belong to images alone")
-    return Join(name, len(image), len(text), float(image.median()), float(text.median()))
+        return Join(name, len(image), len(text), float(image.median()), float(text.median()))
+
+    def _with_other_images(self) -> torch.Tensor:
+        subject, inputs = self._subject, self._inputs
+        changed = inputs.with_(**{each: _noise(inputs[each]) for each in inputs.images})
+        runs = self._model if subject.loss_fn is None else subject.model
+
+        def again() -> None:
+            seed(0)  # what is dropped is the same as in the pass before
+            run(runs, copy_of(changed), subject.loss_fn)
+
+        try:
+            return _entering(self._model, again, self._rows, self._length)[1]
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"with other images it raises {type(error).__name__}") from error
 
 
 class _Seen(Exception):
@@ -51,31 +95,41 @@ class _Seen(Exception):
 def entering(trials: Trials, batch: Any = None) -> tuple[str, torch.Tensor]:
     """(name, input [B, T, D]) of the first block of the language model that runs; the pass ends there."""
     rows, length = trials.inputs[trials.inputs.ids].shape
+    return _entering(trials.model, lambda: trials.run(batch), rows, length)
+
+
+def _entering(model: nn.Module, runs: Callable[[], Any], rows: int, length: int) -> tuple[str, torch.Tensor]:
     caught: list[tuple[str, torch.Tensor]] = []
-    handles = []
-    for raw_name, module in trials.model.named_modules():
-        name = canonical_name(f"{raw_name}.").rstrip(".")
-        layer, _ = layer_of(name)
-        if layer != name or role_of(name) in ("vision", "projector", "head"):
-            continue
 
-        def hook(_: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
-            for value in (*given, *keywords.values()):
-                if _is_hidden(value, rows, length):
-                    caught.append((name, value.detach().clone()))
-                    raise _Seen
+    def hook(name: str, module: nn.Module, given: tuple, keywords: dict[str, Any]) -> None:
+        if (hidden := _hidden(given, keywords, rows, length)) is not None:
+            caught.append((name, hidden))
+            raise _Seen
 
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        trials.run(batch)
-    except _Seen:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for name, module in _decoder_layers(model):
+            handle = module.register_forward_pre_hook(functools.partial(hook, name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        with contextlib.suppress(_Seen):
+            runs()
     if not caught:
         raise Unavailable("the first layer of the language model was not found")
     return caught[0]
+
+
+def _decoder_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """By canonical name, all that is a layer of its own and of no vision tower."""
+    for raw_name, module in model.named_modules():
+        name = canonical_name(f"{raw_name}.").rstrip(".")
+        layer, _ = layer_of(name)
+        if layer == name and role_of(name) not in ("vision", "projector", "head"):
+            yield name, module
+
+
+def _hidden(given: tuple, keywords: dict[str, Any], rows: int, length: int) -> torch.Tensor | None:
+    """A copy of the activations among a layer's arguments."""
+    values = (value for value in (*given, *keywords.values()) if _is_hidden(value, rows, length))
+    return next((value.detach().clone() for value in values), None)
 
 
 def _is_hidden(value: Any, rows: int, length: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
 
@@ -12,7 +11,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.label_leak import LabelLeak
 from vlmdoctor.evidence.loss_calls import LossCall, watched_losses
 from vlmdoctor.evidence.trials import Trials
-from vlmdoctor.invoke import run
+from vlmdoctor.invoke import run, seed
 from vlmdoctor.subject import Subject
 from vlmdoctor.unchanged import copy_of
 
@@ -75,8 +74,7 @@ def _with(tokens: torch.Tensor, place: list[int], token: torch.Tensor) -> torch.
 def _call(subject: Subject, trials: Trials, batch: object) -> LossCall:
     """The first call of a token loss."""
     given = copy_of(subject.batch if batch is None else batch)
-    random.seed(0)
-    torch.manual_seed(0)
+    seed(0)
     with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls:
         warnings.simplefilter("ignore")
         run(trials.model, given, subject.loss_fn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,11 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+FUNCTIONS = {
+    functional.cross_entropy: "cross_entropy",
+    functional.nll_loss: "nll_loss",
+    functional.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+}
 _NAMES = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction")
 
 
@@ -39,23 +44,33 @@ class LossCall:
 
 
 class _Watcher(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[..., None] | None) -> None:
         super().__init__()
         self.calls: list[LossCall] = []
+        self._heard = heard
 
     def __torch_function__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
+        if function not in FUNCTIONS:
+            return function(*arguments, **keywords)
         if function in (functional.cross_entropy, functional.nll_loss):
             call = _call(dict(zip(_NAMES, arguments, strict=False)) | keywords)
             if call is not None:
                 self.calls.append(call)
-        return function(*arguments, **keywords)
+        result = function(*arguments, **keywords)
+        if self._heard is not None:
+            self._heard(function, arguments, keywords, result)
+        return result
 
 
 @contextmanager
-def watched_losses() -> Iterator[list[LossCall]]:
-    """Inside, calls are noted in the list, with the very tensors that they were given."""
-    watcher = _Watcher()
+def watched_losses(heard: Callable[..., None] | None = None) -> Iterator[list[LossCall]]:
+    """Inside, calls are noted in the list, with the very tensors that they were given.
+
+    Args:
+        heard: Called with (function, args, kwargs, result) of each of `FUNCTIONS`.
+    """
+    watcher = _Watcher(heard)
     with watcher:
         yield watcher.calls
 

@@ -15,7 +15,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.inputs import IGNORED
 from vlmdoctor.evidence.loss_form import LossForm, Weights
 from vlmdoctor.evidence.trials import Trials
-from vlmdoctor.invoke import call, logits_in, loss_in
+from vlmdoctor.invoke import call, logits_in, loss_in, seed
 from vlmdoctor.subject import Subject, canonical_name, role_of
 from vlmdoctor.unchanged import copy_of
 
@@ -96,7 +96,7 @@ def _passed(
 
     outputs: list[Any] = []
     put_out: list[torch.Tensor] = []
-    torch.manual_seed(0)
+    seed(0)
     with contextlib.ExitStack() as hooks, torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hooks.callback(model.register_forward_hook(lambda m, i, output: outputs.append(output)).remove)

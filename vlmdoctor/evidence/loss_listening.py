@@ -1,61 +1,52 @@
-"""Listening to torch's loss functions while a model runs."""
+"""What torch's loss functions are given and give while a model runs."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import random
-import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.loss_calls import FUNCTIONS
 from vlmdoctor.evidence.loss_terms import LossTerms, Term
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
-from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of, unchanged
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
+    from vlmdoctor.subject import Subject
 
 MOST_ROWS = 1024  # targets whose numbers are looked at
-_FUNCTIONS = {
-    functional.cross_entropy: "cross_entropy",
-    functional.nll_loss: "nll_loss",
-    functional.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
-}
 
 
-def listen(subject: Subject) -> LossTerms:
-    """One pass over the batch of `subject`, in the mode that its model is in."""
-    model = innermost(subject.model) if subject.loss_fn is None else subject.model
-    with unchanged(subject.model), torch.no_grad(), warnings.catch_warnings(), _Listener() as listener:
-        warnings.simplefilter("ignore")
-        random.seed(0)
-        torch.manual_seed(0)
-        loss, _ = run(model, copy_of(subject.batch), subject.loss_fn)
-    return LossTerms(None if loss is None else float(loss), tuple(listener.terms))
+def observer(subject: Subject, gather: Gatherer) -> LossListener:
+    """Listens to torch's loss functions."""
+    return LossListener()
 
 
-class _Listener(TorchFunctionMode):
-    """Notes the calls of loss functions, and changes nothing of them."""
+class LossListener:
+    """Notes the calls of loss functions."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.terms: list[Term] = []
+        self._terms: list[Term] = []
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        name = _FUNCTIONS.get(function)
-        if name is not None and isinstance(result, torch.Tensor):
-            given = inspect.signature(function).bind(*args, **(kwargs or {}))
+    def attach(self, listening: Listening) -> None:
+        """Asks for each call."""
+        self._terms.clear()
+        listening.losses(self._note)
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> LossTerms:
+        """The calls beside the loss that came out."""
+        return LossTerms(forward.loss, tuple(self._terms))
+
+    def _note(self, function: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            given = inspect.signature(function).bind(*args, **kwargs)
             given.apply_defaults()
-            term = _term(name, given.arguments, result)
+            term = _term(FUNCTIONS[function], given.arguments, result)
             if term is not None:
-                self.terms.append(term)
-        return result
+                self._terms.append(term)
 
 
 def _term(function: str, given: dict[str, Any], result: torch.Tensor) -> Term | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -70,9 +70,9 @@ class LossTerms:
         return self.terms
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> LossTerms:
-    """Runs the model once and listens to torch's loss functions; the model is left as it was."""
-    from vlmdoctor.evidence.loss_listening import listen
+def probe(subject: Subject, gather: Gatherer) -> LossTerms:
+    """Listens to torch's loss functions in the one pass."""
+    from vlmdoctor.evidence.one_pass import observed
 
     passed(gather)
-    return listen(subject)
+    return observed(gather, "vlmdoctor.evidence.loss_listening")

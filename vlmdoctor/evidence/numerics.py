@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -60,9 +60,9 @@ class Numerics:
     half: bool = False
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Numerics:
-    """Runs the model once with a hook on every module, and leaves it as it was."""
-    from vlmdoctor.evidence.activations import watch_activations
+def probe(subject: Subject, gather: Gatherer) -> Numerics:
+    """Looks at what every module gives out in the one pass."""
+    from vlmdoctor.evidence.one_pass import observed
 
-    forward = passed(gather)
-    return watch_activations(subject, forward)
+    passed(gather)
+    return observed(gather, "vlmdoctor.evidence.activations")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -101,9 +101,9 @@ class Positions:
     no_own: str | None = None
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Positions:
-    """Runs the model once with hooks on what takes positions; it is left as it was."""
-    from vlmdoctor.evidence.positions_seen import watch_positions
+def probe(subject: Subject, gather: Gatherer) -> Positions:
+    """Catches what tables are given in the one pass."""
+    from vlmdoctor.evidence.one_pass import observed
 
     passed(gather)
-    return watch_positions(subject)
+    return observed(gather, "vlmdoctor.evidence.positions_seen")

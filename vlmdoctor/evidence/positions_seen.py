@@ -6,14 +6,12 @@ Shapes:
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
 import itertools
-import random
 import re
-import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,71 +21,74 @@ from vlmdoctor.evidence.data_model import max_positions, text_config
 from vlmdoctor.evidence.inputs import Inputs, placeholders
 from vlmdoctor.evidence.positions import Counted, Own, Place, Positions
 from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
 from vlmdoctor.subject import Subject, canonical_name, role_of
-from vlmdoctor.unchanged import copy_of, unchanged
+from vlmdoctor.unchanged import copy_of
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.forward import Forward
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 OWN = "get_rope_index"  # what every family with positions in several axes calls it
 _GIVEN = ("position_ids", "positions", "pos_ids")
 _TABLES = re.compile(r"rotary|rope(?!r)|(^|_)wpe|pos(ition)?(al)?_?(emb|enc)|embed_positions", re.IGNORECASE)
 
 
-def watch_positions(subject: Subject) -> Positions:
-    """One pass over the batch of `subject`, and the facts of the positions seen in it."""
-    model = innermost(subject.model)
-    inputs = Inputs(model, subject.batch)
-    if inputs.ids is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
-        raise Unavailable("the batch has no token ids whose positions could be followed")
-    valid = inputs.valid.cpu()
-    ids = inputs[inputs.ids].cpu()
-    if valid.shape != ids.shape:
-        raise Unavailable("the padding mask is of another shape than the token ids")
-    media = torch.isin(ids, torch.tensor(sorted(placeholders(model, subject.processor, subject.tokenizer))))
-    text = valid & ~media
-    given = next((name for name in _GIVEN if _fitting(inputs.fields.get(name), ids) is not None), None)
-    seen: dict[str, torch.Tensor] = {}
-    with unchanged(subject.model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        random.seed(0)
-        torch.manual_seed(0)
-        with _watched(model, ids, seen):
-            run(model if subject.loss_fn is None else subject.model, copy_of(subject.batch), subject.loss_fn)
-        used = next((p for p in seen.values() if len(p) > 1), None)
-        own, no_own = None, "the model has no positions of several axes"
-        try:
-            own = _own(model, inputs, used, valid)
-        except Unavailable as reason:
-            no_own = str(reason)
-    if given is not None and not seen:  # a table that is not a module, or a model that ignores them
-        seen = {given: _fitting(inputs.fields[given], ids)}
-    return Positions(
-        given,
-        tuple(Place(name, len(p), tuple(_counted(p[0], text, valid))) for name, p in seen.items()),
-        max_positions(text_config(getattr(model, "config", None))),
-        own,
-        None if own is not None else no_own,
-    )
+def observer(subject: Subject, gather: Gatherer) -> TablePositions:
+    """Looks at what tables of positions are given; raises `Unavailable` for a batch without token ids."""
+    return TablePositions(subject)
 
 
-@contextlib.contextmanager
-def _watched(model: nn.Module, ids: torch.Tensor, seen: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Puts the positions that the text's tables are given into `seen`, by the module that takes them."""
-    with contextlib.ExitStack() as hooks:
-        for raw_name, module in model.named_modules():
+class TablePositions:
+    """The positions that reach a model's tables, and the model's own."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._model = model = innermost(subject.model)
+        self._inputs = inputs = Inputs(model, subject.batch)
+        if inputs.ids is None or inputs.reads_labels or inputs.ids == "decoder_input_ids":
+            raise Unavailable("the batch has no token ids whose positions could be followed")
+        self._valid, self._ids = inputs.valid.cpu(), inputs[inputs.ids].cpu()
+        if self._valid.shape != self._ids.shape:
+            raise Unavailable("the padding mask is of another shape than the token ids")
+        known = sorted(placeholders(model, subject.processor, subject.tokenizer))
+        self._text = self._valid & ~torch.isin(self._ids, torch.tensor(known))
+
+    def attach(self, listening: Listening) -> None:
+        """Asks for what the text's tables are given."""
+        self._seen: dict[str, torch.Tensor] = {}
+        for raw_name, module in self._model.named_modules():
             name = canonical_name(f"{raw_name}.").rstrip(".")
             last = name.rpartition(".")[2]
-            if role_of(name) == "vision" or not (
-                _TABLES.search(last) or _TABLES.search(type(module).__name__)
-            ):
-                continue
+            if role_of(name) != "vision" and (_TABLES.search(last) or _TABLES.search(type(module).__name__)):
+                listening.before(module, functools.partial(self._catch, name))
 
-            def hook(module: nn.Module, given: tuple, keywords: dict[str, Any], name: str = name) -> None:
-                positions = _among(module, given, keywords, ids)
-                if positions is not None:
-                    seen.setdefault(name, positions)
+    def _catch(self, name: str, module: nn.Module, given: tuple, keywords: dict[str, Any]) -> None:
+        positions = _among(module, given, keywords, self._ids)
+        if positions is not None:
+            self._seen.setdefault(name, positions)
 
-            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
+    def conclude(self, outcome: Outcome, forward: Forward) -> Positions:
+        """The facts of the positions that were seen, and of those that the model would make."""
+        fields, ids, seen = self._inputs.fields, self._ids, self._seen
+        given = next((name for name in _GIVEN if _fitting(fields.get(name), ids) is not None), None)
+        used = next((p for p in seen.values() if len(p) > 1), None)
+        own, no_own = None, None
+        try:
+            own = _own(self._model, self._inputs, used, self._valid)
+        except Unavailable as reason:
+            no_own = str(reason)
+        if given is not None and not seen:  # a table that is not a module, or a model that ignores them
+            seen = {given: _fitting(fields[given], ids)}
+        return Positions(
+            given,
+            tuple(
+                Place(name, len(p), tuple(_counted(p[0], self._text, self._valid)))
+                for name, p in seen.items()
+            ),
+            max_positions(text_config(getattr(self._model, "config", None))),
+            own,
+            no_own,
+        )
 
 
 def _among(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -56,11 +56,9 @@ class Precision:
     meant: bool = False
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Precision:
-    """Runs the model once, in the mode that it is in, with hooks on its layers; leaves it as it was."""
-    from vlmdoctor.evidence.precision_seen import watched
-    from vlmdoctor.unchanged import unchanged
+def probe(subject: Subject, gather: Gatherer) -> Precision:
+    """Reads the float types of what goes in and out of the layers in the one pass."""
+    from vlmdoctor.evidence.one_pass import observed
 
     passed(gather)
-    with unchanged(subject.model):
-        return watched(subject)
+    return observed(gather, "vlmdoctor.evidence.precision_seen")

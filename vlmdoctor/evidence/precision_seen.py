@@ -2,82 +2,87 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vlmdoctor.evidence.precision import LayerPrecision, Precision
 from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
 from vlmdoctor.subject import Subject, canonical_name, role_of
-from vlmdoctor.unchanged import copy_of
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.forward import Forward
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 _MEANT = "residual_in_fp32"
 
 
-def watched(subject: Subject) -> Precision:
-    """One pass, seen from inside; use inside `unchanged`."""
-    model = innermost(subject.model)
-    names = {module: canonical_name(f"{name}.").rstrip(".") for name, module in model.named_modules()}
-    stacks = _layers(model, names)
-    before: list[tuple[str, torch.dtype, str]] = []  # what modules with weights gave out, in their order
-    given: dict[nn.Module, torch.dtype] = {}
-    found: dict[nn.Module, LayerPrecision] = {}
-    source: dict[str, tuple[str, str, str]] = {}
-    inside: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+def observer(subject: Subject, gather: Gatherer) -> FloatTypes:
+    """Looks at what goes in and out of the layers."""
+    return FloatTypes(innermost(subject.model))
 
-    def enter(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+
+class FloatTypes:
+    """The float types on the way through a model, without what runs under autocast."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names = {m: canonical_name(f"{name}.").rstrip(".") for name, m in model.named_modules()}
+        self._stacks = _layers(model, self._names)
+
+    def attach(self, listening: Listening) -> None:
+        """Asks for every module's output, and what layers are given."""
+        self._before: list[tuple[str, torch.dtype, str]] = []  # what modules with weights gave out, in order
+        self._given: dict[nn.Module, torch.dtype] = {}
+        self._found: dict[nn.Module, LayerPrecision] = {}
+        self._source: dict[str, tuple[str, str, str]] = {}
+        self._inside: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+        for module in self._names:
+            if module in self._stacks:
+                listening.before(module, self._enter)
+            listening.after(module, self._leave)
+
+    def _enter(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         hidden = _hidden((*arguments, *keywords.values()))
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
-            given.setdefault(module, hidden.dtype)
+            self._given.setdefault(module, hidden.dtype)
 
-    def leave(module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> None:
+    def _leave(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> None:
         made, weights = _hidden(output), _weights(module)
         if made is None or weights is None:
             return
-        before.append((names[module], made.dtype, _short(weights)))
-        if module not in stacks or module not in given or module in found:
-            return
-        stack = stacks[module]
-        wider = given[module].itemsize > weights.itemsize
-        found[module] = LayerPrecision(
-            names[module],
-            stack,
-            role_of(names[module]),
-            _short(weights),
-            _short(given[module]),
-            _short(made.dtype),
-            wider,
-        )
-        first = not any(layer.stack == stack for other, layer in found.items() if other is not module)
-        if wider and first:
-            earlier = [entry for entry in before if not f"{entry[0]}.".startswith(f"{stack}.")]
-            last = next((name for name in reversed(earlier) if name[1] == given[module]), None)
-            if last is not None:
-                source[stack] = (stack, last[0], last[2])
-        elif not wider and made.dtype.itemsize > weights.itemsize:
-            inside.setdefault(stack, (stack, names[module], tuple(sorted(map(_short, _kinds(module))))))
+        self._before.append((self._names[module], made.dtype, _short(weights)))
+        if module in self._given and module not in self._found:
+            self._judge(module, weights, made)
 
-    with contextlib.ExitStack() as hooks, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        for module in names:
-            if module in stacks:
-                hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
-        runs = model if subject.loss_fn is None else subject.model
-        run(runs, copy_of(subject.batch), subject.loss_fn)
-    config = getattr(model, "config", None)
-    places = (config, getattr(config, "text_config", None), *model.modules())
-    return Precision(
-        tuple(found.values()),
-        tuple(source.values()),
-        tuple(inside.values()),
-        meant=any(getattr(place, _MEANT, False) is True for place in places),
-    )
+    def _judge(self, module: nn.Module, weights: torch.dtype, made: torch.Tensor) -> None:
+        name, stack, given = self._names[module], self._stacks[module], self._given[module]
+        first = not any(layer.stack == stack for layer in self._found.values())
+        wider = given.itemsize > weights.itemsize
+        self._found[module] = LayerPrecision(
+            name, stack, role_of(name), _short(weights), _short(given), _short(made.dtype), wider
+        )
+        if wider and first:
+            earlier = [entry for entry in self._before if not f"{entry[0]}.".startswith(f"{stack}.")]
+            last = next((entry for entry in reversed(earlier) if entry[1] == given), None)
+            if last is not None:
+                self._source[stack] = (stack, last[0], last[2])
+        elif not wider and made.dtype.itemsize > weights.itemsize:
+            self._inside.setdefault(stack, (stack, name, tuple(sorted(map(_short, _kinds(module))))))
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> Precision:
+        """The layers in the order in which they ran."""
+        config = getattr(self._model, "config", None)
+        places = (config, getattr(config, "text_config", None), *self._model.modules())
+        return Precision(
+            tuple(self._found.values()),
+            tuple(self._source.values()),
+            tuple(self._inside.values()),
+            meant=any(getattr(place, _MEANT, False) is True for place in places),
+        )
 
 
 def _layers(model: nn.Module, names: dict[nn.Module, str]) -> dict[nn.Module, str]:

@@ -107,11 +107,10 @@ def _tried(subject: Subject) -> Resume:
 
 
 def _step(subject: Subject, parts: Parts, seed: int) -> None:
-    import torch
-
+    from vlmdoctor import invoke
     from vlmdoctor.watching.trial import step
 
-    torch.manual_seed(seed)  # dropout is the same in all copies
+    invoke.seed(seed)  # dropout is the same in all copies
     model, optimizers, schedulers = parts
     model.train()
     try:

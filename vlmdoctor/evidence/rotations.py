@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import passed
 
 if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
     from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
@@ -28,12 +27,9 @@ class Rotations:
     twice: tuple[str, ...] = ()
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Rotations:
-    """Runs the model once and leaves it as it was."""
-    from vlmdoctor.evidence.rotations_followed import followed
-    from vlmdoctor.watching.nonfinite import communicates
+def probe(subject: Subject, gather: Gatherer) -> Rotations:
+    """Follows rotary tables through the one pass."""
+    from vlmdoctor.evidence.one_pass import observed
 
     passed(gather)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    return followed(subject)
+    return observed(gather, "vlmdoctor.evidence.rotations_followed")

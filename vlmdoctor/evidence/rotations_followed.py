@@ -6,9 +6,8 @@ through sums, slices and copies alone, it was rotated twice.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,9 +18,14 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.attempts_model import rotary_modules
 from vlmdoctor.evidence.rotary_tables import stored_tables
 from vlmdoctor.evidence.rotations import Rotations
-from vlmdoctor.invoke import run
+from vlmdoctor.evidence.trials import innermost
 from vlmdoctor.subject import Subject, canonical_name
-from vlmdoctor.unchanged import copy_of, unchanged
+from vlmdoctor.watching.nonfinite import communicates
+
+if TYPE_CHECKING:
+    from vlmdoctor.engine import Gatherer
+    from vlmdoctor.evidence.forward import Forward
+    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 _KEEPS = {  # what moves or adds numbers, and keeps what they are
     "add", "sub", "rsub", "neg", "cat", "stack", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze",
@@ -32,29 +36,59 @@ _KEEPS = {  # what moves or adds numbers, and keeps what they are
 }  # fmt: skip
 
 
-def followed(subject: Subject) -> Rotations:
-    """Runs the model once and leaves it as it was."""
+def observer(subject: Subject, gather: Gatherer) -> RotaryFollower:
+    """Follows rotary tables; raises `Unavailable` where there are none."""
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
     makers = [module for _, module in rotary_modules(subject.model)]
     stored = [] if makers else _tables_of_any_width(subject.model)
     if not makers and not stored:
         raise Unavailable("no rotary positions were found")
-    follower = _Follower(stored)
-    with (
-        unchanged(subject.model),
-        torch.no_grad(),
-        _told_where(subject.model, follower),
-        _seeded(makers, follower),
-        follower,
-    ):
-        run(subject.model, copy_of(subject.batch), subject.loss_fn)
-    return Rotations(follower.rotated, tuple(dict.fromkeys(follower.twice)))
+    return RotaryFollower(innermost(subject.model), makers, stored)
+
+
+class RotaryFollower:
+    """Knows in which module each product with a rotary table was made."""
+
+    def __init__(self, model: nn.Module, makers: list[nn.Module], stored: list[torch.Tensor]) -> None:
+        self._names = {m: canonical_name(n) or type(model).__name__ for n, m in model.named_modules()}
+        self._makers, self._stored = makers, stored
+
+    def attach(self, listening: Listening) -> None:
+        """Asks for every operation, for the tables as they are made, and for where the pass is."""
+        self._follower = _Follower(self._stored, listening)
+        for module in self._names:
+            listening.before(module, self._enter)
+            listening.after(module, self._leave)
+        for module in self._makers:
+            listening.after(module, self._note)
+        listening.around(self._follower)
+
+    def _enter(self, module: nn.Module, given: Any, keywords: Any) -> None:
+        self._follower.inside.append(self._names[module])
+
+    def _leave(self, module: nn.Module, given: Any, keywords: Any, output: Any) -> None:
+        # A module that raised and was caught by its caller has not said that it ended.
+        inside = self._follower.inside
+        while inside and inside.pop() != self._names[module]:
+            pass
+
+    def _note(self, module: nn.Module, given: Any, keywords: Any, output: Any) -> None:
+        for tensor in _tensors(output):
+            if tensor.is_floating_point() or tensor.is_complex():
+                self._follower.tables[tensor] = True
+
+    def conclude(self, outcome: Outcome, forward: Forward) -> Rotations:
+        """What was rotated, and what twice."""
+        return Rotations(self._follower.rotated, tuple(dict.fromkeys(self._follower.twice)))
 
 
 class _Follower(TorchDispatchMode):
     """Marks tables and what was multiplied with them."""
 
-    def __init__(self, tables: list[torch.Tensor]) -> None:
+    def __init__(self, tables: list[torch.Tensor], listening: Listening) -> None:
         super().__init__()
+        self._listening = listening
         self.tables, self.products = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self.rotated = 0
         self.twice: list[str] = []
@@ -64,6 +98,8 @@ class _Follower(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
+        if self._listening.busy:
+            return output
         given = list(_tensors(args))
         table = [t for t in given if t in self.tables]
         product = [t for t in given if t in self.products]
@@ -92,37 +128,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _tensors(one)
-
-
-@contextlib.contextmanager
-def _seeded(makers: list[nn.Module], follower: _Follower) -> Iterator[None]:
-    def note(module: nn.Module, given: Any, output: Any) -> None:
-        for tensor in _tensors(output):
-            if tensor.is_floating_point() or tensor.is_complex():
-                follower.tables[tensor] = True
-
-    with contextlib.ExitStack() as hooks:
-        for module in makers:
-            hooks.callback(module.register_forward_hook(note).remove)
-        yield
-
-
-@contextlib.contextmanager
-def _told_where(model: nn.Module, follower: _Follower) -> Iterator[None]:
-    """Keeps the name of the module that runs."""
-    with contextlib.ExitStack() as hooks:
-        for raw_name, module in model.named_modules():
-            name = canonical_name(raw_name) or type(model).__name__
-
-            def enter(_: Any, __: Any, name: str = name) -> None:
-                follower.inside.append(name)
-
-            def leave(_: Any, __: Any, ___: Any) -> None:
-                follower.inside.pop()
-
-            hooks.callback(module.register_forward_pre_hook(enter).remove)
-            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
-        yield
 
 
 def _tables_of_any_width(model: nn.Module) -> list[torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 import re
 import time
 import warnings
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vlmdoctor import invoke
 from vlmdoctor import subject as subjects
 from vlmdoctor.evidence.inputs import IGNORED, Inputs
 from vlmdoctor.evidence.loss_calls import LossCall, token_losses, watched_losses
@@ -69,8 +69,7 @@ class Trials:
         batch = copy_of(self._subject.batch if batch is None else batch)
         outputs: list[Any] = []
         started = time.perf_counter()
-        random.seed(seed)
-        torch.manual_seed(seed)
+        invoke.seed(seed)
         with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls, self._types_noted():
             warnings.simplefilter("ignore")
             if loss_fn is None:
