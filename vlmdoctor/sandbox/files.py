@@ -1,4 +1,4 @@
-"""Foreign files: regular ones only, their size known before they are read, their text UTF-8, JSON not deep."""
+"""Foreign files: regular ones only, sizes before content, their text UTF-8, their JSON not deep."""
 
 from __future__ import annotations
 
