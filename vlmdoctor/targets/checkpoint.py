@@ -223,7 +223,11 @@ def _class_named(name: Any) -> Any | None:
     """The model class of transformers with this name; None for anything else that goes by the name there."""
     import transformers
 
-    if not isinstance(name, str) or not name.isidentifier() or not name[0].isupper():
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    # Looking up any other name would import what it needs.
+    modules = getattr(transformers, "_class_to_module", None)
+    if modules is not None and not str(modules.get(name)).startswith("models."):
         return None
     try:
         found = getattr(transformers, name, None)
