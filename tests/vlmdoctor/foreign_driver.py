@@ -2,8 +2,8 @@
 
     python foreign_driver.py FOLDER...
 
-A package named `kernels` is expected on the path, which lists in `asked` what it is asked for. Prints a JSON object
-of folder -> {"error", "not_followed", "attention", "asked", "batch", "seen"}.
+A package named `kernels` is expected on the path, which lists in `asked` what it is asked for. Prints a JSON
+object of folder -> {"error", "not_followed", "attention", "asked", "batch", "seen"}.
 """
 
 from __future__ import annotations

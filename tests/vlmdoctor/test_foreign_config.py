@@ -1,4 +1,4 @@
-"""A folder's files ask for kernels, quantisers, downloads and code: none is loaded, and what can be judged is."""
+"""A folder's files ask for kernels, quantisers, downloads and code: none is loaded, what can be is judged."""
 
 from __future__ import annotations
 

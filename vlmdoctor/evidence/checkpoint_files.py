@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.sandbox.files import size_of
 from vlmdoctor.sandbox.weight_files import refuse_header, shards
 
 # In a folder, the first that is there: whole models before adapters, safetensors before pickles.
@@ -184,7 +185,9 @@ def _take(files: CheckpointFiles, path: Path) -> None:
             raise UserError(f"the checkpoint folder {path} has no safetensors and no pytorch_model.bin.")
         for file in loose:
             files.take_safetensors(file)
-    elif path.suffix == ".json":
+        return None
+    size_of(path)  # a pipe or a device would be waited for
+    if path.suffix == ".json":
         _take_shards(files, path)
     elif path.suffix == ".safetensors":
         files.take_safetensors(path)

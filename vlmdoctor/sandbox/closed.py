@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import importlib
 import random
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
+_STARTED = time.time()  # the date in a prompt stays that of the day
 _LIBRARY = "transformers.integrations.hub_kernels"
 
 
 @contextlib.contextmanager
-def nothing_fetched() -> Iterator[None]:
+def nothing_fetched(*, models: bool = False) -> Iterator[None]:
     """Inside, the hub is offline and transformers gets no kernel from it, whatever a file asks for.
 
     Models for which transformers fetches kernels by itself take their way in plain torch instead.
+
+    Args:
+        models: Whether models are built inside, so that the module of the kernels is imported first.
     """
     from huggingface_hub import constants
 
     with contextlib.ExitStack() as stack:
         _put(stack, constants, "HF_HUB_OFFLINE", True)
-        import transformers.modeling_utils  # noqa: F401 (it imports the module of the kernels)
-
+        if models:
+            importlib.import_module(_LIBRARY)
         if (kernels := sys.modules.get(_LIBRARY)) is not None:
             _put(stack, kernels, "get_kernel", _refused)
             if hasattr(kernels, "get_kernel_hub"):
@@ -32,9 +39,9 @@ def nothing_fetched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def the_same_twice() -> Iterator[None]:
-    """Inside, a chat template's clock stands still and its choices are those of the last time.
+    """Inside, a chat template's clock stands at the program's start, and its choices are always the same.
 
-    So that what was tried within limits is what is done without them.
+    So what was tried within limits is what is done without them.
     """
     module = sys.modules.get("transformers.utils.chat_template_utils")
     state = random.getstate()
@@ -53,9 +60,7 @@ class _Standing:
 
     @staticmethod
     def now(zone: Any = None) -> Any:
-        import datetime
-
-        return datetime.datetime(2025, 1, 1, tzinfo=zone)
+        return datetime.datetime.fromtimestamp(_STARTED, tz=zone)
 
 
 def _refused(*_: Any, **__: Any) -> Any:

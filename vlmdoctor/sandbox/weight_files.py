@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from vlmdoctor.sandbox.files import Unreadable, is_regular, open_regular, read_json
+from vlmdoctor.sandbox.files import Unreadable, is_regular, open_regular, parse_json, read_json
 
 MOST_HEADER = 32 << 20  # bytes: of some 300,000 tensors, in one file
 _LENGTH = struct.Struct("<Q")
@@ -14,12 +14,13 @@ _LENGTH = struct.Struct("<Q")
 def refuse_header(path: Path) -> None:
     """Raises `Unreadable` for what is no regular file, or whose header can't be one of safetensors.
 
-    What the header says about tensors is left to safetensors, which refuses gaps, overlaps and names twice.
+    Names that come twice are refused here; gaps and overlaps between tensors are, by safetensors.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         start = file.read(_LENGTH.size)
+        text = b"" if len(start) < _LENGTH.size else file.read(min(_LENGTH.unpack(start)[0], MOST_HEADER))
     if len(start) < _LENGTH.size:
         raise Unreadable(
             f"{path} can't be loaded: it is no whole safetensors file ({size} bytes are no header)."
@@ -34,6 +35,10 @@ def refuse_header(path: Path) -> None:
         raise Unreadable(
             f"{path} can't be loaded: its header has {length:,} bytes, more than are read ({MOST_HEADER:,})."
         )
+    try:
+        parse_json(text.decode("utf-8"), f"{path} can't be loaded: its header", unique=True)
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path} can't be loaded: its header is not UTF-8 (byte {error.start}).") from error
 
 
 def shards(index: Path, suffix: str = ".safetensors") -> list[Path]:

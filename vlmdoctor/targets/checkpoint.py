@@ -48,8 +48,9 @@ def checkpoint(
     """
     config_file = path / "config.json" if path.is_dir() else path
     folder = config_file.parent
+    values = _read(config_file)  # before anything large is imported
     with _closed(trust_remote_code):
-        read = cleaned(_read(config_file), config_file.name, trusted=trust_remote_code)
+        read = cleaned(values, config_file.name, trusted=trust_remote_code)
         target = _target(text, config_file, read, trust_remote_code, weightless)
     replaced = chosen(read.replaced, target.subject.model.config)
     if replaced:
@@ -61,7 +62,7 @@ def checkpoint(
 
 def _closed(trusted: bool) -> AbstractContextManager[None]:
     """What a model is built in: trusted code may fetch what it needs."""
-    return nullcontext() if trusted else nothing_fetched()
+    return nullcontext() if trusted else nothing_fetched(models=True)
 
 
 def _target(

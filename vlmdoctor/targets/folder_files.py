@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmdoctor.sandbox.files import Unreadable, open_regular
+from vlmdoctor.sandbox.files import Unreadable, open_regular, read_json
 
 # Bytes: the largest tokenizer.json that is known has 35 million.
 MOST_VOCABULARY, MOST_SETTINGS = 128 << 20, 4 << 20
@@ -24,7 +24,7 @@ _SETTINGS = (
 
 
 def refuse_odd_files(folder: Path) -> None:
-    """Raises `Unreadable` where one of these files is there and no regular one, or too large."""
+    """Raises `Unreadable` where one of these files is no regular one, too large, or JSON too deep."""
     names = {
         **dict.fromkeys(_VOCABULARIES, MOST_VOCABULARY),
         **dict.fromkeys(_SETTINGS, MOST_SETTINGS),
@@ -33,8 +33,10 @@ def refuse_odd_files(folder: Path) -> None:
     for name, most in names.items():
         file = folder / name
         if file.is_symlink() or file.exists():
-            with open_regular(file, most):
-                pass
+            if file.suffix == ".json" and most == MOST_SETTINGS:
+                read_json(file, most)
+            else:
+                open_regular(file, most).close()
 
 
 def _more_templates(folder: Path) -> list[str]:

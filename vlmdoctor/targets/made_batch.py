@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.sandbox.closed import nothing_fetched, the_same_twice
 from vlmdoctor.sandbox.limited import SECONDS
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
 from vlmdoctor.targets.weightless import MADE, one_size
-from vlmdoctor.targets.within_limits import within_limits
+from vlmdoctor.targets.within_limits import bounded
 
 SIDES = (224, 64, 32)  # pixels of smaller images, where those of the usual size don't fit
 ROWS = 2  # so that what moves one can be seen not to move the other
@@ -89,9 +88,7 @@ def _by_processor(
         _encode(subject, folder, trust_remote_code=True)
         return
     seconds = SECONDS if budget is None else min(budget, SECONDS)
-    within_limits(folder, lambda: _encode(replace(subject), folder, trust_remote_code=False), seconds)
-    with nothing_fetched(), the_same_twice():
-        _encode(subject, folder, trust_remote_code=False)
+    bounded(folder, lambda: _encode(subject, folder, trust_remote_code=False), seconds)
 
 
 def _encode(subject: Subject, folder: Path, *, trust_remote_code: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.sandbox.closed import nothing_fetched, the_same_twice
@@ -19,8 +20,8 @@ _IMPORTED = (
 )
 
 
-def within_limits(folder: Path, work: Callable[[], None], seconds: float = SECONDS) -> None:
-    """Does `work`, which reads and uses the folder's processor, in a child; afterwards it can be done here.
+def bounded(folder: Path, work: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """What `work` returns, which reads and uses the folder's processor; it is tried in a child first.
 
     Raises:
         UserError: It took too long or too much memory, asked for a network, or raised; the message says so.
@@ -29,9 +30,12 @@ def within_limits(folder: Path, work: Callable[[], None], seconds: float = SECON
     for name in _IMPORTED:
         importlib.import_module(name)
 
-    def tried() -> None:
+    def closed() -> Any:
         with nothing_fetched(), the_same_twice():
-            work()
+            return work()
+
+    def tried() -> None:
+        closed()
 
     try:
         limited(tried, seconds=seconds)
@@ -39,3 +43,4 @@ def within_limits(folder: Path, work: Callable[[], None], seconds: float = SECON
         if reason.raised:
             raise UserError(f"{reason}.") from reason
         raise UserError(f"the processor in {folder} was not used: {reason}.") from reason
+    return closed()
