@@ -15,6 +15,8 @@ import pytest
 import torch
 import transformers
 
+from tests.vlmdoctor.test_folder import whole  # noqa: F401 (a fixture)
+
 LLAMA = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -82,6 +84,17 @@ def index(name: str) -> Change:
     return change
 
 
+def settings(name: str, **changes: Any) -> Change:
+    """Puts values into another file of settings."""
+
+    def change(folder: Path, config: dict[str, Any]) -> None:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, **changes}))
+        (folder / "evil.py").write_text(EVIL)
+
+    return change
+
+
 EVIL = "open('ran', 'w').close()\nraise SystemExit(7)\n"
 ASKED = "'evil/kernel' named in config.json was not loaded"
 # name -> (folder that is changed, change, what is said: in a fact where it is judged, else after "refused:")
@@ -119,6 +132,20 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
     "backbone": ("bare", named(model_type="detr", backbone="evil/net", use_timm_backbone=False), "refused:"),
     "timm": ("bare", named(model_type="timm_wrapper", architecture="hf_hub:evil/net"), "refused:an address"),
     "mamba": ("bare", named(model_type="mamba", architectures=["MambaForCausalLM"], state_size=4), ""),
+    "processor-code": ("whole", settings("processor_config.json", auto_map={"AutoProcessor": "evil.P"}), ""),
+    "processor-class": ("whole", settings("processor_config.json", processor_class="EvilProcessor"), ""),
+    "processor-audio": (
+        "whole",
+        settings("processor_config.json", audio_tokenizer={"audio_tokenizer_name_or_path": "evil/a"}),
+        "",
+    ),
+    "tokenizer-code": (
+        "whole",
+        settings("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+        "",
+    ),
+    "tokenizer-class": ("whole", settings("tokenizer_config.json", tokenizer_class="EvilTokenizer"), ""),
+    "tokenizer-file": ("whole", settings("tokenizer_config.json", vocab_file="/dev/zero"), ""),
     "labels": ("bare", named(num_labels=10**9), "refused:num_labels is 1000000000"),
     "layers": ("llama", named(num_hidden_layers=10**9), "refused:num_hidden_layers"),
     "outside": ("llama", index("../outside.safetensors"), "refused:no file of its own folder"),
@@ -128,7 +155,10 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def outcome(
+    tmp_path_factory: pytest.TempPathFactory,
+    whole: Path,  # noqa: F811
+) -> dict[str, Any]:
     """What the driver says of all of them, in one process of its own."""
     place = tmp_path_factory.mktemp("foreign")
     plain = transformers.LlamaConfig(**LLAMA)
@@ -144,6 +174,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     both.architectures = ["LlavaForConditionalGeneration"]
     both.save_pretrained(place / "llava")
+    shutil.copytree(whole, place / "whole")
     for name, (base, change, _) in HOSTILE.items():
         folder = Path(shutil.copytree(place / base, place / f"x-{name}"))
         config = json.loads((folder / "config.json").read_text())
@@ -184,6 +215,11 @@ def test_nothing_that_a_folder_asks_for_is_loaded(outcome: dict[str, Any], name:
 def test_a_harmless_folder_is_followed_whole(outcome: dict[str, Any]) -> None:
     told = outcome["llama"]
     assert told["error"] is None and told["not_followed"] == [] and told["attention"] == ["sdpa"]
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if HOSTILE[name][0] == "whole"])
+def test_a_processor_s_code_is_not_run_and_a_batch_is_made(outcome: dict[str, Any], name: str) -> None:
+    assert outcome[f"x-{name}"]["batch"].startswith(("two conversations", "made from the configuration"))
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "gemma3", "idefics3", "gpt2", "mixtral", "detr"])
