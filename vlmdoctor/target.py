@@ -52,12 +52,13 @@ def resolve(
     trust_remote_code: bool = False,
     weightless: Weightless | None = None,
     makes_batch: bool = True,
+    budget: float | None = None,
 ) -> Target:
     """Builds what `text` names; what the user's code prints goes to standard error.
 
     Given `weightless`, nothing of the size of weights is allocated: for a dry run. With `makes_batch`, a
     model of transformers that comes without a batch gets one that is made up: good for trying it, and no
-    sign of what its user means.
+    sign of what its user means. `budget` bounds the seconds that a folder's own processor may take for that.
 
     Raises:
         UserError: It can't be built; the exception of the user's code, if any, is its `__cause__`.
@@ -72,7 +73,7 @@ def resolve(
         if path.is_dir() or path.suffix == ".json":
             from vlmdoctor.targets.checkpoint import checkpoint
 
-            return checkpoint(text, path, trust_remote_code, weightless, makes_batch)
+            return checkpoint(text, path, trust_remote_code, weightless, makes_batch, budget)
         if path.suffix == ".py":
             raise _no_factory_named(path)
         place, colon, factory = text.rpartition(":")

@@ -144,7 +144,7 @@ def _examine(
     rules = model_rules()
     output.rules(rules)  # a misspelt rule is told before the model is built
     progress("building the model")
-    resolved = resolve(target, trust_remote_code=trust_remote_code)
+    resolved = resolve(target, trust_remote_code=trust_remote_code, budget=budget)
     if resolved.subject.contract is None:
         resolved.subject.contract = settings.load().contract
     if "batch" in resolved.facts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from vlmdoctor.dryrun.trial import contradictions
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.contradictions import Contradictions
+from vlmdoctor.sandbox.files import read_json
 from vlmdoctor.targets.weightless import Weightless
 
 
@@ -40,7 +40,7 @@ def blamed(
         subject = checkpoint(folder, Path(folder), False, weightless).subject
         return subject.batch is not None and shapes_under(subject, plan).failure is None
 
-    written = json.loads(file.read_text(encoding="utf-8"))
+    written = read_json(file)
     return contradictions(written, failed, runs, config=config, tokens=tokens)
 
 

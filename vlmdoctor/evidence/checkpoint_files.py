@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any, Self
 import torch
 
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.sandbox.files import size_of
+from vlmdoctor.sandbox.weight_files import refuse_header, shards
 
 # In a folder, the first that is there: whole models before adapters, safetensors before pickles.
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -70,6 +71,7 @@ class CheckpointFiles:
         """Adds the tensors of a safetensors file; only its header is read."""
         from safetensors import SafetensorError, safe_open
 
+        refuse_header(path)
         try:
             file = self._open.enter_context(safe_open(str(path), framework="pt"))
         except (SafetensorError, OSError) as error:
@@ -173,8 +175,7 @@ def _take(files: CheckpointFiles, path: Path) -> None:
     if path.is_dir():
         for name in INDEXES:
             if (path / name).is_file():
-                for shard in _shards(path / name):
-                    _take(files, shard)
+                _take_shards(files, path / name)
                 return None
         for name in SINGLES:
             if (path / name).is_file():
@@ -184,9 +185,10 @@ def _take(files: CheckpointFiles, path: Path) -> None:
             raise UserError(f"the checkpoint folder {path} has no safetensors and no pytorch_model.bin.")
         for file in loose:
             files.take_safetensors(file)
-    elif path.suffix == ".json":
-        for shard in _shards(path):
-            _take(files, shard)
+        return None
+    size_of(path)  # a pipe or a device would be waited for
+    if path.suffix == ".json":
+        _take_shards(files, path)
     elif path.suffix == ".safetensors":
         files.take_safetensors(path)
     else:
@@ -194,18 +196,10 @@ def _take(files: CheckpointFiles, path: Path) -> None:
     return None
 
 
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the checkpoint's index {index} can't be read.") from error
-    missing = [name for name in names if not (index.parent / str(name)).is_file()]
-    if missing:
-        raise UserError(
-            f"the checkpoint's index {index} names {missing[0]}, which is not there"
-            + (f" (nor are {len(missing) - 1} others)." if len(missing) > 1 else ".")
-        )
-    return [index.parent / str(name) for name in names]
+def _take_shards(files: CheckpointFiles, index: Path) -> None:
+    pickled = index.name.endswith(".bin.index.json")
+    for shard in shards(index, ".bin" if pickled else ".safetensors"):
+        _take(files, shard)
 
 
 def sample_of(source: Any, shape: tuple[int, ...], shared_rows: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.sandbox.closed import the_same_twice
 
 # Words that no template or vocabulary treats in a special way.
 SYSTEM, FIRST, ANSWER, SECOND, LAST = "sysqword", "useqword", "ansqword", "usrqword", "lasqword"
@@ -87,7 +88,8 @@ def _apply(owner: Any, speakers: Sequence[tuple[str, str]], as_parts: bool, **op
         for role, word in speakers
     ]
     try:
-        text = owner.apply_chat_template(messages, tokenize=False, **options)
+        with the_same_twice():
+            text = owner.apply_chat_template(messages, tokenize=False, **options)
     except Exception:  # templates raise what they like, to refuse a system message for instance
         return None
     return text if isinstance(text, str) else None

@@ -46,6 +46,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if not quiet and "dry_run" not in report.facts:
         _print_made(console, report)
     if not quiet:
+        for text in report.facts.get("not_followed", ()):
+            console.print(Text(f"note     {text}", style="dim"))
         console.print(_closing(report, console.width))
     # Rich pads cells with blanks, which only get in the way of copying.
     return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import NotBuilt, UserError
+from vlmdoctor.sandbox.closed import nothing_fetched
+from vlmdoctor.sandbox.files import is_regular, read_json
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
+from vlmdoctor.targets.config_values import Cleaned, chosen, cleaned, settle
+from vlmdoctor.targets.loading import INDEX, SINGLE, loaded, quiet, weight_files
 from vlmdoctor.targets.made_batch import with_batch
 from vlmdoctor.targets.processor_files import image_side
-from vlmdoctor.targets.weightless import Weightless, one_size, package_missing, refuse_sizes
+from vlmdoctor.targets.weightless import (
+    Weightless,
+    first_line,
+    one_size,
+    package_missing,
+    refuse_counts,
+    refuse_sizes,
+)
 
-SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SAFE_WEIGHTS = (SINGLE, INDEX)
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-MOST_TEXT = 300  # of an exception: some list every model type that there is
+_MOST_CONFIG = 8 << 20  # bytes: of one with 100,000 names of classes
 # Above this share of the free memory a model is only laid out: its gradients take as much again.
 MEMORY_SHARE = 0.3
 
@@ -29,19 +39,44 @@ def checkpoint(
     trust_remote_code: bool,
     weightless: Weightless | None = None,
     makes_batch: bool = True,
+    budget: float | None = None,
 ) -> Target:
     """The model of the folder (or config.json) at `path`; without safetensors it is initialised at random.
 
-    Given `weightless`, it is laid out without weights, with a batch made from its configuration.
+    Given `weightless`, it is laid out without weights, with a batch made from its configuration. What the
+    configuration asks for and is not followed is listed in the fact `not_followed`.
     """
     config_file = path / "config.json" if path.is_dir() else path
-    values = _read(config_file)
     folder = config_file.parent
+    values = _read(config_file)  # before anything large is imported
+    with _closed(trust_remote_code):
+        read = cleaned(values, config_file.name, trusted=trust_remote_code)
+        target = _target(text, config_file, read, trust_remote_code, weightless)
+    replaced = chosen(read.replaced, target.subject.model.config)
+    if replaced:
+        target = replace(target, facts={**target.facts, "not_followed": replaced})
+    if weightless is not None or target.missing_batch is not None or not makes_batch:
+        return target
+    return with_batch(target, folder, trust_remote_code, budget)
+
+
+def _closed(trusted: bool) -> AbstractContextManager[None]:
+    """What a model is built in: trusted code may fetch what it needs."""
+    return nullcontext() if trusted else nothing_fetched(models=True)
+
+
+def _target(
+    text: str, config_file: Path, read: Cleaned, trust_remote_code: bool, weightless: Weightless | None
+) -> Target:
+    """The target without a batch; laid out with one, given `weightless`."""
+    folder = config_file.parent
+    refuse_counts(read.values, f"the model of {config_file}")
     try:
-        config = _config(config_file, trust_remote_code)
+        config = _config(config_file, read.values, trust_remote_code)
     except NotBuilt:
-        refuse_sizes(values, f"the model of {config_file}")  # a zero is told as "integer modulo by zero"
+        refuse_sizes(read.values, f"the model of {config_file}")  # a zero is told as "integer modulo by zero"
         raise
+    settle(config, read.replaced)
     model_class = _model_class(config, folder, trust_remote_code)
     facts: dict[str, Any] = {"model_class": model_class.__name__, "model_type": config.model_type}
     if weightless is not None:
@@ -57,7 +92,13 @@ def checkpoint(
         return target
     if weight_bytes(folder):
         facts["weights"] = "safetensors"
-        model = _loaded(model_class, folder, trust_remote_code)
+        if read.quantised is not None:
+            raise UserError(
+                f"the weights in {folder} are quantised ('{read.quantised}'), and quantisers are not loaded "
+                f"for a folder; give --trust-remote-code if you trust it, or a function that returns the "
+                f"model."
+            )
+        model = _loaded(model_class, config, folder, read.values, trust_remote_code)
     else:
         pickled = next((name for name in PICKLES if (folder / name).is_file()), None)
         facts["weights"] = f"random; {pickled} is a pickle and was not loaded" if pickled else "random"
@@ -68,16 +109,15 @@ def checkpoint(
             Subject(model), text, facts, missing_batch="the model is too large for this machine's memory"
         )
     subject = Subject(model, checkpoint=folder if facts["weights"] == "safetensors" else None)
-    target = Target(subject, text, facts)
-    return with_batch(target, folder, trust_remote_code) if makes_batch else target
+    return Target(subject, text, facts)
 
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of the safetensors files that belong to the folder's model; 0 where there are none."""
-    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
+    if not any(is_regular(folder / name) for name in SAFE_WEIGHTS):
         return 0
     files = [folder / SAFE_WEIGHTS[0], *folder.glob("model-*.safetensors")]
-    return max(sum(file.stat().st_size for file in files if file.is_file()), 1)
+    return max(sum(file.stat().st_size for file in files if is_regular(file)), 1)
 
 
 def too_large(folder: Path) -> bool:
@@ -86,36 +126,71 @@ def too_large(folder: Path) -> bool:
 
 
 def _read(config_file: Path) -> dict[str, Any]:
-    if not config_file.is_file() and (config_file.parent / "adapter_config.json").is_file():
+    if not config_file.exists() and (config_file.parent / "adapter_config.json").is_file():
         raise UserError(
             f"{config_file.parent} holds PEFT's adapters and no model; give a function that returns the "
             "model with its adapters, such as PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
-    if not config_file.is_file():
+    if not config_file.exists():
         raise UserError(
             f"{config_file.parent} has no {config_file.name}, so it is no transformers checkpoint."
         )
-    try:
-        values = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{config_file} can't be read as JSON: {error}.") from error
+    values = read_json(config_file, _MOST_CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{config_file} holds no JSON object, so it is no model configuration.")
     return values
 
 
-def _config(config_file: Path, trust_remote_code: bool) -> Any:
+def configuration(config_file: Path) -> Any:
+    """The configuration object of a file, settled, without a model and without the folder's code.
+
+    Raises:
+        UserError: It makes none.
+    """
+    with nothing_fetched():
+        read = cleaned(_read(config_file), config_file.name)
+        refuse_counts(read.values, f"the model of {config_file}")
+        config = _config(config_file, read.values, False)
+        settle(config, read.replaced)
+        return config
+
+
+def _config(config_file: Path, values: dict[str, Any], trust_remote_code: bool) -> Any:
+    """The configuration of the values; of a trusted folder, by the code in it where there is some."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(config_file, trust_remote_code=trust_remote_code)
+        kind = values.get("model_type")
+        known = isinstance(kind, str) and kind in _config_classes()
+        remote = values.get("auto_map")
+        if isinstance(remote, dict) and "AutoConfig" in remote and (trust_remote_code or not known):
+            if not trust_remote_code:
+                raise UserError(_needs_trust(config_file.parent))
+            return AutoConfig.from_pretrained(config_file, trust_remote_code=True)
+        if not known:
+            raise ValueError(f"transformers knows no model type {_quoted(kind)}")
+        if kind == "mistral" and "layer_types" in values:
+            kind = "ministral"  # as AutoConfig reads it
+        config = _config_classes()[kind].from_dict({**values, "model_type": kind})
+        config.name_or_path = str(config_file)
+        return config
+    except UserError:
+        raise
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(_needs_trust(config_file.parent)) from error
         raised = first_line(error)
         raise NotBuilt(
             f"{config_file} makes no model configuration: {raised}.", f"{type(error).__name__}: {raised}"
         ) from error
+
+
+def _config_classes() -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING
+
+
+def _quoted(kind: Any) -> str:
+    return "since none is given" if kind is None else f"'{str(kind)[:80]}'"
 
 
 def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
@@ -124,8 +199,7 @@ def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
 
     named = config.architectures if isinstance(config.architectures, list) else []
     for name in named:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if found is not None:
+        if (found := _class_named(name)) is not None:
             return found
     auto_classes = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
     for auto_class in auto_classes:
@@ -146,45 +220,67 @@ def _model_class(config: Any, folder: Path, trust_remote_code: bool) -> Any:
     )
 
 
+def _class_named(name: Any) -> Any | None:
+    """The model class of transformers with this name; None for anything else that goes by the name there."""
+    import transformers
+
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    # Looking up any other name would import what it needs.
+    modules = getattr(transformers, "_class_to_module", None)
+    if modules is not None and not str(modules.get(name)).startswith("models."):
+        return None
+    try:
+        found = getattr(transformers, name, None)
+    except Exception:  # a module that needs a package
+        return None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model and found.__module__.startswith("transformers.models.") else None
+
+
 def _needs_trust(folder: Path) -> str:
     return f"{folder} needs code of its own to be run; give --trust-remote-code if you trust it."
 
 
-def _loaded(model_class: Any, folder: Path, trust_remote_code: bool) -> Any:
-    def load(**options: Any) -> Any:
-        return model_class.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
+def _loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any], trusted: bool) -> Any:
+    """The model with its weights; laid out without any where memory could not hold it."""
 
-    with _quiet():
+    def load(**options: Any) -> Any:
+        if not trusted:
+            return loaded(model_class, config, folder, values, **options)
+        settings = {"use_safetensors": True, "trust_remote_code": True, "local_files_only": True, **options}
+        return model_class.from_pretrained(folder, config=config, **settings)
+
+    weight_files(folder)
+    laid_out = _laid_out(model_class, copy.deepcopy(config))
+    if laid_out is not None and _too_much(laid_out):
+        return laid_out  # a small file can belong to a configuration of any size
+    with quiet():
         try:
             return load()
         except ImportError as error:
             raise package_missing(model_class, error) from error
+        except UserError:
+            raise
         except Exception as error:
             if "ignore_mismatched_sizes" in str(error):
                 return load(ignore_mismatched_sizes=True)  # which do not fit, a rule will tell
             raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and tables: what they say is found and told by rules."""
-    from transformers.utils import logging
+def _laid_out(model_class: Any, config: Any) -> Any | None:
+    """The model without weights; None where it can't be built so, which loading will tell."""
+    import torch
 
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        with torch.device("meta"):
+            return model_class._from_config(config)
+    except Exception:
+        return None
+
+
+def _too_much(model: Any) -> bool:
+    return sum(parameter.nbytes for parameter in model.parameters()) > MEMORY_SHARE * _free_memory()
 
 
 def _initialised(model_class: Any, config: Any) -> Any:
@@ -193,7 +289,7 @@ def _initialised(model_class: Any, config: Any) -> Any:
     try:
         with torch.device("meta"):
             laid_out = model_class._from_config(config)
-        if sum(parameter.nbytes for parameter in laid_out.parameters()) > MEMORY_SHARE * _free_memory():
+        if _too_much(laid_out):
             return laid_out
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -215,12 +311,3 @@ def _free_memory() -> float:
         return float("inf")
     available = next((line for line in lines if line.startswith("MemAvailable:")), None)
     return float("inf") if available is None else 1024.0 * int(available.split()[1])
-
-
-def first_line(error: BaseException) -> str:
-    """What it says, in a line; where validation of transformers wraps the reason, both."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if len(lines) > 1 and text.endswith(":"):
-        text = f"{text} {lines[1]}"
-    return (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…").rstrip(".")

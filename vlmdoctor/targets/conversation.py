@@ -29,6 +29,8 @@ def processor_of(folder: Path, trust_remote_code: bool) -> Any:
     for auto in (AutoProcessor, AutoTokenizer):
         try:
             return auto.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        except MemoryError:
+            raise
         except Exception as error:
             last = error
     raise UserError(f"the tokenizer in {folder} can't be loaded: {_line(last)}.") from last
@@ -49,6 +51,8 @@ def conversation(owner: Any, folder: Path, rows: int = 1) -> dict[str, Any]:
     for with_image in (True, False):
         try:
             return _encoded(owner, with_image and owner is not tokenizer, owner is tokenizer, rows)
+        except MemoryError:
+            raise
         except Exception as error:  # processors and templates raise what they like
             last = error
     raise UserError(f"the chat template in {folder} can't render a conversation: {_line(last)}.") from last

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.sandbox.limited import SECONDS
 from vlmdoctor.subject import Subject
 from vlmdoctor.target import Target
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
 from vlmdoctor.targets.weightless import MADE, one_size
+from vlmdoctor.targets.within_limits import bounded
 
 SIDES = (224, 64, 32)  # pixels of smaller images, where those of the usual size don't fit
 ROWS = 2  # so that what moves one can be seen not to move the other
 
 
-def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bool = False) -> Target:
+def with_batch(
+    target: Target,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
+    budget: float | None = None,
+) -> Target:
     """The target, its subject given a batch, and tokenizer and processor where they made it.
 
     Nothing is done where there is a batch or a dataset, or where the model is none of transformers'.
@@ -26,6 +33,7 @@ def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bo
         target: What a user's function or a folder gave.
         folder: Where tokenizer and processor may lie.
         trust_remote_code: Whether code in that folder may be run.
+        budget: Seconds that the folder's processor may take; None: those of `limited`.
     """
     subject = target.subject
     given = (subject.batch, subject.train_dataset, subject.loss_fn)
@@ -37,7 +45,7 @@ def with_batch(target: Target, folder: Path | None = None, trust_remote_code: bo
     why = ""
     if folder is not None and has_tokenizer(folder):
         try:
-            _by_processor(subject, folder, trust_remote_code)
+            _by_processor(subject, folder, trust_remote_code, budget)
             made = "two conversations, encoded by the processor in the folder"
             return replace(target, facts={**target.facts, "batch": made})
         except UserError as error:
@@ -68,9 +76,25 @@ def _by_configuration(model: Any) -> dict[str, Any]:
     return batch
 
 
-def _by_processor(subject: Subject, folder: Path, trust_remote_code: bool) -> None:
+def _by_processor(
+    subject: Subject, folder: Path, trust_remote_code: bool, budget: float | None = None
+) -> None:
+    """Gives the subject the batch, tokenizer and processor; what the folder's files ask for is tried before.
+
+    Raises:
+        UserError: They make no conversation, or not within their limits.
+    """
+    if trust_remote_code:
+        _encode(subject, folder, trust_remote_code=True)
+        return
+    seconds = SECONDS if budget is None else min(budget, SECONDS)
+    bounded(folder, lambda: _encode(subject, folder, trust_remote_code=False), seconds)
+
+
+def _encode(subject: Subject, folder: Path, *, trust_remote_code: bool) -> None:
     owner: Any = processor_of(folder, trust_remote_code)
-    subject.batch = conversation(owner, folder, ROWS)
-    subject.tokenizer = getattr(owner, "tokenizer", owner)
-    subject.processor = None if owner is subject.tokenizer else owner
+    batch = conversation(owner, folder, ROWS)
+    tokenizer = getattr(owner, "tokenizer", owner)
+    subject.batch, subject.tokenizer = batch, tokenizer
+    subject.processor = None if owner is tokenizer else owner
     label_answers(subject, always=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor.sandbox.files import Unreadable, read_json
+
 FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST = 1 << 14
+_MOST_BYTES = 1 << 20
 
 
 def image_side(folder: Path) -> tuple[int, str] | None:
@@ -24,8 +26,8 @@ def image_side(folder: Path) -> tuple[int, str] | None:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(file, _MOST_BYTES)
+    except Unreadable:
         return {}
     return values if isinstance(values, Mapping) else {}
 

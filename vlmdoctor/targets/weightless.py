@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from vlmdoctor.target import Target
 
 MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
-_COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval")
+_COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval|experts$|levels$")
 _MOST_LAYERS = 10_000
+MOST_TEXT = 300  # of an exception: some list every model type that there is
+_LABELS = re.compile(r"num_labels|num_classes|n_classes")
+_MOST_LABELS = 1_000_000
 _SIZES = (
     "hidden_size",
     "num_attention_heads",
@@ -64,7 +68,7 @@ class Weightless:
         except ImportError as error:
             raise package_missing(model_class, error) from error
         except Exception as error:
-            raised = f"{type(error).__name__}: {_line(error)}"
+            raised = f"{type(error).__name__}: {first_line(error)}"
             raise NotBuilt(
                 f"{model_class.__name__} can't be built from its config.json: {raised}.", raised
             ) from error
@@ -75,7 +79,7 @@ class Weightless:
         except UserError:
             raise
         except Exception as error:
-            raised = f"{type(error).__name__}: {_line(error)}"
+            raised = f"{type(error).__name__}: {first_line(error)}"
             reason = f"no batch could be made from its configuration ({raised})"
             return Target(subject, text, facts, missing_batch=reason, raised=raised)
         return Target(subject, text, facts)
@@ -108,26 +112,47 @@ def one_size(config: Any) -> bool:
     return isinstance(getattr(getattr(config, "vision_config", None), "image_size", None), int)
 
 
+def refuse_counts(values: dict[str, Any], model: str) -> None:
+    """Raises `UserError` for a count of layers, labels or the like that building would never be done with."""
+    for place, name, value in _numbers(values):
+        if _COUNTS.search(name) and value > _MOST_LAYERS:
+            raise UserError(f"{model} is not built: {place} is {_count(value)}, more than {_MOST_LAYERS}.")
+        if _LABELS.search(name) and value > _MOST_LABELS:
+            raise UserError(f"{model} is not built: {place} is {_count(value)}, more than {_MOST_LABELS}.")
+
+
 def refuse_sizes(values: dict[str, Any], model: str) -> None:
     """Without weights any width costs nothing, but every layer is built; and a size of 0 is none."""
+    refuse_counts(values, model)
+    for place, name, value in _numbers(values):
+        if name in _SIZES and value <= 0:
+            raise UserError(f"{model} is not built: {place} is {value}.")
 
-    def look(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                look(value, f"{prefix}{name}.")
-            elif _COUNTS.search(str(name)) and isinstance(value, int) and value > _MOST_LAYERS:
-                raise UserError(f"{model} is not built: {prefix}{name} is {value}, more than {_MOST_LAYERS}.")
-            elif name in _SIZES and type(value) is int and value <= 0:
-                raise UserError(f"{model} is not built: {prefix}{name} is {value}.")
 
-    look(values, "")
+def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, int]]:
+    """(place, name, value) of the whole numbers in objects, and in lists under the list's name."""
+    for key, value in values.items():
+        name = str(key)
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        for each in value if isinstance(value, list) else (value,):
+            if type(each) is int:
+                yield f"{prefix}{name}", name, each
+            elif isinstance(each, dict) and isinstance(value, list):
+                yield from _numbers(each, f"{prefix}{name}.")
+
+
+def _count(value: int) -> str:
+    return str(value) if value < 10**15 else f"a number of {len(str(value))} digits"
 
 
 def package_missing(model_class: Any, error: ImportError) -> UserError:
     """What to tell where transformers says that a model needs a package."""
     named = re.search(r"requires the (\w[\w.-]*) library", str(error))
     if named is None:
-        return UserError(f"{model_class.__name__} needs a package that is not installed: {_line(error)}.")
+        return UserError(
+            f"{model_class.__name__} needs a package that is not installed: {first_line(error)}."
+        )
     installed = re.search(r"pip install ([\w.-]*\w)", str(error))
     package = installed[1] if installed else named[1]
     return UserError(
@@ -136,7 +161,10 @@ def package_missing(model_class: Any, error: ImportError) -> UserError:
     )
 
 
-def _line(error: BaseException) -> str:
-    from vlmdoctor.targets.checkpoint import first_line
-
-    return first_line(error)
+def first_line(error: BaseException) -> str:
+    """What it says, in a line; where validation of transformers wraps the reason, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if len(lines) > 1 and text.endswith(":"):
+        text = f"{text} {lines[1]}"
+    return (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…").rstrip(".")
