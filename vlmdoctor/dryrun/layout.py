@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmdoctor.dryrun.unwritten import UNWRITTEN
 from vlmdoctor.errors import Unavailable
 
 
@@ -31,7 +32,7 @@ def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         made = _abstract(parameter, dtype)
         memo[id(parameter)] = nn.Parameter(made, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() or buffer in UNWRITTEN:
             memo[id(buffer)] = _abstract(buffer, dtype)
     # Gradients, hooks on parameters and the like stay with the original.
     try:
