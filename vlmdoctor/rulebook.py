@@ -28,6 +28,7 @@ class Rule:
         code: Its permanent alias, an area prefix and a number, such as `ROPE101`.
         function: The rule itself; its annotated parameters are the evidence that it needs.
         explains: Names of rules whose findings are mere symptoms when this one fires.
+        formerly: Names and codes that it went by before, or that went into it; they go on selecting it.
         bad: Examples in which the rule must fire. An example returns a `Subject` to be probed, or
             evidence (one object or several).
         good: Examples in which no rule at all may fire.
@@ -37,6 +38,7 @@ class Rule:
     code: str
     function: Callable[..., Iterable[Finding]]
     explains: tuple[str, ...] = ()
+    formerly: tuple[str, ...] = ()
     bad_examples: list[Example] = field(default_factory=list)
     good_examples: list[Example] = field(default_factory=list)
 
@@ -65,6 +67,15 @@ class Rule:
         """The letters of the code: ENV, SRC, ROPE, GRAD and so on."""
         return self.code.rstrip("0123456789")
 
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Its code, and those of the rules that went into it."""
+        return (self.code, *(known for known in self.formerly if known.isupper()))
+
+    def is_called(self, text: str) -> bool:
+        """Whether `text` is its name or code, today or before."""
+        return text.lower() in {known.lower() for known in (self.name, self.code, *self.formerly)}
+
     @functools.cached_property
     def requirements(self) -> dict[str, tuple[type, bool]]:
         """Parameter name -> (evidence class, whether the rule can do without it: `X | None`)."""
@@ -80,11 +91,13 @@ class Rule:
         return found
 
 
-def rule(name: str, code: str, *, explains: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Rule]:
+def rule(
+    name: str, code: str, *, explains: Iterable[str] = (), formerly: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], Rule]:
     """Makes a rule of a generator function whose annotated parameters name its evidence."""
 
     def decorate(function: Callable[..., Iterable[Finding]]) -> Rule:
-        return Rule(name, code, function, tuple(explains))
+        return Rule(name, code, function, tuple(explains), tuple(formerly))
 
     return decorate
 
@@ -99,24 +112,44 @@ def all_rules() -> tuple[Rule, ...]:
 def rules_in(*areas: str) -> tuple[Rule, ...]:
     """The rules of some areas, the folders under `vlmdoctor/rules/`, without importing the others."""
     found: dict[str, Rule] = {}
+    names: dict[str, Rule] = {}
     for area in areas or ("",):
         package = importlib.import_module(f"vlmdoctor.rules.{area}".rstrip("."))
         for module_info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             module = importlib.import_module(module_info.name)
             for value in vars(module).values():
                 if isinstance(value, Rule) and value.function.__module__ == module.__name__:
-                    taken = found.setdefault(value.code, value)
-                    if taken is not value:
-                        raise ValueError(f"{value.code} is the code of {taken.name} and of {value.name}")
+                    found.setdefault(value.code, value)
+                    for known in (value.name, value.code, *value.formerly):
+                        taken = names.setdefault(known, value)
+                        if taken is not value:
+                            what = "code" if known.isupper() else "name"
+                            raise ValueError(f"{known} is the {what} of {taken.name} and of {value.name}")
     return tuple(found[code] for code in sorted(found))
 
 
 def find_rule(name: str) -> Rule:
-    """The rule with this name or code; raises `UserError` with a suggestion where there is none."""
+    """The rule with this name or code, of today or before.
+
+    Raises:
+        UserError: There is none; with a suggestion.
+    """
     for candidate in all_rules():
-        if name.lower() in (candidate.name, candidate.code.lower()):
+        if candidate.is_called(name):
             return candidate
     raise UserError(f"there is no rule '{name}'{_suggestion(name)}; 'vlmdoctor rules' lists them all.")
+
+
+def renamed(selectors: Iterable[str]) -> dict[str, str]:
+    """Old name or code -> name of the rule that it selects today, for those of `selectors` that are old."""
+    selectors = list(selectors)
+    rules = all_rules() if selectors else ()
+    return {
+        selector: candidate.name
+        for selector in selectors
+        for candidate in rules
+        if selector.lower() in map(str.lower, candidate.formerly)
+    }
 
 
 def select_rules(
@@ -152,9 +185,9 @@ def select_rules(
 def _specificity(selector: str, candidate: Rule) -> int:
     if selector.upper() == "ALL":
         return 1
-    if selector.lower() in (candidate.name, candidate.code.lower()):
+    if candidate.is_called(selector):
         return 100
-    if candidate.code.startswith(selector.upper()):
+    if any(code.startswith(selector.upper()) for code in candidate.codes):
         return 1 + len(selector)
     return 0
 

@@ -15,7 +15,7 @@ LINKS = (
 )
 
 
-@rule("rope-theta-differs", "ROPE204", explains=("table-garbage",))
+@rule("rope-theta-differs", "ROPE204", explains=("uninitialised-buffer",))
 def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
     """The rotary table was made from another base than the configuration names.
 

@@ -1,4 +1,4 @@
-"""dtypes-meet: a forward pass that raises since two float types or devices meet."""
+"""dtype-mismatch: a forward pass that raises since two float types or devices meet."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LINKS = (
 )
 
 
-@rule("dtypes-meet", "NUM103", explains=("forward-raises",))
-def dtypes_meet(forward: Forward) -> Iterator[Finding]:
+@rule("dtype-mismatch", "NUM103", formerly=("dtypes-meet",), explains=("forward-raises",))
+def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     """Tensors of two dtypes, or on two devices, meet in one operation, which raises.
 
     ## Why it matters
@@ -80,7 +80,7 @@ def _shown(failure: Failure) -> tuple[TensorFact, ...]:
     return (*failure.inputs[:4], *failure.values[:4])
 
 
-@dtypes_meet.bad
+@dtype_mismatch.bad
 def tower_and_projector() -> Forward:
     facts = (
         TensorFact("x", (2, 16, 32), "float32", "cpu"),
@@ -90,7 +90,7 @@ def tower_and_projector() -> Forward:
     return Forward(failure=Failure("RuntimeError", message, "vision_proj", "Linear", inputs=facts))
 
 
-@dtypes_meet.bad
+@dtype_mismatch.bad
 def batch_left_on_the_cpu() -> Forward:
     facts = (
         TensorFact("input", (2, 16), "int64", "cpu"),
@@ -100,6 +100,6 @@ def batch_left_on_the_cpu() -> Forward:
     return Forward(failure=Failure("RuntimeError", message, "embed_tokens", "Embedding", inputs=facts))
 
 
-@dtypes_meet.good
+@dtype_mismatch.good
 def alike() -> Forward:
     return Forward(loss=6.5, finite=True)

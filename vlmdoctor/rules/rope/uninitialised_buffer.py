@@ -1,4 +1,4 @@
-"""table-garbage: a table beside the weights that is not what its module makes."""
+"""uninitialised-buffer: a table beside the weights that is not what its module makes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ LINKS = (
 WRONG = 0.1
 
 
-@rule("table-garbage", "ROPE203", explains=("rotary-not-relative", "non-finite-forward", "forward-raises"))
-def table_garbage(buffers: Buffers) -> Iterator[Finding]:
+@rule(
+    "uninitialised-buffer",
+    "ROPE203",
+    formerly=("table-garbage",),
+    explains=("rotary-not-relative", "non-finite-forward", "forward-raises"),
+)
+def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
     """A table that no checkpoint holds (rotary frequencies, positions) has not the values that it should.
 
     ## Why it matters
@@ -71,18 +76,18 @@ def _is_wrong(table: Table) -> bool:
     return table.rebuilt and not table.rounded and (table.error or 0.0) > WRONG
 
 
-@table_garbage.bad
+@uninitialised_buffer.bad
 def after_to_empty() -> Buffers:
     table = Table("model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, error=1.9)
     return Buffers((table,))
 
 
-@table_garbage.bad
+@uninitialised_buffer.bad
 def zeros() -> Buffers:
     return Buffers((Table("cos", "Attention", "float32", problem="all alike"),))
 
 
-@table_garbage.good
+@uninitialised_buffer.good
 def as_made() -> Buffers:
     table = Table(
         "model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, rounded=True, error=0.0

@@ -1,4 +1,4 @@
-"""grid-exchanged: height and width of an image's grid are the wrong way round."""
+"""image-grid-transposed: height and width of an image's grid are the wrong way round."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROUGHER = 1.4  # times
 LIKE_INSIDE = 1.4  # times the step inside a patch
 
 
-@rule("grid-exchanged", "IMG348")
-def grid_exchanged(layout: ImageLayout) -> Iterator[Finding]:
+@rule("image-grid-transposed", "IMG348", formerly=("grid-exchanged",))
+def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
     """The patches of an image fit together with height and width of its grid exchanged, and not as given.
 
     ## Why it matters
@@ -49,11 +49,11 @@ def _is_exchanged(one: Reading) -> bool:
     return one.inside is not None and one.given > ROUGHER * one.other and one.other < LIKE_INSIDE * one.inside
 
 
-@grid_exchanged.bad
+@image_grid_transposed.bad
 def wide_for_high() -> ImageLayout:
     return ImageLayout("pixel_values", grids=(Reading(0, 0.9, 0.11, 0.1, (8, 2)),))
 
 
-@grid_exchanged.good
+@image_grid_transposed.good
 def as_it_is() -> ImageLayout:
     return ImageLayout("pixel_values", grids=(Reading(0, 0.11, 0.9, 0.1, (2, 8)),))

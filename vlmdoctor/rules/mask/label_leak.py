@@ -1,4 +1,4 @@
-"""label-seen: a prediction depends on the very label that it is compared with."""
+"""label-leak: a prediction depends on the very label that it is compared with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlmdoctor.rulebook import rule
 MOVED = 1e-3  # of the largest score: rounding is a thousand times smaller
 
 
-@rule("label-seen", "MASK180", explains=("initial-loss",))
-def label_seen(leak: LabelLeak) -> Iterator[Finding]:
+@rule("label-leak", "MASK180", formerly=("label-seen",), explains=("initial-loss",))
+def label_leak(leak: LabelLeak) -> Iterator[Finding]:
     """The model is given the answer to each prediction together with the question.
 
     ## Why it matters
@@ -47,11 +47,11 @@ def label_seen(leak: LabelLeak) -> Iterator[Finding]:
         )
 
 
-@label_seen.bad
+@label_leak.bad
 def fed_without_a_shift() -> LabelLeak:
     return LabelLeak(3, 0.8, 2.1, 2, 4)
 
 
-@label_seen.good
+@label_leak.good
 def only_what_comes_before() -> LabelLeak:
     return LabelLeak(3, 0.0, 2.1, 2, 4)
