@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.finding import Finding
 
 Example = Callable[[], Any]
+_LINK = re.compile(r"\]\((https://[^)\s]+)\)")
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Rule:
         """The first line of the page."""
         return self.doc.partition("\n")[0]
 
+    @functools.cached_property
+    def links(self) -> tuple[str, ...]:
+        """What its page links to."""
+        return tuple(dict.fromkeys(_LINK.findall(self.doc)))
+
     @property
     def area(self) -> str:
         """The letters of the code: ENV, SRC, ROPE, GRAD and so on."""
@@ -75,6 +82,11 @@ class Rule:
     def is_called(self, text: str) -> bool:
         """Whether `text` is its name or code, today or before."""
         return text.lower() in {known.lower() for known in (self.name, self.code, *self.formerly)}
+
+    @property
+    def kinds(self) -> set[type]:
+        """The classes of evidence that it looks at, optional ones among them."""
+        return {kind for kind, _ in self.requirements.values()}
 
     @functools.cached_property
     def requirements(self) -> dict[str, tuple[type, bool]]:
@@ -126,6 +138,17 @@ def rules_in(*areas: str) -> tuple[Rule, ...]:
                             what = "code" if known.isupper() else "name"
                             raise ValueError(f"{known} is the {what} of {taken.name} and of {value.name}")
     return tuple(found[code] for code in sorted(found))
+
+
+def answerable(given: Iterable[type], rules: Iterable[Rule] | None = None) -> list[Rule]:
+    """The rules (of `rules`, or of all) that use one of the given kinds of evidence and need no other."""
+    given = set(given)
+    return [
+        candidate
+        for candidate in (all_rules() if rules is None else rules)
+        if candidate.kinds & given
+        and all(optional or kind in given for kind, optional in candidate.requirements.values())
+    ]
 
 
 def find_rule(name: str) -> Rule:

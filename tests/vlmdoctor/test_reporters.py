@@ -87,7 +87,7 @@ def test_json_keeps_the_contract():
     first = data["findings"][0]
     assert {
         *("rule", "code", "severity", "message", "at", "file", "line", "measured", "threshold"),
-        *("cause", "proof", "fix", "links"),
+        *("cause", "certainty", "proof", "fix", "links"),
     } <= set(first)
     assert first["fix"]["commands"] == ["x = x.masked_scatter(mask, features)"]
     assert data["findings"][1]["measured"]["norms"] == [1.0, 2.5, "inf"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.checkpoint import SAME_PART, Checkpoint, Weight
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.ckpt.sample import NOT_LOADED, called, sample_checkpoint, share
 from vlmdoctor.rules.grad.reach import PATH
@@ -15,11 +15,6 @@ from vlmdoctor.rules.places import counted, listed, places
 
 MOST_OF_A_PART = 0.5
 CHANCE = 0.1  # of the tensors: so few names can agree by chance
-LINKS = (
-    "https://github.com/jingyaogong/minimind-v/issues/75",
-    "https://github.com/microsoft/LLaVA-Rad/issues/25",
-    "https://github.com/haotian-liu/LLaVA/issues/474",
-)
 
 
 @rule(
@@ -102,7 +97,6 @@ def _nothing(checkpoint: Checkpoint, matched: int) -> Finding:
             "compare the two lists of names",
             ("print(list(state_dict)[:5])", "print([name for name, _ in model.named_parameters()][:5])"),
         ),
-        links=LINKS,
     )
 
 
@@ -116,7 +110,6 @@ def _no_adapters(checkpoint: Checkpoint) -> Finding:
         cause="nothing of the checkpoint can have been loaded into this model; assumed, not known: that the "
         "adapters were not merged into it",
         fix=Fix("put the adapters on", ("model = PeftModel.from_pretrained(base, folder)",)),
-        links=LINKS,
     )
 
 
@@ -136,7 +129,7 @@ def _not_loaded(
         cause = "the adapters have the names of the checkpoint's and not their values: they are new ones"
         fix = Fix("load them", ("model = PeftModel.from_pretrained(base, folder, is_trainable=True)",))
     else:
-        cause = (
+        cause = Inferred(
             "the rest was loaded, and the names agree: these were initialised again or replaced afterwards, "
             "or passed over on purpose; which was not established"
             if any(w.loaded and w.agreement is not None for w in weights)
@@ -163,7 +156,6 @@ def _not_loaded(
         threshold={"agreement": 0.5},
         cause=cause,
         fix=fix,
-        links=LINKS,
     )
 
 
@@ -203,7 +195,6 @@ def _single(checkpoint: Checkpoint, single: Sequence[Weight], present: Sequence[
         threshold={"agreement": 0.5},
         cause="the rest was loaded; assumed, not known: that these were not to be initialised anew",
         fix=Fix("load the checkpoint after everything that initialises weights"),
-        links=LINKS,
     )
 
 
@@ -217,7 +208,6 @@ def _only_names(checkpoint: Checkpoint, present: Sequence[Weight], renamed: Sequ
         threshold={"matched": len(present)},
         cause=f"{cause}; values could not be compared, and nothing is assumed to rename them on loading",
         fix=fix,
-        links=LINKS,
     )
 
 

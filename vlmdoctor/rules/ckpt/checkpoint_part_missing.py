@@ -11,12 +11,6 @@ from vlmdoctor.rules.ckpt.sample import ABSENT, called, sample_checkpoint, share
 from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, listed, places
 
-LINKS = (
-    "https://github.com/haotian-liu/LLaVA/issues/474",
-    "https://github.com/zjysteven/lmms-finetune/issues/53",
-    "https://github.com/microsoft/LLaVA-Rad/issues/25",
-)
-
 
 @rule(
     "checkpoint-part-missing",
@@ -116,7 +110,6 @@ def _finding(
         cause=f"the checkpoint has no tensor of such names{_alike(fresh)}; assumed, not known: that they "
         "were not to start anew",
         fix=Fix("save these weights too and load them; nothing, if they are new on purpose"),
-        links=LINKS,
     )
 
 

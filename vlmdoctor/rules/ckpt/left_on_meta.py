@@ -54,7 +54,6 @@ def left_on_meta(placement: Placement) -> Iterator[Finding]:
             "load the checkpoint that holds them, or initialise them; make tables anew on the real device",
             ("missing, unexpected = model.load_state_dict(state, strict=False, assign=True)",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/45902",),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.image_layout import ImageLayout, Reading
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 ROUGHER = 1.4  # times
@@ -41,6 +41,7 @@ def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
         measured={"step_across_seams": one.given, "with_the_grid_exchanged": one.other},
         threshold={"step_across_seams": ROUGHER * one.other},
         cause="height and width of the grid are exchanged (inferred from where the patches fit together)",
+        certainty=Certainty.INFERRED,
         fix=Fix("give frames, height and width, in patches", ("image_grid_thw = [[1, height, width]]",)),
     )
 

@@ -9,7 +9,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.shapes import Shapes
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
@@ -139,7 +139,7 @@ def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
         f"the model makes {per_image} by its configuration; the processor that wrote the placeholders was "
         "set up for another size, patch size or selection of features"
         if each
-        else "which of text, images and configuration is wrong was not established"
+        else Inferred("which of text, images and configuration is wrong was not established")
     )
 
 

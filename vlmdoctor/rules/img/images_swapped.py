@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from vlmdoctor.evidence.landing import Landed, Landing
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LINKS = (
@@ -64,6 +64,7 @@ def _finding(landing: Landing, message: str, where: Landed, cause: str) -> Findi
             f"image_{one.image}": f"tokens {one.first} to {one.last}" for one in landing.images if one.tokens
         },
         cause=f"{cause} (inferred from which tokens move with which image)",
+        certainty=Certainty.INFERRED,
         fix=Fix("keep the images in the order of their placeholders, and take each of them once"),
         links=LINKS,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Picture
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_picture
 
@@ -17,10 +17,6 @@ WHOLE, BRIGHT = 0.99, 20.0
 # between 0.9 and 2.4: one step of 1/255 and black, after normalisation.
 CONTRAST = STEP / 0.2
 BLACK = (-2.5, -0.85)
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/25688",
-    "https://github.com/apple/coreai-models/issues/82",
-)
 
 
 @rule(
@@ -82,7 +78,6 @@ def _by_the_processor(known: Sequence[Picture]) -> Iterator[Finding]:
                 "hand the processor images from 0 to 255, or tell it that they are rescaled",
                 ("processor(images=images, do_rescale=False, ...)",),
             ),
-            links=LINKS,
         )
     elif high > 20:
         yield Finding(
@@ -93,7 +88,6 @@ def _by_the_processor(known: Sequence[Picture]) -> Iterator[Finding]:
             threshold={"to": 1.0},
             cause="rescaling was switched off or left out, for images from 0 to 255",
             fix=Fix("let the processor rescale", ("processor.image_processor.do_rescale = True",)),
-            links=LINKS,
         )
     elif (other := _other_normalisation(known)) is not None:
         which, share, own = other
@@ -107,11 +101,11 @@ def _by_the_processor(known: Sequence[Picture]) -> Iterator[Finding]:
                 "undoing that normalisation gives whole steps of 1/255, undoing the processor's does not; "
                 "which one the model was made for was not established"
             ),
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "use one processor for all images, the one that came with the vision encoder",
                 ("print(processor.image_processor.image_mean, processor.image_processor.image_std)",),
             ),
-            links=LINKS,
         )
 
 
@@ -149,11 +143,11 @@ def _one_shade(pictures: Sequence[Picture]) -> Iterator[Finding]:
         "twice, once before the processor and once in it"
         if black
         else "one step of 256 is all that is left; what took the contrast away was not established",
+        certainty=Certainty.MEASURED if black else Certainty.INFERRED,
         fix=Fix(
             "hand the processor images from 0 to 255, or tell it that they are rescaled",
             ("processor(images=images, do_rescale=False, ...)",),
         ),
-        links=LINKS,
     )
 
 

@@ -69,7 +69,6 @@ def _finding(loss: float, tokens: int, weight: float) -> Finding:
             "take the mean over the supervised tokens",
             ('loss = F.cross_entropy(logits, labels, reduction="mean")',),
         ),
-        links=("https://github.com/huggingface/transformers/issues/34191",),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.loss_form import LossForm, Weights
 from vlmdoctor.evidence.loss_terms import LossTerms, Term
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
@@ -101,6 +101,7 @@ def _between(term: Term) -> Finding:
         threshold={"lowest": "below 0"},
         cause="as behind a sigmoid, which the loss expects to be left out, or as similarities without a "
         "temperature; which was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix("give the loss the output of the last layer as it is", ("loss = loss_fn(logits, targets)",)),
     )
 

@@ -6,16 +6,10 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import IGNORED, Data, Row
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
 from vlmdoctor.rules.places import counted
-
-LINKS = (
-    "https://github.com/unslothai/unsloth/issues/416",
-    "https://github.com/huggingface/trl/issues/1623",
-    "https://github.com/mlabonne/llm-course/issues/33",
-)
 
 
 @rule("stop-token-not-supervised", "LOSS305", formerly=("end-token-masked", "LOSS341"))
@@ -63,7 +57,9 @@ def _by_answers(data: Data) -> Iterator[Finding]:
             "as a collator does that masks by the id of padding"
         )
     elif there:
-        cause = "it stands after the answers, and its labels are masked; what masked them was not established"
+        cause = Inferred(
+            "it stands after the answers, and its labels are masked; what masked them was not established"
+        )
     else:
         cause = "none stands after any answer: it is not appended, or comes with the next message only"
     yield Finding(
@@ -79,7 +75,6 @@ def _by_answers(data: Data) -> Iterator[Finding]:
         threshold={"supervised_stop_tokens": 1},
         cause=cause,
         fix=_fix(by_padding, there),
-        links=LINKS,
     )
 
 
@@ -105,11 +100,11 @@ def _behind_the_last_label(data: Data) -> Iterator[Finding]:
         cause=f"padding and end of text are the same token ({first}), whose labels are all hidden"
         if same
         else f"the token ({first}) stands in the text and its label is hidden; by what was not established",
+        certainty=Certainty.MEASURED if same else Certainty.INFERRED,
         fix=Fix(
             "hide labels by the attention mask, not by the id of padding",
             (f"labels[attention_mask == 0] = {IGNORED}",),
         ),
-        links=LINKS,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.label_leak import LabelLeak
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 MOVED = 1e-3  # of the largest score: rounding is a thousand times smaller
@@ -39,11 +39,11 @@ def label_leak(leak: LabelLeak) -> Iterator[Finding]:
             threshold={"moved": MOVED * leak.scale},
             cause="the decoder reads the labels at the places where it is to foretell them: they are not "
             "shifted (inferred from which scores moved)",
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "shift what the decoder reads by one",
                 ("decoder_input_ids = torch.cat([start, labels[:, :-1]], dim=1)",),
             ),
-            links=("https://github.com/huggingface/transformers/issues/32344",),
         )
 
 

@@ -16,11 +16,6 @@ _DTYPE = re.compile(
 )
 _DEVICE = re.compile(r"same device|on the same GPU|Input type \(torch\.(cuda\.)?\w+Tensor\) and weight type")
 _FLOATS = ("float", "bfloat")
-LINKS = (
-    "https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63",
-    "https://github.com/llava-rlhf/LLaVA-RLHF/issues/12",
-    "https://github.com/OpenBMB/MiniCPM-V/issues/246",
-)
 
 
 @rule("dtype-mismatch", "NUM103", formerly=("dtypes-meet",), explains=("forward-raises",))
@@ -72,7 +67,6 @@ def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
         measured={fact.name: f"{list(fact.shape)} {fact.dtype} {fact.device}" for fact in _shown(failure)},
         cause=f"the {what} of its input and of its weights differ: {failure.message.partition(chr(10))[0]}",
         fix=fix,
-        links=LINKS,
     )
 
 

@@ -45,7 +45,6 @@ def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
             "load the scheduler's state too",
             ("scheduler.load_state_dict(checkpoint['scheduler'])",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/33336",),
     )
 
 

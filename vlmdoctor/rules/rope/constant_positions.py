@@ -77,7 +77,6 @@ def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: in
             "leave them out, or count the real tokens",
             ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),
         ),
-        links=("https://github.com/hiyouga/LlamaFactory/issues/10783",),
     )
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.buffers import Buffers, Table
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/45902",
-    "https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185",
-    "https://github.com/NovaSky-AI/SkyRL/issues/1725",
-)
 WRONG = 0.1
 
 
@@ -62,11 +57,11 @@ def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
             "it is in no checkpoint, and holds what was in memory when the model left the meta device, or it "
             "was overwritten (inferred)"
         ),
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "make it anew after the model got its memory",
             ("module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)",),
         ),
-        links=LINKS,
     )
 
 
