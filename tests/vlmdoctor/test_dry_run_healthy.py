@@ -127,3 +127,11 @@ def test_gradients_stay_where_forward_is_a_function_of_the_original() -> None:
     assert model.weight.grad is None and model.bias.grad is held
     assert "no-gradient" not in [f.rule for f in report.findings]
     assert "belongs to another object" in dict(report.skipped)["shape-clash"]
+
+
+@pytest.mark.parametrize("name", ["variant/grown-tables/gpt2", "variant/grown-tables/llava"])
+def test_a_factory_may_add_tokens(name: str) -> None:
+    report = dry_run_of(by_name()[name])
+    assert [f.message for f in report.findings if f.severity != "info"] == [] and "shape-clash" in report.ran
+    check = torch.distributions.constraints.positive_definite.check
+    assert check(torch.eye(3)) and not check(-torch.eye(3))

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import constraints
 
+from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.unwritten import UNWRITTEN
 from vlmdoctor.errors import Unavailable
 
@@ -19,6 +21,26 @@ def weightless() -> Iterator[None]:
     """Whatever is built inside allocates no weights."""
     with torch.device("meta"):
         yield
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """A user's factory that is called inside allocates no weights, and its integers are real.
+
+    Rows that are added to an embedding are drawn around the others where those spread in all directions.
+    Nobody knows here whether they do; transformers then takes their mean, which is as good without values.
+    """
+    original = constraints.positive_definite.check
+
+    def check(value: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(value.shape[:-2], dtype=torch.bool) if value.is_meta else original(value)
+
+    with Abstract():
+        constraints.positive_definite.check = check
+        try:
+            yield
+        finally:
+            del constraints.positive_definite.check
 
 
 def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
