@@ -25,7 +25,9 @@ def page() -> str:
     for candidate in rules:
         # One level down, since the page's own sections are the rules.
         body = candidate.doc.replace("\n## ", "\n### ")
-        lines += [f"## {candidate.name}", "", f"`{candidate.code}`", "", body, ""]
+        known = ", ".join(f"`{name}`" for name in candidate.formerly)
+        code = f"`{candidate.code}`" + (f", formerly {known}" if known else "")
+        lines += [f"## {candidate.name}", "", code, "", body, ""]
     return "\n".join(lines)
 
 

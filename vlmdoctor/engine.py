@@ -123,9 +123,7 @@ def judge(
             crashed.append((candidate.name, f"{type(error).__name__}: {error}"))
         else:
             ran.append(candidate)
-            findings += [
-                dataclasses.replace(finding, rule=candidate.name, code=candidate.code) for finding in found
-            ]
+            findings += [_of_rule(finding, candidate) for finding in found]
     return Report(
         command=command,
         target=target,
@@ -137,6 +135,12 @@ def judge(
         seconds=time.perf_counter() - started,
         fail_on=fail_on,
     )
+
+
+def _of_rule(finding: Finding, rule: Rule) -> Finding:
+    """The finding with its rule's name and code, and with the links of its page behind its own."""
+    links = tuple(dict.fromkeys((*finding.links, *rule.links)))
+    return dataclasses.replace(finding, rule=rule.name, code=rule.code, links=links)
 
 
 def fold(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[Finding]:

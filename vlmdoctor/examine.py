@@ -18,9 +18,6 @@ from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
 from vlmdoctor.subject import Subject, optimizers
 
-# About the machine and its files, and not about the model.
-ENVIRONMENT_PHASES = ("environment", "source")
-
 
 def check(
     model: Any,
@@ -99,12 +96,10 @@ def check(
 
 def model_rules() -> list[Rule]:
     """The rules that judge a model and its run, and not the machine."""
-    return [rule for rule in all_rules() if not phases(rule) & set(ENVIRONMENT_PHASES)]
+    from vlmdoctor.evidence.environment import Environment
+    from vlmdoctor.evidence.source import Source
 
-
-def phases(rule: Rule) -> set[str]:
-    """The kinds of evidence that a rule needs, by the names of their modules."""
-    return {evidence.__module__.rpartition(".")[2] for evidence, _ in rule.requirements.values()}
+    return [rule for rule in all_rules() if not rule.kinds & {Environment, Source}]
 
 
 def examine(

@@ -22,6 +22,18 @@ class Severity(StrEnum):
         return list(Severity).index(self)
 
 
+class Certainty(StrEnum):
+    """How it is known why a finding holds; that it holds is measured in any case."""
+
+    MEASURED = "measured"  # what was measured leaves no other cause, or none was given
+    PROVEN = "proven"  # the repair was tried and the fault was gone
+    INFERRED = "inferred"  # the likely one of several
+
+
+class Inferred(str):
+    """A cause that is only inferred; a finding with it is `Certainty.INFERRED`."""
+
+
 @dataclass(frozen=True)
 class Fix:
     """How to mend it: a sentence, and lines to paste (code or shell commands)."""
@@ -60,9 +72,10 @@ class Finding:
         measured: What was seen, as plain values.
         threshold: What it was compared with.
         cause: Why it happens; says so when it is inferred and not proven.
+        certainty: How that is known.
         proof: The repair that was tried, if one was.
         fix: What to do.
-        links: Pages that tell more.
+        links: Pages that say more, beside those that the rule's own page links to, which the engine adds.
         step: The first optimizer step at which it held, for findings about a run.
         symptoms: Messages of other findings that this one explains, folded under it.
         parameters: Canonical names of all the parameters that it is about, for trying the repair; not part
@@ -87,6 +100,13 @@ class Finding:
     parameters: tuple[str, ...] = field(default=(), repr=False, compare=False)
     rule: str = ""
     code: str = ""
+    certainty: Certainty = Certainty.MEASURED
+
+    def __post_init__(self) -> None:
+        if self.proof is not None and self.proof.works:
+            object.__setattr__(self, "certainty", Certainty.PROVEN)
+        elif isinstance(self.cause, Inferred):
+            object.__setattr__(self, "certainty", Certainty.INFERRED)
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready plain values; numbers that JSON can't hold become strings."""
@@ -102,6 +122,7 @@ class Finding:
             "measured": plain(self.measured),
             "threshold": plain(self.threshold),
             "cause": self.cause,
+            "certainty": str(self.certainty),
             "proof": None if self.proof is None else vars(self.proof).copy(),
             "fix": None if self.fix is None else {"text": self.fix.text, "commands": list(self.fix.commands)},
             "symptoms": list(self.symptoms),

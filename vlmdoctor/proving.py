@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import NotProven, Unavailable
-from vlmdoctor.finding import Finding, Proof
+from vlmdoctor.finding import Certainty, Finding, Proof
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
 from vlmdoctor.subject import Subject
@@ -105,7 +105,7 @@ def prove(
             reasons[finding.rule] = str(reason)
         except Exception as error:
             reasons[finding.rule] = f"the attempt failed ({type(error).__name__}: {str(error)[:200]})"
-        proven.append(_said_to_be_inferred(finding))
+        proven.append(_with_certainty(finding))
     facts = {**report.facts, **({"not_proven": reasons} if reasons else {})}
     return dataclasses.replace(report, findings=tuple(_ranked(proven, gone)), facts=facts)
 
@@ -178,11 +178,13 @@ def _no_longer(subject: Subject, rules: list[Rule], depth: str) -> set[str]:
     return set(judged.ran) - {finding.rule for finding in judged.findings}
 
 
-def _said_to_be_inferred(finding: Finding) -> Finding:
-    proven = finding.proof is not None and finding.proof.works
-    if proven or finding.cause is None or "inferred" in finding.cause or "established" in finding.cause:
+def _with_certainty(finding: Finding) -> Finding:
+    """The finding after its repair was tried, or could not be."""
+    if finding.cause is None or finding.certainty is not Certainty.MEASURED:
         return finding
-    return dataclasses.replace(finding, cause=f"{finding.cause} (inferred, not proven)")
+    return dataclasses.replace(
+        finding, cause=f"{finding.cause} (inferred, not proven)", certainty=Certainty.INFERRED
+    )
 
 
 def _ranked(findings: list[Finding], gone: dict[int, set[str]]) -> list[Finding]:

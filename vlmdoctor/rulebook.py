@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.finding import Finding
 
 Example = Callable[[], Any]
+_LINK = re.compile(r"\]\((https://[^)\s]+)\)")
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Rule:
         code: Its permanent alias, an area prefix and a number, such as `ROPE101`.
         function: The rule itself; its annotated parameters are the evidence that it needs.
         explains: Names of rules whose findings are mere symptoms when this one fires.
+        formerly: Names and codes that it went by before, or that went into it; they go on selecting it.
         bad: Examples in which the rule must fire. An example returns a `Subject` to be probed, or
             evidence (one object or several).
         good: Examples in which no rule at all may fire.
@@ -37,6 +40,7 @@ class Rule:
     code: str
     function: Callable[..., Iterable[Finding]]
     explains: tuple[str, ...] = ()
+    formerly: tuple[str, ...] = ()
     bad_examples: list[Example] = field(default_factory=list)
     good_examples: list[Example] = field(default_factory=list)
 
@@ -60,10 +64,29 @@ class Rule:
         """The first line of the page."""
         return self.doc.partition("\n")[0]
 
+    @functools.cached_property
+    def links(self) -> tuple[str, ...]:
+        """What its page links to."""
+        return tuple(dict.fromkeys(_LINK.findall(self.doc)))
+
     @property
     def area(self) -> str:
         """The letters of the code: ENV, SRC, ROPE, GRAD and so on."""
         return self.code.rstrip("0123456789")
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Its code, and those of the rules that went into it."""
+        return (self.code, *(known for known in self.formerly if known.isupper()))
+
+    def is_called(self, text: str) -> bool:
+        """Whether `text` is its name or code, today or before."""
+        return text.lower() in {known.lower() for known in (self.name, self.code, *self.formerly)}
+
+    @property
+    def kinds(self) -> set[type]:
+        """The classes of evidence that it looks at, optional ones among them."""
+        return {kind for kind, _ in self.requirements.values()}
 
     @functools.cached_property
     def requirements(self) -> dict[str, tuple[type, bool]]:
@@ -80,11 +103,13 @@ class Rule:
         return found
 
 
-def rule(name: str, code: str, *, explains: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Rule]:
+def rule(
+    name: str, code: str, *, explains: Iterable[str] = (), formerly: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], Rule]:
     """Makes a rule of a generator function whose annotated parameters name its evidence."""
 
     def decorate(function: Callable[..., Iterable[Finding]]) -> Rule:
-        return Rule(name, code, function, tuple(explains))
+        return Rule(name, code, function, tuple(explains), tuple(formerly))
 
     return decorate
 
@@ -99,24 +124,55 @@ def all_rules() -> tuple[Rule, ...]:
 def rules_in(*areas: str) -> tuple[Rule, ...]:
     """The rules of some areas, the folders under `vlmdoctor/rules/`, without importing the others."""
     found: dict[str, Rule] = {}
+    names: dict[str, Rule] = {}
     for area in areas or ("",):
         package = importlib.import_module(f"vlmdoctor.rules.{area}".rstrip("."))
         for module_info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             module = importlib.import_module(module_info.name)
             for value in vars(module).values():
                 if isinstance(value, Rule) and value.function.__module__ == module.__name__:
-                    taken = found.setdefault(value.code, value)
-                    if taken is not value:
-                        raise ValueError(f"{value.code} is the code of {taken.name} and of {value.name}")
+                    found.setdefault(value.code, value)
+                    for known in (value.name, value.code, *value.formerly):
+                        taken = names.setdefault(known, value)
+                        if taken is not value:
+                            what = "code" if known.isupper() else "name"
+                            raise ValueError(f"{known} is the {what} of {taken.name} and of {value.name}")
     return tuple(found[code] for code in sorted(found))
 
 
+def answerable(given: Iterable[type], rules: Iterable[Rule] | None = None) -> list[Rule]:
+    """The rules (of `rules`, or of all) that use one of the given kinds of evidence and need no other."""
+    given = set(given)
+    return [
+        candidate
+        for candidate in (all_rules() if rules is None else rules)
+        if candidate.kinds & given
+        and all(optional or kind in given for kind, optional in candidate.requirements.values())
+    ]
+
+
 def find_rule(name: str) -> Rule:
-    """The rule with this name or code; raises `UserError` with a suggestion where there is none."""
+    """The rule with this name or code, of today or before.
+
+    Raises:
+        UserError: There is none; with a suggestion.
+    """
     for candidate in all_rules():
-        if name.lower() in (candidate.name, candidate.code.lower()):
+        if candidate.is_called(name):
             return candidate
     raise UserError(f"there is no rule '{name}'{_suggestion(name)}; 'vlmdoctor rules' lists them all.")
+
+
+def renamed(selectors: Iterable[str]) -> dict[str, str]:
+    """Old name or code -> name of the rule that it selects today, for those of `selectors` that are old."""
+    selectors = list(selectors)
+    rules = all_rules() if selectors else ()
+    return {
+        selector: candidate.name
+        for selector in selectors
+        for candidate in rules
+        if selector.lower() in map(str.lower, candidate.formerly)
+    }
 
 
 def select_rules(
@@ -152,9 +208,9 @@ def select_rules(
 def _specificity(selector: str, candidate: Rule) -> int:
     if selector.upper() == "ALL":
         return 1
-    if selector.lower() in (candidate.name, candidate.code.lower()):
+    if candidate.is_called(selector):
         return 100
-    if candidate.code.startswith(selector.upper()):
+    if any(code.startswith(selector.upper()) for code in candidate.codes):
         return 1 + len(selector)
     return 0
 

@@ -19,19 +19,13 @@ from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.report import Report
-from vlmdoctor.rulebook import Rule, all_rules
+from vlmdoctor.rulebook import Rule, answerable
 from vlmdoctor.run_verdict import Verdict
 
 
 def rules_for_runs() -> list[Rule]:
     """The rules that a recorded run can answer: parameters and steps are enough for them."""
-    given = {Parameters, Steps}
-    return [
-        candidate
-        for candidate in all_rules()
-        if {kind for kind, optional in candidate.requirements.values() if not optional} <= given
-        and any(kind in given for kind, _ in candidate.requirements.values())
-    ]
+    return answerable({Parameters, Steps})
 
 
 def judge_run(

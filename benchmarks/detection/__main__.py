@@ -3,6 +3,7 @@
 python -m benchmarks.detection                         # both corpora, two processes
 python -m benchmarks.detection --only 'vlm/*' --jobs 1
 python -m benchmarks.detection --only '*E03*' --verbose
+python -m benchmarks.detection --depth shapes          # the healthy corpus, by the dry run of factories
 python -m benchmarks.detection --json out.json --markdown docs/detection.md
 python -m benchmarks.detection --rivals --environments DIR [--only PAT]   # other tools, kept for the table
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.rivals.rival import NAMES
 from benchmarks.detection.rivals.run import run_rivals
-from benchmarks.detection.runner import TIMEOUT, Outcome, run_all
+from benchmarks.detection.runner import SHAPES, TIMEOUT, Outcome, run_all
 from benchmarks.detection.score import one_line, score
 from benchmarks.detection.table import markdown, summary
 
@@ -32,6 +33,11 @@ def main() -> int:
         "--only", action="append", metavar="PATTERN", help="cases whose name fits, with * and ?"
     )
     parser.add_argument("--corpus", choices=("healthy", "faults"), help="one of the two corpora")
+    parser.add_argument(
+        "--depth",
+        choices=(SHAPES,),
+        help="build the healthy cases without weights, as check FACTORY --depth shapes does",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every outcome")
@@ -53,11 +59,12 @@ def main() -> int:
     given = parser.parse_args()
     cases = by_name()
     patterns = given.only or ["*"]
+    corpus = "healthy" if given.depth else given.corpus  # most faults need a real pass
     names = [
         name
         for name, case in cases.items()
         if any(fnmatch.fnmatch(name, pattern) or pattern in name for pattern in patterns)
-        and given.corpus in (None, "faults" if case.fault else "healthy")
+        and corpus in (None, "faults" if case.fault else "healthy")
     ]
     if given.list:
         print("\n".join(names))
@@ -78,7 +85,7 @@ def main() -> int:
         if line:
             print(f"[{done:3}/{len(names)}] {line}", file=sys.stderr, flush=True)
 
-    outcomes = run_all(names, given.jobs, given.timeout, told)
+    outcomes = run_all(names, given.jobs, given.timeout, told, given.depth)
     scored = score([cases[name] for name in names], outcomes)
     print(summary(scored))
     if given.json:

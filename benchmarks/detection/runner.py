@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.detection.case import Case
+
+if TYPE_CHECKING:
+    from vlmdoctor.report import Report
 
 TIMEOUT = 60.0  # seconds for one case
 STARTING = 60.0  # seconds for a process to import torch and transformers
 Outcome = dict[str, Any]
+SHAPES = "shapes"  # the depth at which a case is built without weights, by the dry run of its factory
 
 
-def run_all(names: list[str], jobs: int, timeout: float, told: Callable[[Outcome], None]) -> list[Outcome]:
+def run_all(
+    names: list[str],
+    jobs: int,
+    timeout: float,
+    told: Callable[[Outcome], None],
+    depth: str | None = None,
+) -> list[Outcome]:
     """The outcome of every named case, in the order of the names."""
     outcomes: dict[str, Outcome] = {}
     waiting = list(reversed(names))
-    workers = [_Worker() for _ in range(min(jobs, len(names)))]
+    workers = [_Worker(depth) for _ in range(min(jobs, len(names)))]
     try:
         while len(outcomes) < len(names):
             for worker in workers:
@@ -35,24 +47,23 @@ def run_all(names: list[str], jobs: int, timeout: float, told: Callable[[Outcome
     return [outcomes[name] for name in names]
 
 
-def examine(case: Case) -> Outcome:
-    """Builds a case and lets the doctor look at it."""
+def examine(case: Case, depth: str | None = None) -> Outcome:
+    """Builds a case and examines it; with the depth `shapes`, as the dry run of a factory."""
     import torch
-
-    from vlmdoctor import check
 
     started = time.process_time()
     base: Outcome = {"case": case.name, "family": case.family, "fault": case.fault}
     torch.manual_seed(0)
+    built = started
     try:
-        subject = case.make()
+        if depth == SHAPES:
+            report = dry_run_of(case)
+        else:
+            subject = case.make()
+            built = time.process_time()
+            report = _checked(subject)
     except Exception as error:
-        return {**base, "error": f"it could not be built ({type(error).__name__}: {_first_line(error)})"}
-    built = time.process_time()
-    try:
-        report = check(subject)
-    except Exception as error:
-        return {**base, "error": f"check raised {type(error).__name__}: {_first_line(error)}"}
+        return {**base, "error": f"{type(error).__name__}: {_first_line(error)}"}
     told = report.to_dict()
     kept = ("rule", "code", "severity", "message", "at", "file", "cause", "symptoms", "proof")
     return {
@@ -66,10 +77,39 @@ def examine(case: Case) -> Outcome:
     }
 
 
+def _checked(subject: Any) -> Report:
+    from vlmdoctor import check
+
+    return check(subject)
+
+
+def dry_run_of(case: Case) -> Report:
+    """The report of `vlmdoctor check factory.py:build --depth shapes`, where `build` makes the case."""
+    from vlmdoctor.dryrun.command import DryRunOptions, dry_run
+    from vlmdoctor.examine import model_rules
+
+    code = f"""from benchmarks.detection.corpus import by_name
+def build():
+    return by_name()[{case.name!r}].make()
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "factory.py"
+        file.write_text(code, encoding="utf-8")
+        return dry_run(
+            f"{file}:build",
+            DryRunOptions(),
+            rules=model_rules(),
+            trust_remote_code=False,
+            fail_on="error",
+            progress=lambda _: None,
+        )
+
+
 class _Worker:
     """A process that examines the cases that it is given, one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: str | None) -> None:
+        self.depth = depth
         self.case: str | None = None
         self.since = 0.0
         self.slack = STARTING
@@ -95,7 +135,7 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, self.depth), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -119,7 +159,7 @@ def _finished(workers: list[_Worker], timeout: float) -> Iterator[tuple[_Worker,
             yield worker, {"case": case, "error": f"it took more than {timeout:g} s"}
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, depth: str | None) -> None:
     import logging
     import warnings
 
@@ -137,7 +177,7 @@ def _serve(connection: Connection) -> None:
             name = connection.recv()
         except EOFError:
             return
-        connection.send(examine(cases[name]))
+        connection.send(examine(cases[name], depth))
 
 
 def _first_line(error: BaseException) -> str:

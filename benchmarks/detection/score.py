@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.detection.case import Case
+from vlmdoctor.rulebook import renamed
 
 ALARMS = ("error", "warning")
 
@@ -110,8 +111,10 @@ def verdict(case: Case, outcome: dict[str, Any]) -> Verdict:
 def accepts(case: Case, finding: dict[str, Any]) -> bool:
     """Whether a finding names the cause of a fault."""
     names = (finding["rule"], finding["code"])
+    today = renamed(case.rules)
     return any(
-        name in names or (name.endswith("*") and finding["code"].startswith(name[:-1])) for name in case.rules
+        today.get(name, name) in names or (name.endswith("*") and finding["code"].startswith(name[:-1]))
+        for name in case.rules
     )
 
 

@@ -84,12 +84,12 @@ def names(report: Report) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "rule"),
     [
-        (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum"), "tokens-summed"),
+        (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum"), "loss-summed"),
         (lambda x, y: each(x, y).mean(), "masked-tokens-in-mean"),
         (per_row, "nan-without-an-answer"),
         (lambda x, y: mean(x[:1], y[:1]), "rows-not-in-loss"),
         (lambda x, y: Fused.apply(x, y), "gradient-not-scaled"),
-        (lambda x, y: -mean(x, y), "loss-sign-turned"),
+        (lambda x, y: -mean(x, y), "loss-negated"),
     ],
 )
 def test_what_is_wrong_with_a_loss(make: Callable[[Tensor, Tensor], Tensor], rule: str) -> None:
@@ -114,9 +114,9 @@ def test_losses_of_other_forms_are_left_alone(make: Callable[[Tensor, Tensor], T
 
 def test_softmax_in_the_head() -> None:
     model = Losses(mean, head=lambda logits: logits.softmax(-1))
-    (finding,) = checked(model, depth="backward", select=["softmax-twice"]).findings
+    (finding,) = checked(model, depth="backward", select=["probabilities-as-logits"]).findings
     floor = math.log(math.e + tiny_vlm.VOCABULARY - 1) - 1
-    assert finding.threshold["loss_of_a_perfect_model"] == pytest.approx(floor)
+    assert finding.threshold["lowest_possible_loss"] == pytest.approx(floor)
     perfect = torch.eye(tiny_vlm.VOCABULARY)
     assert float(F.cross_entropy(perfect, torch.arange(len(perfect)))) == pytest.approx(floor, rel=1e-5)
 

@@ -128,7 +128,7 @@ def test_a_norm_that_is_frozen_alone_is_meant() -> None:
     model[0].requires_grad_(False)
     part = nn.Sequential(model[:2], nn.Linear(4, 2))
     (finding,) = checked(part).findings
-    assert finding.rule == "frozen-statistics-move" and finding.at == ("0.1",)
+    assert finding.rule == "batchnorm-not-in-eval" and finding.at == ("0.1",)
 
 
 @pytest.mark.parametrize("used", [True, False])

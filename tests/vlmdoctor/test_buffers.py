@@ -56,7 +56,7 @@ def test_garbage_after_meta(left: str) -> None:
             }
             module.inv_freq = values[left]
     (finding,) = findings(model)
-    assert finding.rule == "table-garbage"
+    assert finding.rule == "uninitialised-buffer"
     assert "model.language_model.rotary_emb.inv_freq" in finding.at
 
 
@@ -100,3 +100,19 @@ def test_scaled_frequencies_are_meant() -> None:
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**{**TEXT, "rope_parameters": dynamic}))
     model(torch.ones(1, 100, dtype=torch.long))
     assert findings(model) == []
+
+
+def test_frequencies_that_the_default_type_never_reads_may_be_rounded() -> None:
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**LONG))
+    rotary = model.model.rotary_emb
+    rotary.original_inv_freq = rotary.original_inv_freq.to(torch.bfloat16)
+    assert findings(model) == []
+
+
+def test_frequencies_that_a_type_goes_back_to_may_not() -> None:
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**LONG, rope_parameters=scaled))
+    rotary = model.model.rotary_emb
+    rotary.original_inv_freq = rotary.original_inv_freq.to(torch.bfloat16)
+    (finding,) = findings(model)
+    assert finding.at == ("model.rotary_emb.original_inv_freq",)

@@ -256,7 +256,7 @@ def test_json_has_the_keys_of_the_contract(folder: Path) -> None:
     }  # fmt: skip
     assert set(report["findings"][0]) >= {
         "rule", "code", "severity", "message", "at", "file", "line", "measured", "threshold", "cause",
-        "proof", "fix", "links",
+        "certainty", "proof", "fix", "links",
     }  # fmt: skip
     assert (report["command"], report["target"], report["verdict"]) == ("check", "model.py:build", "fail")
     assert report["facts"]["model"] == "Model"

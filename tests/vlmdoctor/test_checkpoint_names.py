@@ -11,6 +11,8 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import vlmdoctor
@@ -295,3 +297,61 @@ class TestFiles:
 )
 def test_looks_fresh(weight: nn.Parameter, fresh_one: bool | None) -> None:
     assert looks_fresh(weight) is fresh_one
+
+
+class TestEveryTensorIsInOneState:
+    """Loaded, not loaded, missing or unknown, whatever is renamed or dropped; and the sum is right."""
+
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        renamed=st.sets(st.integers(0, 80)),
+        dropped=st.sets(st.integers(0, 80), max_size=12),
+        middle=st.booleans(),
+    )
+    def test_renamed_and_dropped(
+        self, llava: Any, others: Any, renamed: set[int], dropped: set[int], middle: bool
+    ) -> None:
+        saved, model, plain = others
+        state = {}
+        for number, (name, tensor) in enumerate(saved.state_dict().items()):
+            if number not in dropped:
+                state[_other_name(name, middle) if number in renamed else name] = tensor
+        model.load_state_dict(plain)
+        model.load_state_dict(state, strict=False)
+        evidence: Checkpoint = probe(Subject(model, checkpoint=state), lambda _: None)
+        counts = evidence.counts()
+        assert sum(counts.values()) == len(evidence.weights) == len(list(model.parameters()))
+        theirs = dict(saved.named_parameters())
+        for weight in evidence.weights:
+            taken = torch.equal(model.get_parameter(weight.name), theirs[weight.name])
+            assert weight.state in (("loaded", "unknown") if taken else ("not_loaded", "missing", "unknown"))
+        placed = [key for w in evidence.weights if (key := w.key) is not None]
+        assert len({*placed, *evidence.unplaced}) == len(placed) + len(evidence.unplaced) == len(state)
+        for finding in found(model, state):
+            assert finding.measured.get("all_tensors", counts) == counts
+
+    def test_most_of_a_tower_under_names_that_differ_in_the_middle(self, others: Any) -> None:
+        saved, model, plain = others
+        vision = [n for n in saved.state_dict() if "vision_tower" in n and "layers" in n and "fc" not in n]
+        state = {_other_name(n, True) if n in vision else n: t for n, t in saved.state_dict().items()}
+        model.load_state_dict(plain)
+        model.load_state_dict(state, strict=False)
+        (finding,) = found(model, state)
+        assert finding.rule == "checkpoint-part-missing" and "may be meant for" in str(finding.cause)
+        assert finding.measured["all_tensors"]["missing"] >= len(
+            [n for n in vision if n.endswith("proj.weight")]
+        )
+
+
+def _other_name(name: str, middle: bool) -> str:
+    return name.replace(".layers.", ".blocks.sub.") if middle and ".layers." in name else f"net.{name}"
+
+
+@pytest.fixture(scope="module")
+def others(llava: Any) -> Any:
+    """(a saved model, one with other values everywhere, the latter's state)."""
+    saved, model = copy.deepcopy(llava), fresh(llava)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    return saved, model, copy.deepcopy(model.state_dict())

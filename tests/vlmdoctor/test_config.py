@@ -95,13 +95,13 @@ class TestTies:
         model = tied_llama()
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         model.requires_grad_(False)
-        assert found(model) == []
+        assert [finding.rule for finding in found(model)] == ["frozen-by-mistake"]  # and no broken tie
 
     def test_tied_by_hand(self) -> None:
         model = families.build("llama")[0]
         model.lm_head.weight = model.model.embed_tokens.weight
         (finding,) = found(model)
-        assert (finding.rule, finding.at) == ("lost-on-saving", ("lm_head.weight",))
+        assert (finding.rule, finding.at) == ("dropped-on-save", ("lm_head.weight",))
 
     def test_one_layer_twice(self, tmp_path: Any) -> None:
         """The dry run foretells what saving raises."""
@@ -247,7 +247,7 @@ class TestAdapters:
         optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-3)
         report = vlmdoctor.check(adapted, batch, optimizer=optimizer, checkpoint=tmp_path)
         assert report.crashed == ()
-        wanted = [] if trainable else ["adapters-frozen"]
+        wanted = [] if trainable else ["frozen-by-mistake"]
         assert [finding.rule for finding in report.findings] == wanted
 
     def test_layers_by_number(self) -> None:

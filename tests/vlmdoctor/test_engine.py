@@ -14,8 +14,9 @@ import pytest
 
 from vlmdoctor.engine import Gatherer, fold, judge
 from vlmdoctor.errors import FindingsError, Unavailable, UserError
-from vlmdoctor.finding import Finding, Fix, Severity
-from vlmdoctor.rulebook import Rule, all_rules, find_rule, rule, select_rules
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Proof, Severity
+from vlmdoctor.rulebook import Rule, all_rules, answerable, find_rule, rule, select_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,3 +270,50 @@ class TestSelection:
             self.chosen(select=["no-gradiant"])
         with pytest.raises(UserError, match="there is no rule"):
             find_rule("nonsense")
+
+
+class TestLinksAndCertainty:
+    def test_links_come_from_the_page_behind_those_of_the_finding(self) -> None:
+        @rule("a-linked", "AAA001")
+        def linked(colour: Colour) -> Iterator[Finding]:
+            """Says it.
+
+            ## Why it matters
+            See [one
+            1](https://example.org/1), [two](https://example.org/2).
+            """
+            own = ("https://example.org/3", "https://example.org/2")
+            yield Finding("m", Severity.ERROR, links=own, cause="c")
+
+        (finding,) = judge([linked], Gatherer(None, [Colour()]), command="t", target="t").findings
+        assert finding.links == tuple(f"https://example.org/{number}" for number in (3, 2, 1))
+        assert finding.to_dict()["certainty"] == "measured"
+
+    def test_a_cause_says_itself_that_it_is_inferred(self) -> None:
+        finding = Finding("m", Severity.ERROR, cause=Inferred("perhaps"))
+        assert finding.certainty is Certainty.INFERRED and finding.to_dict()["cause"] == "perhaps"
+        longer = dataclasses.replace(finding, cause=f"{finding.cause}. Seen: more")
+        assert longer.certainty is Certainty.INFERRED
+        proven = dataclasses.replace(longer, proof=Proof("a repair", "1", "0"))
+        assert proven.certainty is Certainty.PROVEN
+        tried = dataclasses.replace(longer, proof=Proof("a repair", "1", "1", works=False))
+        assert tried.certainty is Certainty.INFERRED
+
+    def test_rules_are_answerable_by_what_they_need(self) -> None:
+        @rule("a-needs", "AAA001")
+        def needs(colour: Colour) -> Iterator[Finding]:
+            yield from ()
+
+        @rule("a-likes", "AAA002")
+        def likes(steps: Steps, colour: Colour | None) -> Iterator[Finding]:
+            yield from ()
+
+        assert answerable({Colour}, [needs, likes]) == [needs]
+        assert answerable({Steps}, [needs, likes]) == [likes]
+        assert answerable({Steps, Colour}, [needs, likes]) == [needs, likes]
+        assert answerable((), [needs, likes]) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Colour:
+    """A kind of evidence that nothing probes."""

@@ -51,7 +51,7 @@ def found(loss: Callable[[Tensor, Tensor], Tensor]) -> list[str]:
         Bigram(),
         batch(),
         loss_fn=lambda model, batch: loss(model(batch["input_ids"]), batch["targets"]),
-        select=["LOSS140", "LOSS141", "LOSS142"],
+        select=["LOSS140", "LOSS141", "LOSS142", "LOSS371"],
     )
     assert report.crashed == ()
     return [finding.rule for finding in report.findings]
@@ -120,7 +120,10 @@ def test_right_losses_are_left_alone(loss: Callable[[Tensor, Tensor], Tensor]) -
         (lambda x, y: F.nll_loss(x.flatten(0, 1), y.flatten()), "nll-without-log"),
         (lambda x, y: F.nll_loss(x.softmax(-1).flatten(0, 1), y.flatten()), "nll-without-log"),
         (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum"), "loss-summed"),
-        (lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none").mean(), "loss-summed"),
+        (
+            lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none").mean(),
+            "masked-tokens-in-mean",
+        ),
         (
             lambda x, y: sum(F.cross_entropy(a, b, reduction="sum") for a, b in zip(x, y, strict=True)),
             "loss-summed",

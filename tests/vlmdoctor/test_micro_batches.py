@@ -23,10 +23,10 @@ def examined(model: nn.Module, batch: Any, steps: int = 4, **given: Any) -> Repo
         model,
         batch,
         training_args={"gradient_accumulation_steps": steps},
-        select=["micro-batches-differ"],
+        select=["accumulation-mismatch"],
         **given,
     )
-    assert report.crashed == () and report.ran == ("micro-batches-differ",)
+    assert report.crashed == () and report.ran == ("accumulation-mismatch",)
     return report
 
 
@@ -141,7 +141,7 @@ def test_a_leak_between_rows_is_reported_once() -> None:
         model,
         tiny_vlm.batch(0),
         training_args={"gradient_accumulation_steps": 4},
-        select=["micro-batches-differ", "sample-leak"],
+        select=["accumulation-mismatch", "sample-leak"],
     )
     assert [f.rule for f in report.findings] == ["sample-leak"]
 
@@ -173,8 +173,8 @@ def test_running_statistics_are_left_alone() -> None:
 
 
 def moving(model: nn.Module) -> list[str]:
-    report = vlmdoctor.check(model, select=["frozen-statistics-move"])
-    assert report.crashed == () and report.ran == ("frozen-statistics-move",)
+    report = vlmdoctor.check(model, select=["batchnorm-not-in-eval"])
+    assert report.crashed == () and report.ran == ("batchnorm-not-in-eval",)
     return [at for finding in report.findings for at in finding.at]
 
 

@@ -85,7 +85,7 @@ class TestPositions:
         made = make("gpt2")
         made.model.transformer.wpe.register_forward_pre_hook(lambda _, given: (torch.zeros_like(given[0]),))
         (finding,) = vlmdoctor.check(made.subject(), select=["ROPE14"]).findings
-        assert finding.rule == "positions-do-not-count"
+        assert finding.rule == "constant-positions"
         assert "transformer.wpe" in finding.at
         assert "itself" in finding.cause
 

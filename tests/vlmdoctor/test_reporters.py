@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vlmdoctor import reporters
 from vlmdoctor.engine import DEPTHS
 from vlmdoctor.errors import FindingsError, UserError
+from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import closing_line
@@ -86,7 +87,7 @@ def test_json_keeps_the_contract():
     first = data["findings"][0]
     assert {
         *("rule", "code", "severity", "message", "at", "file", "line", "measured", "threshold"),
-        *("cause", "proof", "fix", "links"),
+        *("cause", "certainty", "proof", "fix", "links"),
     } <= set(first)
     assert first["fix"]["commands"] == ["x = x.masked_scatter(mask, features)"]
     assert data["findings"][1]["measured"]["norms"] == [1.0, 2.5, "inf"]
@@ -163,3 +164,9 @@ def test_the_depths_that_were_not_gone_to_are_one_reason():
     )
     line = closing_line(dataclasses.replace(REPORT, skipped=skipped))
     assert line.endswith(f"{len(DEPTHS)} not run (beyond --depth shapes: {len(DEPTHS)})")
+
+
+def test_a_rule_for_dry_runs_is_not_beyond_a_depth():
+    skipped = (("a", FOR_DRY_RUNS), ("b", FOR_DRY_RUNS), ("c", "it needs a tokenizer"))
+    line = closing_line(dataclasses.replace(REPORT, skipped=skipped))
+    assert line.endswith("3 not run (only for dry runs: 2, it needs a tokenizer: 1)")

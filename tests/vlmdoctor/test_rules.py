@@ -8,6 +8,7 @@ import re
 import pytest
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
+from vlmdoctor.finding import Certainty
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, find_rule
 from vlmdoctor.subject import Subject
@@ -46,6 +47,12 @@ def test_bad_example_fires_this_rule_and_no_other(rule: Rule, example) -> None:
     assert finding.message and not finding.message.endswith(".")
     assert finding.cause and (finding.fix is None or finding.fix.text)
     assert all(link.startswith("https://") for link in finding.links)
+    assert set(rule.links) <= set(finding.links)
+    unsure = re.search(r"\binferred\b|\bestablished\b", finding.cause) is not None
+    if finding.proof is None:
+        assert (finding.certainty is Certainty.INFERRED) == unsure, finding.cause
+    else:
+        assert finding.certainty is Certainty.PROVEN
 
 
 @pytest.mark.parametrize(("rule", "example"), examples("good"))

@@ -18,7 +18,6 @@ from vlmdoctor.errors import UserError
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
-    from vlmdoctor.rulebook import Rule
     from vlmdoctor.subject import Subject
 
 
@@ -137,7 +136,7 @@ def _examine(
     from vlmdoctor.evidence.raised import shown_path
     from vlmdoctor.evidence.source import Source, kind_of, scan
     from vlmdoctor.examine import examine, model_rules
-    from vlmdoctor.rulebook import all_rules
+    from vlmdoctor.rulebook import answerable
     from vlmdoctor.target import resolve
 
     given: list[object] = []
@@ -153,7 +152,7 @@ def _examine(
         _move(resolved.subject, device)
     if resolved.file is not None and kind_of(resolved.file) == "python":
         given.append(scan([Path(shown_path(str(resolved.file)))]))
-        rules += [rule for rule in all_rules() if _needs_only(rule, Source)]
+        rules += answerable({Source})
     return examine(
         resolved.subject,
         target=target,
@@ -181,10 +180,6 @@ def _progress_line(shown: bool) -> Iterator[Callable[[str], None]]:
     finally:
         if shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _needs_only(rule: Rule, evidence_class: type) -> bool:
-    return all(needed is evidence_class for needed, _ in rule.requirements.values())
 
 
 def _move(subject: Subject, device: str) -> None:

@@ -115,10 +115,14 @@ def command(
 
 
 def _own_rules(with_demands: bool) -> list[Rule]:
-    from vlmdoctor.rulebook import rules_in
+    from vlmdoctor.evidence.demands import Demands
+    from vlmdoctor.evidence.environment import Environment
+    from vlmdoctor.evidence.source import Source
+    from vlmdoctor.rulebook import answerable, rules_in
 
+    given = {Environment, Source, *((Demands,) if with_demands else ())}
     # Importing the rules about models, which need none of this, would take longer than all of it.
-    return [rule for rule in rules_in("env", "src") if with_demands or "demands" not in rule.requirements]
+    return answerable(given, rules_in("env", "src"))
 
 
 def _question() -> Question:

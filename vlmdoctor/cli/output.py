@@ -15,7 +15,7 @@ import typer
 from vlmdoctor import reporters, settings
 from vlmdoctor.errors import UserError
 from vlmdoctor.report import Report
-from vlmdoctor.rulebook import Rule, select_rules
+from vlmdoctor.rulebook import Rule, renamed, select_rules
 
 FAIL_ON = ("error", "warning", "never")
 
@@ -46,7 +46,14 @@ class OutputOptions:
 
     def rules(self, defaults: Iterable[Rule]) -> list[Rule]:
         """The rules to run, where `defaults` are the command's own."""
+        for old, new in renamed((*self.select, *self.extend_select, *self.ignore)).items():
+            _note(f"vlmdoctor: {old} was renamed to {new}.")
         return select_rules(defaults, self.select, self.extend_select, self.ignore)
+
+
+@functools.cache  # a command may ask for its rules more than once
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _shared(

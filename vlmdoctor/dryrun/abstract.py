@@ -14,6 +14,7 @@ from vlmdoctor.dryrun.functions import Functions
 from vlmdoctor.dryrun.nested import changed, tensors_in
 from vlmdoctor.dryrun.repeated import Repeated
 from vlmdoctor.dryrun.unknown import ValueUnknown
+from vlmdoctor.dryrun.unwritten import UNWRITTEN
 
 aten = torch.ops.aten
 
@@ -43,6 +44,9 @@ _FILLING: dict[Any, Callable[[Any], Any]] = {
     aten.new_zeros: lambda args: 0,
 }
 _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+# What these give holds nothing yet, and what these write leaves nothing of that.
+_EMPTY = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided}
+_OVERWRITING = {aten.copy_, aten.fill_, aten.zero_, aten.random_, aten.bernoulli_}
 _NEEDS_VALUES = {
     aten._local_scalar_dense,
     aten.nonzero,
@@ -73,8 +77,6 @@ class Abstract(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._observe = observe
-        # Real tensors that were written into from abstract ones: the shape holds, the values do not.
-        self._unknown: set[int] = set()
         # What abstract tensors hold that were filled with one number, until something is written into them.
         self._filled: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._functions = Functions(functions or {})
@@ -112,7 +114,7 @@ class Abstract(TorchDispatchMode):
             # zeros_like, new_ones and the like: the values are not those of the input.
             dtype = kwargs.get("dtype") or tensors[0].dtype
             if not _is_float(dtype):
-                return func(*_emptied(args), **_placed(kwargs, _CPU))
+                return _noted(packet, func(*_emptied(args), **_placed(kwargs, _CPU)))
             made = func(*args, **_placed(kwargs, _META))
             if packet in _FILLING:
                 storage = made.untyped_storage()
@@ -149,17 +151,13 @@ class Abstract(TorchDispatchMode):
     def _real(self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
         if not tensors and "device" in kwargs:
             room = packet not in _VALUED and _is_float(_dtype_made(func, args, kwargs))
-            return func(*args, **_placed(kwargs, _META if room else _CPU))
-        if self._unknown and any(_storage(t) in self._unknown for t in tensors):
-            if packet in _NEEDS_VALUES:
-                raise ValueUnknown(f"aten.{packet.__name__}")
-            out = func(*args, **_placed(kwargs, _CPU))
-            self._unknown.update(_storage(t) for t in tensors_in(out))
-            return out
+            return _noted(packet, func(*args, **_placed(kwargs, _META if room else _CPU)))
+        if UNWRITTEN and any(t in UNWRITTEN for t in tensors):
+            return self._real_unknown(func, packet, args, kwargs, tensors)
         if "device" in kwargs:
             dtype = kwargs.get("dtype") or tensors[0].dtype
             room = packet is not aten._to_copy and _is_float(dtype)
-            return func(*args, **_placed(kwargs, _META if room else _CPU))
+            return _noted(packet, func(*args, **_placed(kwargs, _META if room else _CPU)))
         out = func(*args, **kwargs)
         if (
             isinstance(out, torch.Tensor)
@@ -168,6 +166,30 @@ class Abstract(TorchDispatchMode):
             and _fresh(func)
         ):
             return _to_meta(out)
+        return out
+
+    def _real_unknown(
+        self, func: Any, packet: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]
+    ) -> Any:
+        """An operator on real tensors of which some hold what nobody wrote."""
+        if packet in _EMPTY:
+            return _noted(packet, func(*args, **_placed(kwargs, _CPU)))
+        if "device" in kwargs and packet is not aten._to_copy:  # zeros_like and the like need no values
+            return func(*args, **_placed(kwargs, _CPU))
+        if _writes(func):
+            sources = [t for t in tensors if t is not args[0] and t in UNWRITTEN]
+            out = func(*args, **kwargs)
+            if not sources and packet in _OVERWRITING:
+                UNWRITTEN.written(args[0])
+            elif sources:
+                UNWRITTEN.add(args[0])
+            return out
+        if packet in _NEEDS_VALUES:
+            raise ValueUnknown(f"aten.{packet.__name__}")
+        out = func(*args, **_placed(kwargs, _CPU))
+        for tensor in tensors_in(out):
+            if not tensor.is_meta and tensor not in UNWRITTEN:  # else it is a view
+                UNWRITTEN.add(tensor)
         return out
 
     def _converted(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -203,7 +225,7 @@ class Abstract(TorchDispatchMode):
         return found
 
     def _known(self, tensor: torch.Tensor, packet: Any) -> torch.Tensor:
-        if tensor.is_meta or _storage(tensor) in self._unknown:
+        if tensor.is_meta or tensor in UNWRITTEN:
             raise ValueUnknown(
                 f"aten.{packet.__name__}",
                 "uses a mask computed from activations: its shape depends on values",
@@ -211,7 +233,7 @@ class Abstract(TorchDispatchMode):
         return tensor
 
     def _check_range(self, index: torch.Tensor, size: int, what: str, negative: bool = False) -> None:
-        if index.is_meta or not index.numel() or _storage(index) in self._unknown:
+        if index.is_meta or not index.numel() or index in UNWRITTEN:
             return
         low, high = (int(value) for value in index.aminmax())
         if high >= size or low < (-size if negative else 0):
@@ -235,8 +257,15 @@ class Abstract(TorchDispatchMode):
         if _is_float(real.dtype) and real.numel() > 1:
             raise ValueUnknown(str(func), "writes abstract values into a real tensor of floats")
         func(*changed(_to_meta, args), **changed(_to_meta, kwargs))
-        self._unknown.add(_storage(real))
+        UNWRITTEN.add(real)
         return real
+
+
+def _noted(packet: Any, made: Any) -> Any:
+    """`made`, with a note where it is real and holds nothing yet."""
+    if packet in _EMPTY and not made.is_meta:
+        UNWRITTEN.add(made)
+    return made
 
 
 def _evenly(out: Any, args: Any) -> Any:

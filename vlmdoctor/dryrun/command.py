@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
+from vlmdoctor.evidence.placement import Placement
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -131,7 +132,7 @@ def dry_run(
         raise UserError(f"{sized[0]} has no effect on {target}, which brings its own batch.")
     if subject.training_args is not None:
         plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
-    given: list[Any] = []
+    given: list[Any] = [Placement(sum(1 for _ in subject.model.parameters()), dry_run=True)]
     facts: dict[str, Any] = dict(resolved.facts)
     if not options.freeze and not options.lora:
         if made:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import constraints
 
+from vlmdoctor.dryrun.abstract import Abstract
+from vlmdoctor.dryrun.unwritten import UNWRITTEN
 from vlmdoctor.errors import Unavailable
 
 
@@ -18,6 +21,26 @@ def weightless() -> Iterator[None]:
     """Whatever is built inside allocates no weights."""
     with torch.device("meta"):
         yield
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """A user's factory that is called inside allocates no weights, and its integers are real.
+
+    Rows that are added to an embedding are drawn around the others where those spread in all directions.
+    Nobody knows here whether they do; transformers then takes their mean, which is as good without values.
+    """
+    original = constraints.positive_definite.check
+
+    def check(value: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(value.shape[:-2], dtype=torch.bool) if value.is_meta else original(value)
+
+    with Abstract():
+        constraints.positive_definite.check = check
+        try:
+            yield
+        finally:
+            del constraints.positive_definite.check
 
 
 def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -31,7 +54,7 @@ def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         made = _abstract(parameter, dtype)
         memo[id(parameter)] = nn.Parameter(made, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() or buffer in UNWRITTEN:
             memo[id(buffer)] = _abstract(buffer, dtype)
     # Gradients, hooks on parameters and the like stay with the original.
     try:

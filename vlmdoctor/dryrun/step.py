@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,6 +118,8 @@ def dry_step(
         except Exception as error:
             if (operator := _needing_a_value(error)) is not None:
                 raise ValueUnknown(operator) from error
+            if (asked := _about_devices(error)) is not None:
+                raise ValueUnknown(asked, "(in a dry run, floats are on none)") from error
             step.error = error
     step.peak, step.peak_at = ledger.peak, ledger.peak_at
     step.reached = frozenset(canonical_name(n) for n, p in model.named_parameters() if p.grad is not None)
@@ -132,6 +136,22 @@ def _needing_a_value(error: Exception) -> str | None:
     """The operator that met a tensor without a value, where torch itself said so."""
     text = str(error)
     return next((name for name, said in _WITHOUT_VALUE.items() if said in text), None)
+
+
+# How code asks where a tensor is, and what torch says where two are on different devices.
+_ASKED_DEVICE = re.compile(r"\bdevice\b|\bis_(cuda|cpu|meta|xpu|mps)\b|get_device\(")
+_SAID_DEVICE = re.compile(r"\bmeta\b.*\bdevice\b|\bdevice\b.*\bmeta\b", re.DOTALL)
+
+
+def _about_devices(error: Exception) -> str | None:
+    """What to say of an error that is due to the dry run's own devices, and to no shape; else None."""
+    if isinstance(error, RuntimeError | ValueError) and _SAID_DEVICE.search(str(error)):
+        return "an operator that asks where tensors are"
+    if not isinstance(error, AssertionError):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    asked = [*(str(frame.line) for frame in frames[-1:]), str(error)]
+    return "an assertion on devices" if any(map(_ASKED_DEVICE.search, asked)) else None
 
 
 def _backward(loss: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class Weight:
         agreement: Correlation of the compared values; None where they were not compared, are few or constant.
         distance: Norm of their difference over the norm of the checkpoint's; None likewise.
         fresh: Whether the parameter's values look like those of a new module; None where not looked at.
+        alike: A tensor of the checkpoint whose name ends alike, where it is not known whether it is meant.
         adapter: Whether it belongs to an adapter.
     """
 
@@ -51,11 +52,19 @@ class Weight:
     distance: float | None = None
     fresh: bool | None = None
     adapter: bool = False
+    alike: str | None = None
 
     @property
     def numel(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        if self.key is None:
+            return "missing"
+        return {True: "loaded", False: "not_loaded", None: "unknown"}[self.loaded]
 
     @property
     def loaded(self) -> bool | None:
@@ -69,6 +78,8 @@ class Weight:
         return False if unrelated else None
 
 
+STATES = ("loaded", "not_loaded", "missing", "unknown")
+SAME_PART = 0.8  # of a part's numbers: fewer that differ only by a prefix may belong to another network
 RELATED = 0.5  # correlation: fine-tuning leaves it above 0.9, random values have none
 FAR = 0.5  # relative distance: of unrelated values it is about 1.4
 
@@ -92,6 +103,10 @@ class Checkpoint:
     unplaced: Mapping[str, tuple[int, ...]]
     adapter_only: bool = False
     laid_out: bool = False
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of the model's parameters; together, all that the checkpoint could hold."""
+        return {state: sum(weight.state == state for weight in self.weights) for state in STATES}
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Checkpoint:
@@ -161,9 +176,28 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
                 adapter=adapter,
             )
         )
+    weights = [_as_meant(weight, weights, parameters[weight.name]) for weight in weights]
+    left += [weight.alike for weight in weights if weight.alike is not None]
     unplaced = {key: files.shapes[key] for key in left if not _is_buffer(key)}
     laid_out = all(parameter.is_meta for parameter in parameters.values())
     return Checkpoint(files.shown, len(files.shapes), tuple(weights), unplaced, adapter_only, laid_out)
+
+
+def _as_meant(weight: Weight, weights: Sequence[Weight], parameter: Any) -> Weight:
+    """`weight`; without a tensor of the checkpoint where the one with a like name may be another's.
+
+    No loader brings the two together, their values are unrelated, and most of the part has its own names.
+    """
+    if weight.renamed is None or weight.by_loader or weight.state != "not_loaded":
+        return weight
+    part = [w for w in weights if w.role == weight.role]
+    renamed = [w for w in part if w.renamed is not None]
+    if sum(w.numel for w in renamed) >= SAME_PART * sum(w.numel for w in part):
+        return weight
+    fresh = True if parameter.is_meta else looks_fresh(parameter)
+    return Weight(
+        weight.name, weight.role, weight.shape, adapter=weight.adapter, fresh=fresh, alike=weight.key
+    )
 
 
 def _adapter_only(keys: Mapping[str, Any]) -> bool:

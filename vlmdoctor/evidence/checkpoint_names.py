@@ -173,6 +173,8 @@ def _by_prefix(missing: Mapping[str, Shape], keys: Mapping[str, Shape]) -> list[
             if "." not in ending:
                 break  # `weight` alone says nothing
             names = [name for name in by_ending.get(ending, ()) if missing[name] == shape]
+            # Of several blocks, the one with the same number.
+            names = [name for name in names if _numbers(name) == _numbers(key)] or names
             for name in names[:MOST_CANDIDATES]:
                 prefixes = (key[: -len(ending)] if key.endswith(ending) else "", name[: -len(ending)])
                 votes[prefixes] += 1
@@ -187,6 +189,10 @@ def _by_prefix(missing: Mapping[str, Shape], keys: Mapping[str, Shape]) -> list[
                 done_keys.add(key)
                 chosen.append((name, key, prefixes))
     return chosen
+
+
+def _numbers(name: str) -> list[str]:
+    return [part for part in name.split(".") if part.isdecimal()]
 
 
 def _differing(key: str, name: str) -> Prefixes:

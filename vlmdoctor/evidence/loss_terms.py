@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,46 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """All calls of cross-entropy together.
+
+    Attributes:
+        loss: The loss that came out.
+        total: The sum over all targets that count.
+        targets: How many those are.
+        places: How many targets there are, hidden ones among them.
+    """
+
+    loss: float
+    total: float
+    targets: int
+    places: int
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the loss is the mean over what counts."""
+        return _same(self.loss, self.total / self.targets)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is the sum."""
+        return not self.is_mean and _same(self.loss, self.total)
+
+    @property
+    def is_mean_over_all(self) -> bool:
+        """Whether it is divided by all places, a good part of which are hidden."""
+        hidden = self.targets < 0.95 * self.places
+        return hidden and not self.is_mean and not self.is_sum and _same(self.loss, self.total / self.places)
+
+
+CLOSE = 1e-4  # relative
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) <= CLOSE * abs(other)
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """All calls of one forward pass, in their order.
 
@@ -62,6 +103,17 @@ class LossTerms:
 
     loss: float | None
     terms: tuple[Term, ...] = ()
+
+    def summed(self) -> Summed | None:
+        """All calls together; None where there were none, or their results do not tell their sum."""
+        totals = [term.total for term in self.terms]
+        if not totals or self.loss is None or not math.isfinite(self.loss) or None in totals:
+            return None
+        if any(term.function == "binary_cross_entropy_with_logits" for term in self.terms):
+            return None
+        total = sum(total or 0.0 for total in totals)
+        targets, places = sum(t.targets for t in self.terms), sum(t.places for t in self.terms)
+        return Summed(self.loss, total, targets, places) if targets and total > 0 else None
 
     def needed(self) -> tuple[Term, ...]:
         """The calls; raises `Unavailable` where there were none."""

@@ -23,12 +23,14 @@ class Placement:
         meta_parameters: Names of those on the meta device.
         meta_buffers: Names of the buffers there.
         hooked: Whether modules fetch their weights when they are called, as accelerate's do.
+        dry_run: Whether it is the model of a dry run, in which weights are not made.
     """
 
     parameters: int
     meta_parameters: tuple[str, ...] = ()
     meta_buffers: tuple[str, ...] = ()
     hooked: bool = False
+    dry_run: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Placement:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 DEPTH = "shapes"
+FOR_DRY_RUNS = "it needs --depth shapes; the real passes tell more"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Shapes:
     if subject.batch is None:
         raise Unavailable("no batch was given")
     if getattr(gather, "depth", DEPTH) != DEPTH:
-        raise Unavailable("it needs --depth shapes; the real passes tell more")
+        raise Unavailable(FOR_DRY_RUNS)
     return shapes_of(subject.model, subject.batch, subject.loss_fn)
 
 
@@ -155,7 +157,7 @@ def shapes_of(
     def run(spread: bool) -> tuple[Any, Any]:
         twin = laid_out(model, dtype)
         # The model's own remarks belong to its real runs.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _untouched(model):
             warnings.simplefilter("ignore")
             return twin, dry_step(twin, batch, loss_fn, device=device, autocast=autocast, spread=spread)
 
@@ -213,6 +215,23 @@ def shapes_of(
         seconds=time.perf_counter() - started,
         spread=spread,
     )
+
+
+@contextlib.contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    """Gradients stay what they are; raises `Unavailable` where the step of a twin reached the model itself.
+
+    A compiled or otherwise wrapped `forward` is a function of the original, and a copy calls the original.
+    """
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        reached = [(parameter, grad) for parameter, grad in before if parameter.grad is not grad]
+        for parameter, grad in reached:
+            parameter.grad = grad
+    if reached:
+        raise Unavailable("the dry run can't carry a forward that belongs to another object than the model")
 
 
 def _first_line(error: BaseException) -> str:

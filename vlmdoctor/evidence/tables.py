@@ -33,6 +33,8 @@ def read_tables(model: nn.Module) -> Iterator[Table]:
             if not isinstance(tensor, torch.Tensor) or isinstance(tensor, nn.Parameter) or not tensor.numel():
                 continue
             name = canonical_name(f"{prefix}.{attribute}" if prefix else attribute)
+            if _is_spare(module, attribute):
+                continue
             if attribute == "position_ids" and not tensor.is_floating_point():
                 yield _numbered(name, module, tensor)
             elif _FREQUENCIES.fullmatch(attribute) and tensor.is_floating_point() and tensor.ndim == 1:
@@ -134,6 +136,14 @@ def _settled(module: nn.Module) -> bool:
     kinds = getattr(module, "rope_type", None)
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     return not any(kind in _CHANGES_WITH_LENGTH for kind in kinds)
+
+
+def _is_spare(module: nn.Module, attribute: str) -> bool:
+    """Whether it is the copy of the frequencies that only rotary types which change with length read."""
+    own = attribute.replace("original_", "", 1)
+    spare = own != attribute and _FREQUENCIES.fullmatch(own) is not None and hasattr(module, own)
+    # A class of the user's own may read it whenever it likes.
+    return spare and hasattr(module, "rope_type") and _settled(module)
 
 
 def _is_coarse(tensor: torch.Tensor, copy: torch.Tensor) -> bool:

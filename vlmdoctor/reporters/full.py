@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vlmdoctor.contract import shown
 from vlmdoctor.dryrun.shown import print_dry_run
+from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
 
@@ -170,8 +171,10 @@ def closing_line(report: Report) -> str:
 
 def _reason(reason: str) -> str:
     """Why a rule was not run; the depths that were not gone to are one reason."""
-    needed, _, depth = reason.partition(", this was ")
-    return f"beyond {depth}" if needed.startswith("it needs --depth") else reason
+    needed, this_was, depth = reason.partition(", this was ")
+    if needed == FOR_DRY_RUNS:
+        return "only for dry runs"
+    return f"beyond {depth}" if this_was and needed.startswith("it needs --depth") else reason
 
 
 def _print_made(console: Console, report: Report) -> None:

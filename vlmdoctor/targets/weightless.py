@@ -48,9 +48,9 @@ class Weightless:
 
     def building(self) -> AbstractContextManager[Any]:
         """Inside, a user's factory allocates no weights, and its integers are real."""
-        from vlmdoctor.dryrun.abstract import Abstract
+        from vlmdoctor.dryrun.layout import building
 
-        return Abstract()
+        return building()
 
     def target(self, text: str, model_class: Any, config: Any, facts: dict[str, Any]) -> Target:
         """The model of a transformers configuration, laid out, with a batch made for it.

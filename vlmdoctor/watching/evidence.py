@@ -11,7 +11,7 @@ from torch import nn
 from vlmdoctor.evidence import parameters
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.rulebook import Rule, all_rules
+from vlmdoctor.rulebook import Rule, answerable
 from vlmdoctor.subject import Subject
 from vlmdoctor.watching.held import Held
 
@@ -31,10 +31,4 @@ def parameters_of(model: nn.Module, held: Held, trainable: Iterable[str] | None)
 @functools.cache
 def rules_on_steps() -> tuple[Rule, ...]:
     """The rules that need nothing but `Parameters` and `Steps`."""
-    given = {Parameters, Steps}
-    return tuple(
-        rule
-        for rule in all_rules()
-        if {kind for kind, optional in rule.requirements.values() if not optional} <= given
-        and any(kind in given for kind, _ in rule.requirements.values())
-    )
+    return tuple(answerable({Parameters, Steps}))

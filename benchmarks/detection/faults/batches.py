@@ -158,7 +158,7 @@ def labels_of_minus_one(made: Made) -> None:
 @fault(
     "D10-stop-token-masked",
     families="llava qwen2_5_vl minivlm llama",
-    rules="stop-token-not-supervised end-token-masked DATA*",
+    rules="stop-token-not-supervised DATA*",
     at="labels",
 )
 def stop_token_masked(made: Made) -> None:

@@ -86,7 +86,7 @@ def no_mask_in_the_decoder(made: Made) -> None:
 @fault(
     "X-loss-of-the-wrong-sign",
     families="captioner nanogpt_images",
-    rules="negative-loss loss-sign-turned",
+    rules="negative-loss loss-negated",
     at="",
 )
 def wrong_sign(made: Made) -> None:

@@ -81,7 +81,7 @@ def patches_shuffled(made: Made) -> None:
 @fault(
     "B05-images-of-a-row-exchanged",
     families="llava internvl qwen2_5_vl paligemma",
-    rules="images-exchanged",
+    rules="images-swapped",
     at="layers",
 )
 def images_of_a_row_exchanged(made: Made) -> None:
@@ -93,7 +93,7 @@ def images_of_a_row_exchanged(made: Made) -> None:
 @fault(
     "B05-first-image-of-a-row-for-both",
     families="llava internvl qwen2_5_vl",
-    rules="images-exchanged",
+    rules="images-swapped",
     at="layers",
 )
 def first_image_for_both(made: Made) -> None:
@@ -144,7 +144,10 @@ def pixels_viewed(made: Made) -> None:
 
 
 @fault(
-    "X-grid-exchanged", families="qwen2_vl qwen2_5_vl qwen3_vl", rules="grid-exchanged", at="image_grid_thw"
+    "X-grid-exchanged",
+    families="qwen2_vl qwen2_5_vl qwen3_vl",
+    rules="image-grid-transposed",
+    at="image_grid_thw",
 )
 def grid_exchanged(made: Made) -> None:
     """Height and width of the images' grids are exchanged."""

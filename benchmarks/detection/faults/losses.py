@@ -103,7 +103,7 @@ def reference_is_the_policy(made: Made) -> None:
     made.loss_fn = loss_fn
 
 
-@fault("X-decoder-fed-its-labels", families="vision-encoder-decoder", rules="label-seen", at="labels")
+@fault("X-decoder-fed-its-labels", families="vision-encoder-decoder", rules="label-leak", at="labels")
 def decoder_fed_its_labels(made: Made) -> None:
     """The decoder reads the labels unshifted, and has only to copy them."""
     made.batch["decoder_input_ids"] = made.batch["labels"].clone()

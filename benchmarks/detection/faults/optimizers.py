@@ -89,7 +89,7 @@ def updates_lost(made: Made) -> None:
     made.more["optimizer"] = torch.optim.SGD(made.model.parameters(), lr=1e-7)
 
 
-@fault("X-stepped-twice", families="llava llama", rules="stepped-twice", at="")
+@fault("X-stepped-twice", families="llava llama", rules="duplicate-parameters", at="")
 def stepped_twice(made: Made) -> None:
     """Two optimizers hold the head."""
     made.more["optimizer"] = [adamw(made.model), torch.optim.AdamW(made.model.lm_head.parameters(), lr=1e-3)]

@@ -34,7 +34,7 @@ def cosine_over_epochs(made: Made) -> None:
     made.more["training_args"] = {"max_steps": 3000}
 
 
-@fault("F10-schedule-not-restored", families="llava llama", rules="warmup-again", at="LambdaLR")
+@fault("F10-schedule-not-restored", families="llava llama", rules="scheduler-not-restored", at="LambdaLR")
 def schedule_not_restored(made: Made) -> None:
     """The optimizer is resumed, and its schedule begins with the warm-up."""
     trained = _trained(made)

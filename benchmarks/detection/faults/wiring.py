@@ -181,7 +181,7 @@ def adapters_scaled_to_zero(made: Made) -> None:
     _adapters(made, lora_alpha=0)
 
 
-@fault("X-layers-are-one", families="llava nanovlm llama", rules="layers-are-one", at="layers blocks")
+@fault("X-layers-are-one", families="llava nanovlm llama", rules="layer-instances-shared", at="layers blocks")
 def layers_are_one(made: Made) -> None:
     """All decoder layers are one: a list that was multiplied."""
     layers = made["layers"] if made.parts else made.model.get_submodule("model.layers")
@@ -205,7 +205,7 @@ def start_token_twice(made: Made) -> None:
             made.batch[name] = torch.cat([value[:, :1], value], dim=1)
 
 
-@fault("X-frozen-norms-in-training-mode", families="prefix_lm", rules="frozen-statistics-move", at="cnn")
+@fault("X-frozen-norms-in-training-mode", families="prefix_lm", rules="batchnorm-not-in-eval", at="cnn")
 def frozen_norms_in_training_mode(made: Made) -> None:
     """model.train() puts the frozen CNN into training mode too."""
     made.model.cnn.train()

@@ -31,7 +31,7 @@ CAUSES = (
     ("grad_norms", "tiny", "vanishing-gradient"),
     ("input_dependency", "", "image-without-effect"),
     ("train_mode", "", "PARAM"),
-    ("lora_adapter", "", "adapters-frozen"),
+    ("lora_adapter", "", "frozen-by-mistake"),
     ("lora_base_frozen", "", "trained-by-mistake"),
     ("lora_optimizer", "", "trainable-not-in-optimizer"),
 )

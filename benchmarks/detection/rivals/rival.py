@@ -29,7 +29,7 @@ RAISED = (
     (r"image (features|tokens)|tokens: \d+, features", "image-token-count"),
     (r"index out of range", "token-out-of-table"),
     (r"[Tt]arget -?\d+ is out of bounds", "label-out-of-range"),
-    (r"\bdtype|type [\w.]*float", "dtypes-meet"),
+    (r"\bdtype|type [\w.]*float", "dtype-mismatch"),
 )
 
 

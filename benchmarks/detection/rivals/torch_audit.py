@@ -23,7 +23,7 @@ CAUSES = (
     ("TA302", "", "blank-images pixels-not-usable"),
     ("TA305", "", "token-out-of-table"),
     ("TA500", "", "no-gradient"),
-    ("TA202", "", "dtypes-meet"),
+    ("TA202", "", "dtype-mismatch"),
 )
 
 

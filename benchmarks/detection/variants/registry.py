@@ -28,6 +28,8 @@ def as_trained(made: Made) -> None:
     """Fills what a model starts with at zero: people tune parts of a trained one, where nothing is."""
     with torch.no_grad():
         for parameter in made.model.parameters():
+            if parameter.is_meta:  # built by a dry run
+                continue
             if (parameter.ndim > 1 or parameter.numel() == 1) and not parameter.any():
                 parameter.normal_(std=0.02)
 

@@ -48,10 +48,6 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
             "use the tokenizer's id, after adding the placeholder as a special token if it is none yet",
             ("model.config.image_token_id = processor.image_token_id",),
         ),
-        links=(
-            "https://github.com/huggingface/transformers/issues/34461",
-            "https://github.com/vllm-project/vllm/issues/49279",
-        ),
     )
 
 

@@ -9,12 +9,6 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/34447",
-    "https://github.com/haotian-liu/LLaVA/issues/1090",
-    "https://github.com/InternLM/InternLM-XComposer/issues/492",
-)
-
 
 @rule("processor-misfit", "CFG306", explains=("forward-raises",))
 def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
@@ -59,7 +53,6 @@ def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
                 "processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy",
             ),
         ),
-        links=LINKS,
     )
 
 

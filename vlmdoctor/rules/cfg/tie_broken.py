@@ -9,12 +9,6 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed
 
-LINKS = (
-    "https://github.com/huggingface/peft/issues/1750",
-    "https://github.com/huggingface/peft/issues/2803",
-    "https://github.com/huggingface/transformers/issues/45127",
-)
-
 
 @rule("tie-broken", "CFG301")
 def tie_broken(configuration: Configuration) -> Iterator[Finding]:
@@ -54,7 +48,6 @@ def tie_broken(configuration: Configuration) -> Iterator[Finding]:
             "tie them again, or say in the configuration that they are not tied",
             ("model.tie_weights()", "model.config.tie_word_embeddings = False  # if that is meant"),
         ),
-        links=LINKS,
     )
 
 

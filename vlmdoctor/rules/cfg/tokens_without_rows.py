@@ -10,11 +10,6 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, listed
 
 SHOWN = 4
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/11102",
-    "https://github.com/huggingface/tokenizers/issues/1609",
-    "https://github.com/huggingface/transformers/issues/33819",
-)
 
 
 @rule("tokens-without-rows", "CFG303", explains=("forward-raises",))
@@ -58,7 +53,6 @@ def tokens_without_rows(configuration: Configuration) -> Iterator[Finding]:
         fix=Fix(
             "resize the tables, then make the optimizer", ("model.resize_token_embeddings(len(tokenizer))",)
         ),
-        links=LINKS,
     )
 
 

@@ -41,7 +41,6 @@ def vocab_size_disagrees(configuration: Configuration) -> Iterator[Finding]:
             "resize through the outermost model, or correct the configuration",
             (f"model.config.get_text_config().vocab_size = {rows}",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/36590",),
     )
 
 

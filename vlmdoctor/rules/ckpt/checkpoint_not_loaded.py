@@ -6,8 +6,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.evidence.checkpoint import SAME_PART, Checkpoint, Weight
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.ckpt.sample import NOT_LOADED, called, sample_checkpoint, share
 from vlmdoctor.rules.grad.reach import PATH
@@ -15,12 +15,6 @@ from vlmdoctor.rules.places import counted, listed, places
 
 MOST_OF_A_PART = 0.5
 CHANCE = 0.1  # of the tensors: so few names can agree by chance
-SAME_PART = 0.8  # of a part's numbers: fewer that differ only by a prefix may belong to another network
-LINKS = (
-    "https://github.com/jingyaogong/minimind-v/issues/75",
-    "https://github.com/microsoft/LLaVA-Rad/issues/25",
-    "https://github.com/haotian-liu/LLaVA/issues/474",
-)
 
 
 @rule(
@@ -48,7 +42,9 @@ def checkpoint_not_loaded(checkpoint: Checkpoint) -> Iterator[Finding]:
     A few thousand values of every tensor are compared with the checkpoint's, under the names that a loader
     would use and, where they fit none, under those that differ only by how they begin. Values that are
     unrelated (correlation under 0.5 and far apart) were not loaded: an error where that holds for most of a
-    part of the model, a warning for single tensors. Weights that were trained since remain related and are
+    part of the model, a warning for single tensors. Where a few tensors of a part have other names and
+    unrelated values, it is not known that they were meant: they count as missing (`checkpoint-part-missing`).
+    Weights that were trained since remain related and are
     passed. Names alone, without values to compare, make a warning.
 
     ## What to do
@@ -65,26 +61,16 @@ def checkpoint_not_loaded(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     by_role = {role: [w for w in present if w.role == role] for role in (*PATH, "other")}
     told = {role: [w for w in found if w.loaded is not None] for role, found in by_role.items()}
-    wrong = {
-        role: [w for w in found if not w.loaded and _same_part(w, weights)] for role, found in told.items()
-    }
+    wrong = {role: [w for w in found if not w.loaded] for role, found in told.items()}
     whole = [role for role in told if wrong[role] and share(wrong[role], told[role]) >= MOST_OF_A_PART]
     if whole:
         yield _not_loaded(checkpoint, whole, [w for role in whole for w in wrong[role]], weights)
     elif single := [w for found in wrong.values() for w in found]:
-        yield _single(single, present)
+        yield _single(checkpoint, single, present)
     elif present and not any(told.values()):
         renamed = [w for w in _renamed(present) if not w.by_loader]
         if share(renamed, present) >= SAME_PART:
             yield _only_names(checkpoint, present, renamed)
-
-
-def _same_part(weight: Weight, weights: Sequence[Weight]) -> bool:
-    """Whether a tensor that has another name in the checkpoint is surely the one meant."""
-    if weight.renamed is None or weight.by_loader:
-        return True
-    part = [w for w in weights if w.role == weight.role]
-    return share([w for w in part if w.renamed is not None], part) >= SAME_PART
 
 
 def _renamed(weights: Sequence[Weight]) -> list[Weight]:
@@ -111,7 +97,6 @@ def _nothing(checkpoint: Checkpoint, matched: int) -> Finding:
             "compare the two lists of names",
             ("print(list(state_dict)[:5])", "print([name for name, _ in model.named_parameters()][:5])"),
         ),
-        links=LINKS,
     )
 
 
@@ -125,7 +110,6 @@ def _no_adapters(checkpoint: Checkpoint) -> Finding:
         cause="nothing of the checkpoint can have been loaded into this model; assumed, not known: that the "
         "adapters were not merged into it",
         fix=Fix("put the adapters on", ("model = PeftModel.from_pretrained(base, folder)",)),
-        links=LINKS,
     )
 
 
@@ -145,7 +129,7 @@ def _not_loaded(
         cause = "the adapters have the names of the checkpoint's and not their values: they are new ones"
         fix = Fix("load them", ("model = PeftModel.from_pretrained(base, folder, is_trainable=True)",))
     else:
-        cause = (
+        cause = Inferred(
             "the rest was loaded, and the names agree: these were initialised again or replaced afterwards, "
             "or passed over on purpose; which was not established"
             if any(w.loaded and w.agreement is not None for w in weights)
@@ -167,11 +151,11 @@ def _not_loaded(
             "unrelated_tensors": len(wrong),
             "loaded_tensors": sum(bool(w.loaded) for w in told),
             "largest_agreement": max(w.agreement or 0.0 for w in wrong),
+            "all_tensors": checkpoint.counts(),
         },
         threshold={"agreement": 0.5},
         cause=cause,
         fix=fix,
-        links=LINKS,
     )
 
 
@@ -197,7 +181,7 @@ def _prefix(renamed: Sequence[Weight]) -> tuple[str, Fix]:
     return cause, Fix("rename, then load strictly", (line, "model.load_state_dict(state_dict, strict=True)"))
 
 
-def _single(single: Sequence[Weight], present: Sequence[Weight]) -> Finding:
+def _single(checkpoint: Checkpoint, single: Sequence[Weight], present: Sequence[Weight]) -> Finding:
     return Finding(
         f"{counted(len(single), 'tensor')} of {len(present)} "
         f"{'has' if len(single) == 1 else 'have'} other values than in the checkpoint",
@@ -206,11 +190,11 @@ def _single(single: Sequence[Weight], present: Sequence[Weight]) -> Finding:
         measured={
             "unrelated_tensors": len(single),
             "largest_agreement": max(w.agreement or 0 for w in single),
+            "all_tensors": checkpoint.counts(),
         },
         threshold={"agreement": 0.5},
         cause="the rest was loaded; assumed, not known: that these were not to be initialised anew",
         fix=Fix("load the checkpoint after everything that initialises weights"),
-        links=LINKS,
     )
 
 
@@ -224,7 +208,6 @@ def _only_names(checkpoint: Checkpoint, present: Sequence[Weight], renamed: Sequ
         threshold={"matched": len(present)},
         cause=f"{cause}; values could not be compared, and nothing is assumed to rename them on loading",
         fix=fix,
-        links=LINKS,
     )
 
 

@@ -11,12 +11,6 @@ from vlmdoctor.rules.ckpt.sample import ABSENT, called, sample_checkpoint, share
 from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, listed, places
 
-LINKS = (
-    "https://github.com/haotian-liu/LLaVA/issues/474",
-    "https://github.com/zjysteven/lmms-finetune/issues/53",
-    "https://github.com/microsoft/LLaVA-Rad/issues/25",
-)
-
 
 @rule(
     "checkpoint-part-missing",
@@ -33,10 +27,12 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
     among many ([LLaVA-Rad 25](https://github.com/microsoft/LLaVA-Rad/issues/25)).
 
     ## How sure it is
-    That the checkpoint has no tensor for them is certain, and that their values look like those of a new
-    module is measured (a uniform distribution up to 1/sqrt(inputs), or a normal one of deviation 0.02).
-    Whether that is meant is not known: a warning. Silent where the checkpoint is one of a single part, such
-    as a language model that becomes a vision-language model, and where the values look trained.
+    That the checkpoint has no tensor of their names is certain, and that their values look like those of a
+    new module is measured (a uniform distribution up to 1/sqrt(inputs), or a normal one of deviation 0.02).
+    So it is where a tensor that nothing was loaded from has the same shape and a name that ends alike, and
+    unrelated values. Whether that is meant is not known: a warning. Silent where the checkpoint is one of a
+    single part, such as a language model that becomes a vision-language model, and where the values look
+    trained.
 
     ## What to do
     If the part is new, nothing. Otherwise save it too (`modules_to_save`, `non_lora_trainables.bin`) and
@@ -60,7 +56,18 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
             [w for role in whole for w in roles[role]],
             weights,
         )
-    elif strays := [w for role in PATH if role != "head" for w in roles[role] if role in held]:
+        return
+    renamed = [w for w in weights if w.alike is not None]
+    strays = [w for role in PATH if role != "head" for w in roles[role] if role in held]
+    if len(renamed) > len(strays):
+        yield _finding(
+            checkpoint,
+            f"{counted(len(renamed), 'tensor')} of the model {'is' if len(renamed) == 1 else 'are'} in the "
+            f"checkpoint under other names only, and {'was' if len(renamed) == 1 else 'were'} not loaded",
+            renamed,
+            weights,
+        )
+    elif strays:
         yield _finding(
             checkpoint,
             f"the checkpoint has no weights for {counted(len(strays), 'tensor')}, which "
@@ -94,14 +101,33 @@ def _finding(
         at=places([w.name for w in fresh], [w.name for w in weights if w.key is None]),
         measured={
             "checkpoint": checkpoint.shown,
-            "newly_initialised": len(fresh),
+            "newly_initialised": sum(bool(w.fresh) for w in fresh),
+            "under_other_names": sum(w.alike is not None for w in fresh),
             "share_of_the_model": round(share(fresh, weights), 4),
+            "all_tensors": checkpoint.counts(),
         },
-        threshold={"newly_initialised": 0},
-        cause="the checkpoint has no tensor of such names, nor under another prefix; assumed, not known: "
-        "that they were not to start anew",
+        threshold={"newly_initialised": 0, "under_other_names": 0},
+        cause=f"the checkpoint has no tensor of such names{_alike(fresh)}; assumed, not known: that they "
+        "were not to start anew",
         fix=Fix("save these weights too and load them; nothing, if they are new on purpose"),
-        links=LINKS,
+    )
+
+
+def _alike(fresh: Sequence[Weight]) -> str:
+    pair = next((w for w in fresh if w.alike is not None), None)
+    if pair is None:
+        return ", nor under another prefix"
+    count = sum(w.alike is not None for w in fresh)
+    return (
+        f" ({counted(count, 'tensor')} of the same shape ends alike: '{pair.alike}' may be meant for "
+        f"'{pair.name}')"
+    ).replace("tensors of the same shape ends", "tensors of the same shapes end")
+
+
+@checkpoint_part_missing.bad
+def renamed_in_the_middle() -> Checkpoint:
+    return sample_checkpoint(
+        lambda w: ABSENT | {"alike": w.name.replace("layers", "blocks")} if "lm.layers.7" in w.name else {}
     )
 
 

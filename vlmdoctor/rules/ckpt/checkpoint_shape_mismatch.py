@@ -13,10 +13,6 @@ from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, listed, places
 
 MOST_OF_A_PART = 0.5
-LINKS = (
-    "https://github.com/elixir-nx/bumblebee/issues/364",
-    "https://github.com/huggingface/candle/issues/2358",
-)
 
 
 @rule(
@@ -68,7 +64,6 @@ def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
         fix=Fix(
             "build the model from the checkpoint's configuration, and load without ignore_mismatched_sizes"
         ),
-        links=LINKS,
     )
 
 

@@ -57,7 +57,6 @@ def part_differs_from_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
         cause="another version of it was loaded over the checkpoint's; assumed, not known: that it was "
         "not trained alone since",
         fix=Fix("load the checkpoint after everything that loads weights of its own"),
-        links=("https://github.com/Q-Future/Q-Instruct/issues/13",),
     )
 
 

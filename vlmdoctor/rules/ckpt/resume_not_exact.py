@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.resume import Resume
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, listed, places
 
 SHOWN = 3
-LINKS = (
-    "https://github.com/Lightning-AI/pytorch-lightning/issues/10766",
-    "https://github.com/huggingface/transformers/issues/33336",
-)
 
 
 @rule("resume-not-exact", "CKPT105")
@@ -42,7 +38,6 @@ def resume_not_exact(resume: Resume) -> Iterator[Finding]:
             threshold={"raised": None},
             cause="loading what was just saved raises, as it will when the run is resumed",
             fix=Fix("make state_dict and load_state_dict fit each other"),
-            links=LINKS,
         )
     elif resume.differing:
         cause, at, fix = _why(resume)
@@ -55,7 +50,6 @@ def resume_not_exact(resume: Resume) -> Iterator[Finding]:
             threshold={"parameters": 0},
             cause=cause,
             fix=fix,
-            links=LINKS,
         )
 
 
@@ -77,7 +71,9 @@ def _why(resume: Resume) -> tuple[str, tuple[str, ...], Fix]:
         )
         fix = Fix("register it, so that it is saved", ('self.register_buffer("name", tensor)',))
         return cause, resume.unsaved[:SHOWN], fix
-    cause = "something that the step depends on is in none of the state dicts; what was not established"
+    cause = Inferred(
+        "something that the step depends on is in none of the state dicts; what was not established"
+    )
     fix = Fix("look for plain attributes that change in model.forward or optimizer.step")
     return cause, (), fix
 

@@ -48,7 +48,6 @@ def answers_cut_off(data: Data) -> Iterator[Finding]:
         threshold={"share_of_rows": OFTEN},
         cause=f"they all have {longest} tokens and no stop token at their end, as when they are truncated",
         fix=Fix("raise the maximum length, or leave out what does not fit"),
-        links=("https://github.com/huggingface/trl/issues/6668",),
     )
 
 

@@ -70,7 +70,6 @@ def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
             threshold={"tokens": ids[1]},
             cause="they were padded or cut apart from each other",
             fix=Fix("pad and cut everything that belongs to the tokens together"),
-            links=("https://github.com/hiyouga/LlamaFactory/issues/10782",),
         )
 
 

@@ -62,10 +62,6 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
                 f"model.config.image_token_id = tokenizer.convert_tokens_to_ids('{text}')",
             ),
         ),
-        links=(
-            "https://github.com/vllm-project/vllm/issues/49279",
-            "https://github.com/huggingface/transformers/issues/34461",
-        ),
     )
 
 

@@ -52,10 +52,6 @@ def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
         threshold={"max_position_embeddings": limit},
         cause="text and image tokens together exceed the positions of the configuration",
         fix=Fix("use smaller images or fewer tiles, leave the longest samples out, or extend the positions"),
-        links=(
-            "https://github.com/haotian-liu/LLaVA/issues/999",
-            "https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192",
-        ),
     )
 
 

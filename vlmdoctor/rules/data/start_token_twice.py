@@ -9,12 +9,6 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
 
-LINKS = (
-    "https://github.com/ml-explore/mlx-examples/issues/1095",
-    "https://github.com/OpenRLHF/OpenRLHF/issues/393",
-    "https://github.com/deepseek-ai/DeepSeek-R1/issues/151",
-)
-
 
 @rule("start-token-twice", "DATA309")
 def start_token_twice(data: Data) -> Iterator[Finding]:
@@ -52,7 +46,6 @@ def start_token_twice(data: Data) -> Iterator[Finding]:
             "let the tokenizer add nothing to what the template has rendered",
             ("tokenizer(text, add_special_tokens=False)",),
         ),
-        links=LINKS,
     )
 
 

@@ -46,7 +46,6 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
             "let generation stop at the token that is learned",
             (f"model.generation_config.eos_token_id = {sorted({*known, token})}",),
         ),
-        links=("https://github.com/huggingface/nanoVLM/issues/195",),
     )
 
 

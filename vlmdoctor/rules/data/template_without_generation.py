@@ -46,10 +46,6 @@ def template_without_generation(data: Data) -> Iterator[Finding]:
             "mark the answer in the template",
             ("{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",),
         ),
-        links=(
-            "https://github.com/marin-community/marin/issues/7237",
-            "https://github.com/huggingface/trl/issues/4201",
-        ),
     )
 
 

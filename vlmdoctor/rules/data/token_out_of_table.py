@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
 from vlmdoctor.rules.places import counted
@@ -61,15 +61,12 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
             if grown
             else "the ids come from another vocabulary than the model's; which one was not established"
         ),
+        certainty=Certainty.MEASURED if grown else Certainty.INFERRED,
         fix=Fix(
             "resize the embedding before training"
             if grown
             else "use the tokenizer that belongs to the model",
             ("model.resize_token_embeddings(len(tokenizer))",) if grown else (),
-        ),
-        links=(
-            "https://github.com/huggingface/transformers/issues/11102",
-            "https://github.com/huggingface/tokenizers/issues/1609",
         ),
     )
 

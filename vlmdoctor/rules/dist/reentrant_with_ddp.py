@@ -8,11 +8,6 @@ from vlmdoctor.evidence.training_args import TrainingArgs
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/accelerate/issues/389",
-    "https://github.com/modelscope/ms-swift/issues/2746",
-    "https://github.com/openvla/openvla/issues/90",
-)
 
 
 @rule("reentrant-with-ddp", "DIST301")
@@ -44,7 +39,7 @@ def reentrant_with_ddp(arguments: TrainingArgs) -> Iterator[Finding]:
         cause="DDP marks checkpointed parameters as unused and then sees their gradients arrive; assumed, not "
         "known: that the processes are joined by DDP",
         fix=Fix("checkpoint without reentry", ('gradient_checkpointing_kwargs={"use_reentrant": False}',)),
-        links=LINKS,
+        
     )
 
 

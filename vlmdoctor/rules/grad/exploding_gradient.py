@@ -100,7 +100,6 @@ def _over_steps(steps: Steps) -> Iterator[Finding]:
             ),
             ("torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",),
         ),
-        links=("https://github.com/haotian-liu/LLaVA/issues/463",),
         step=first,
     )
 

@@ -11,7 +11,7 @@ from vlmdoctor.evidence.made_batch import MadeBatch
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_shapes, reach_in_steps
 from vlmdoctor.rules.places import counted, listed, places, share_of
@@ -20,12 +20,6 @@ from vlmdoctor.subject import layer_of, role_of
 
 LARGE_SHARE = 0.01  # of the trainable numbers: below it, unused strays are only worth a remark
 MOST_OF_A_PART = 0.5
-LINKS = (
-    "https://github.com/QwenLM/Qwen-VL/issues/124",
-    "https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/17",
-    "https://github.com/haotian-liu/LLaVA/issues/305",
-    "https://github.com/pytorch/pytorch/issues/7617",
-)
 
 
 @rule("no-gradient", "GRAD201", explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"))
@@ -141,9 +135,10 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
 def _nothing(reach: Reach) -> tuple[str, Fix]:
     if any(reach.tracks[p.name].with_gradient for p in reach.missing):
         return (
-            "the gradients are exactly zero: the loss does not depend on any parameter (all labels "
-            "masked, or "
-            "multiplied by zero); which of these was not established",
+            Inferred(
+                "the gradients are exactly zero: the loss does not depend on any parameter (all labels "
+                "masked, or multiplied by zero); which of these was not established"
+            ),
             Fix("print the loss and the number of labels that are not -100 for one batch"),
         )
     return (
@@ -176,11 +171,10 @@ def _cut(reach: Reach) -> tuple[str, Fix]:
             "other parts get gradients, this one does not: the loss does not pass through it",
             Fix("check that the forward pass uses it, with gradients"),
         )
-    cause = (
+    cause = Inferred(
         f"gradients come back as far as {_called(next_role)} and stop before {_called(last)}: the "
-        "path between "
-        "them is cut (torch.no_grad, .detach(), .data, numpy, or stored features); which of these was "
-        "not established"
+        "path between them is cut (torch.no_grad, .detach(), .data, numpy, or stored features); which of "
+        "these was not established"
     )
     if last == "vision":
         return cause, Fix(
@@ -214,7 +208,6 @@ def _finding(
         threshold={"with_gradient": 1},
         cause=cause,
         fix=fix,
-        links=LINKS,
         parameters=tuple(p.name for p in chosen),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.grad.depth import profiles
 from vlmdoctor.rules.samples import sample_parameters, sample_steps
@@ -67,11 +67,11 @@ def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
                 "(no residual connection, a saturated activation and normalisation behind the addition "
                 "all do)"
             ),
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "add each block's input to its output, and normalise in front of attention and MLP",
                 ("x = x + self.attention(self.norm1(x))", "x = x + self.mlp(self.norm2(x))"),
             ),
-            links=("https://arxiv.org/abs/2002.04745",),
         )
 
 

@@ -22,7 +22,6 @@ PARTS = {"vision", "projector", "language", "head"}
         "wrong-image",
         "weights-not-moving",
         "vanishing-gradient",
-        "adapters-frozen",
     ),
 )
 def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
@@ -56,6 +56,7 @@ def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
             f"the gradient of {track.name} is exactly zero while the layers behind it get one, "
             f"which is so only if all pixels are 0; what made them so was not established"
         ),
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "look at one batch, then at what loads and preprocesses the images",
             ('print(batch["pixel_values"].min(), batch["pixel_values"].max())',),

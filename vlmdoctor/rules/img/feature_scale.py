@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.join import Join
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LARGE, SMALL = 3000.0, 1e-4
@@ -54,6 +54,7 @@ def feature_scale(join: Join) -> Iterator[Finding]:
         threshold={"largest_ratio": LARGE, "smallest_ratio": SMALL},
         cause="measured as the root mean square of a place's values, in the middle of all places; what "
         "scales the features was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "look at the projector's output, and end it with a norm if nothing else bounds it",
             ("projector = nn.Sequential(projector, nn.LayerNorm(hidden_size))",),

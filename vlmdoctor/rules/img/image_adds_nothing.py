@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.image_needed import STEPS, ImageNeeded
 from vlmdoctor.evidence.overfit import Try
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 HALF = 0.5  # of the first loss: then what the text tells is mostly learned, and what is left is the images'
@@ -52,6 +52,7 @@ def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
         threshold={"loss_with_images": ALIKE * blank.best},
         cause=f"{needed.ambiguous} of {needed.supervised} answer tokens can't be told from the text in front "
         "of them, and were not told from the images either; what keeps them from it was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix("compare the projector's output for two images, and its scale with the token embeddings'"),
     )
 

@@ -47,7 +47,6 @@ def image_behind_answer(data: Data, landing: Landing, backward: Backward | None)
         threshold={"first_placeholder": f"in front of {_last(row)}"},
         cause="the placeholders come after the last supervised token of their row",
         fix=Fix("put the image in front of the answer, as the chat template does for the turn of the user"),
-        links=("https://github.com/ariG23498/gemma3-object-detection/issues/40",),
     )
 
 

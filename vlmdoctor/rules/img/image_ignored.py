@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
@@ -84,16 +84,13 @@ def image_ignored(steps: Steps) -> Iterator[Finding]:
             "text alone. "
             "Whether the images are empty, cut off on their way or only not learned yet was not established"
         ),
+        certainty=Certainty.INFERRED,
         fix=Fix(
             (
                 "see whether the pixels differ between samples and reach the text; if they do, train the "
                 "encoder first or longer"
             ),
             ('print(batch["pixel_values"].flatten(1).std(0).mean())  # about 0: all images are alike',),
-        ),
-        links=(
-            "https://github.com/haotian-liu/LLaVA/issues/474",
-            "https://github.com/haotian-liu/LLaVA/issues/784",
         ),
         step=last.step,
     )

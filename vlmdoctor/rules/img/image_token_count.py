@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.evidence.shapes import Shapes
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
@@ -26,7 +27,7 @@ LINKS = (
 
 
 @rule("image-token-count", "IMG301", explains=("forward-raises", "no-gradient"))
-def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
+def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None) -> Iterator[Finding]:
     """Image placeholders in the text and features of the images differ in number.
 
     ## Why it matters
@@ -41,8 +42,9 @@ def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
     ## How sure it is
     The placeholders were counted in the ids. The features of an image follow from its grid and the
     configuration; they are only taken as known for models that give each image a number that this tool can
-    compute, and where the model's forward pass took the batch, nothing is said about it. The numbers in the
-    model's own message are not used, since some versions print them in different units.
+    compute, and where the model's forward pass (or that of a dry run) took the batch, nothing is said about
+    it. The numbers in the model's own message are not used, since some versions print them in different
+    units.
 
     ## What to do
     Never truncate rows with images: leave long samples out, or use smaller images.
@@ -54,7 +56,7 @@ def image_token_count(data: Data, forward: Forward | None) -> Iterator[Finding]:
     if (dropped := _without_pixels(data)) is not None:
         yield dropped
         return
-    passed = forward is not None and forward.failure is None
+    passed = any(one is not None and one.failure is None for one in (forward, shapes))
     failure = forward.failure if forward is not None else None
     raised = failure is not None and _MISMATCH.search(failure.message) is not None
     # What raises inside the tower or the projector has nothing to do with the text's placeholders.
@@ -137,7 +139,7 @@ def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
         f"the model makes {per_image} by its configuration; the processor that wrote the placeholders was "
         "set up for another size, patch size or selection of features"
         if each
-        else "which of text, images and configuration is wrong was not established"
+        else Inferred("which of text, images and configuration is wrong was not established")
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.landing import Landed, Landing
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 FEWEST = 4  # tokens of an image
@@ -44,6 +44,7 @@ def image_tokens_alike(landing: Landing) -> Iterator[Finding]:
         threshold={"alike": 1},
         cause="one patch, or an average, is used for every image token (inferred from how they move when the "
         "image is exchanged)",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "put each patch's features at a placeholder of its own: check the index and the axes of the "
             "features between the vision encoder and the text"

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/haotian-liu/LLaVA/issues/474",
-    "https://github.com/haotian-liu/LLaVA/issues/784",
-)
 
 
 @rule(
@@ -47,7 +42,7 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
     hidden = seen.effect is not None and seen.effect > seen.allowed
     if hidden:
         message = "the text never sees the images: no logit behind them moves when they are exchanged"
-        why = (
+        why = Inferred(
             "the features do reach their own places in the sequence, but nothing that the loss looks at "
             "attends to them: their keys may be masked as padding (inferred)"
         )
@@ -71,7 +66,6 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
         threshold={"moved": seen.allowed},
         cause=why,
         fix=fix,
-        links=LINKS,
     )
 
 
@@ -90,7 +84,7 @@ def _why(seen: Change) -> str:
             f"the way of the images ends behind {ends_in or last}: nothing that is computed after it changes "
             "with them; its features are not put into the sequence, or the branch that does it is not taken"
         )
-    return (
+    return Inferred(
         "the features are not put into the sequence, or the branch that does it is not taken; "
         "which was not established"
     )

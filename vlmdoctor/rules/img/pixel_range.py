@@ -6,19 +6,25 @@ from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Picture
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_picture
 
 FITS, MISFITS = 0.95, 0.8  # half of the steps fit where values are halved
 STEP = 1 / 255
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/25688",
-    "https://github.com/apple/coreai-models/issues/82",
+WHOLE, BRIGHT = 0.99, 20.0
+# The standard deviations that processors divide by lie between 0.2 and 0.5, and their means over those
+# between 0.9 and 2.4: one step of 1/255 and black, after normalisation.
+CONTRAST = STEP / 0.2
+BLACK = (-2.5, -0.85)
+
+
+@rule(
+    "pixel-range",
+    "IMG302",
+    explains=("image-ignored",),
+    formerly=("pixels-never-rescaled", "IMG341", "images-of-one-shade", "IMG340"),
 )
-
-
-@rule("pixel-range", "IMG302")
 def pixel_range(data: Data) -> Iterator[Finding]:
     """Pixels were rescaled twice or never, or not normalised as the processor says.
 
@@ -32,9 +38,15 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     ## How sure it is
     Images are whole steps of 1/255. With the right normalisation undone nearly all pixels are such steps
     again; with a wrong one about one in twenty is. So it names the normalisation that fits, if the
-    processor's does not. It needs float32 pixels and the processor, and all images must agree. Only the
+    processor's does not. That needs float32 pixels and the processor, and all images must agree. Only the
     model's training tells which one is right: a warning, but for images rescaled twice or never, which no
     model is made for.
+
+    Without a processor, whole numbers between 0 and 255 in nearly all places, some above 20, make a warning,
+    and only for models with a configuration, whose processors normalise: some code divides by itself. Images
+    that span at most one of 256 steps in each channel were rescaled twice, whatever usual normalisation they
+    went through: an error where there are two or more and they lie where black does, else a warning. Images
+    of exactly one colour have a rule of their own.
 
     ## What to do
     Hand images to the processor as they come from the file (0 to 255), and only once.
@@ -43,8 +55,13 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     if not pictures:
         raise Unavailable("no images with pixels were given")
     known = [p for p in pictures if p.restored_high is not None and p.restored_low is not None]
-    if not known or len(known) < len(pictures):
-        raise Unavailable("the processor's mean and standard deviation are not known")
+    found = list(_by_the_processor(known)) if len(known) == len(pictures) else []
+    if not known and data.model_type:
+        found += _whole_numbers(pictures)
+    yield from found or _one_shade(pictures)
+
+
+def _by_the_processor(known: Sequence[Picture]) -> Iterator[Finding]:
     low, high = min(p.restored_low or 0.0 for p in known), max(p.restored_high or 0.0 for p in known)
     darkest = low > -1.05 * STEP and high < 1.05 * STEP
     measured = {"from": low, "to": high, "images": len(known)}
@@ -61,7 +78,6 @@ def pixel_range(data: Data) -> Iterator[Finding]:
                 "hand the processor images from 0 to 255, or tell it that they are rescaled",
                 ("processor(images=images, do_rescale=False, ...)",),
             ),
-            links=LINKS,
         )
     elif high > 20:
         yield Finding(
@@ -72,7 +88,6 @@ def pixel_range(data: Data) -> Iterator[Finding]:
             threshold={"to": 1.0},
             cause="rescaling was switched off or left out, for images from 0 to 255",
             fix=Fix("let the processor rescale", ("processor.image_processor.do_rescale = True",)),
-            links=LINKS,
         )
     elif (other := _other_normalisation(known)) is not None:
         which, share, own = other
@@ -86,12 +101,54 @@ def pixel_range(data: Data) -> Iterator[Finding]:
                 "undoing that normalisation gives whole steps of 1/255, undoing the processor's does not; "
                 "which one the model was made for was not established"
             ),
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "use one processor for all images, the one that came with the vision encoder",
                 ("print(processor.image_processor.image_mean, processor.image_processor.image_std)",),
             ),
-            links=LINKS,
         )
+
+
+def _whole_numbers(pictures: Sequence[Picture]) -> Iterator[Finding]:
+    """Pixels as in a file."""
+    shares = [dict(picture.fits).get("none, from 0 to 255", 0.0) for picture in pictures]
+    if min(shares) < WHOLE or max(picture.high for picture in pictures) <= BRIGHT:
+        return
+    yield Finding(
+        f"the pixels were never divided by 255: they go up to {max(p.high for p in pictures):.4g}",
+        Severity.WARNING,
+        at=("pixel_values", *(picture.name for picture in pictures[:3])),
+        measured={"from": min(p.low for p in pictures), "to": max(p.high for p in pictures)},
+        threshold={"to": BRIGHT},
+        cause="they are whole numbers from 0 to 255, as in a file; such models expect them normalised",
+        fix=Fix("let the processor rescale and normalise", ("batch = processor(images=images, text=text)",)),
+    )
+
+
+def _one_shade(pictures: Sequence[Picture]) -> Iterator[Finding]:
+    """Next to no contrast."""
+    spans = [picture.contrast for picture in pictures]
+    if any(span is None or not 0 < span <= CONTRAST for span in spans):
+        return
+    widest = max(span or 0.0 for span in spans)
+    low, high = min(picture.low for picture in pictures), max(picture.high for picture in pictures)
+    black = (low >= 0 and high <= 1.05 * STEP) or (BLACK[0] <= low and high <= BLACK[1])
+    yield Finding(
+        f"the images are almost of one shade: pixels span {widest:.4f} within a channel, around {low:.3f}",
+        Severity.ERROR if black and len(pictures) > 1 else Severity.WARNING,
+        at=("pixel_values", *(picture.name for picture in pictures[:3])),
+        measured={"images": len(pictures), "contrast": widest, "from": low, "to": high},
+        threshold={"contrast": CONTRAST},
+        cause="one step of 256 is all that is left, and it lies where black does: they were divided by 255 "
+        "twice, once before the processor and once in it"
+        if black
+        else "one step of 256 is all that is left; what took the contrast away was not established",
+        certainty=Certainty.MEASURED if black else Certainty.INFERRED,
+        fix=Fix(
+            "hand the processor images from 0 to 255, or tell it that they are rescaled",
+            ("processor(images=images, do_rescale=False, ...)",),
+        ),
+    )
 
 
 def _other_normalisation(pictures: Sequence[Picture]) -> tuple[str, float, float] | None:
@@ -139,3 +196,49 @@ def resized_after_rescaling() -> Data:
     """Interpolated pixels are no whole steps under any normalisation."""
     fits = (("declared", 0.04), ("CLIP's", 0.04), ("none, from 0 to 1", 0.04))
     return healthy_data(pictures=(sample_picture(fits=fits),))
+
+
+@pixel_range.bad
+def as_in_the_file_and_no_processor() -> Data:
+    raw = [
+        sample_picture(
+            i,
+            low=0.0,
+            high=254.0,
+            restored_low=None,
+            restored_high=None,
+            fits=(("none, from 0 to 255", 1.0),),
+            contrast=254.0,
+        )
+        for i in (0, 1)
+    ]
+    return healthy_data(pictures=tuple(raw), model_type="llava")
+
+
+@pixel_range.good
+def normalised_and_no_processor() -> Data:
+    fits = (("CLIP's", 1.0), ("none, from 0 to 255", 0.0))
+    return healthy_data(
+        pictures=(sample_picture(restored_low=None, restored_high=None, fits=fits),), model_type="llava"
+    )
+
+
+@pixel_range.bad
+def rescaled_twice_and_no_processor() -> Data:
+    dark = [
+        sample_picture(
+            i, low=-1.8, high=-1.47, restored_low=None, restored_high=None, fits=(), contrast=0.0145
+        )
+        for i in (0, 1)
+    ]
+    return healthy_data(pictures=tuple(dark))
+
+
+@pixel_range.good
+def as_from_a_file() -> Data:
+    return healthy_data(pictures=(sample_picture(contrast=3.7), sample_picture(1, contrast=2.9)))
+
+
+@pixel_range.good
+def one_dark_among_others() -> Data:
+    return healthy_data(pictures=(sample_picture(contrast=0.004), sample_picture(1, contrast=2.9)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.image_layout import ImageLayout, Reading
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 ROUGHER = 3.0  # times
@@ -41,6 +41,7 @@ def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
         threshold={"step_as_given": ROUGHER * one.other},
         cause="the axes were exchanged by view or reshape, which leave the numbers where they are (inferred "
         "from how smooth the pictures are)",
+        certainty=Certainty.INFERRED,
         fix=Fix("exchange the axes", ("pixels = torch.from_numpy(array).permute(2, 0, 1)",)),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_picture
 from vlmdoctor.rules.places import counted
@@ -42,6 +42,7 @@ def pixels_not_usable(data: Data) -> Iterator[Finding]:
             threshold={"not_finite": 0},
             cause="the pixels themselves are not finite, before the model has seen them; a division by a "
             "standard deviation of 0 or a broken file does that, which of them was not established",
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "find the step of the preprocessing that makes them",
                 ("assert torch.isfinite(batch['pixel_values']).all()",),
@@ -62,6 +63,7 @@ def pixels_not_usable(data: Data) -> Iterator[Finding]:
             },
             threshold={"of_one_colour": len(pictures) - 1},
             cause="every pixel of an image has the same value; what made them so was not established",
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "look at what loads and preprocesses the images",
                 ("print(batch['pixel_values'].flatten(1).std(1))",),

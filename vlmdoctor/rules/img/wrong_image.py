@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/om-ai-lab/VLM-R1/issues/263",
-    "https://github.com/Blaizzy/mlx-vlm/issues/1726",
-    "https://github.com/NVIDIA-NeMo/Automodel/issues/2181",
-)
 
 
 @rule("wrong-image", "IMG202")
@@ -59,11 +53,11 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
         measured={"moved_in_other_samples": seen.moved, "moved_in_its_own": seen.effect},
         threshold={"moved_in_other_samples": seen.allowed},
         cause=f"{why} (inferred from which logits moved)",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "keep the images in the order of their placeholders, from the collator to where features are "
             "written into the text"
         ),
-        links=LINKS,
     )
 
 

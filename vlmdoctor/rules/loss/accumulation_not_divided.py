@@ -10,12 +10,6 @@ from vlmdoctor.evidence.training_args import TrainingArgs
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/34191",
-    "https://github.com/huggingface/transformers/issues/35438",
-    "https://github.com/huggingface/transformers/issues/37197",
-)
-
 
 @rule("accumulation-not-divided", "LOSS320")
 def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation) -> Iterator[Finding]:
@@ -60,7 +54,6 @@ def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation
                 cause="its forward has **kwargs, so that the Trainer passes the number, and what it calls "
                 "with them does not take it",
                 fix=fix,
-                links=LINKS,
             )
         return
     known = seen.loss is not None and seen.told_same is not None and seen.told_more is not None
@@ -76,7 +69,6 @@ def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation
         "to it"
         + ("" if arguments.of_trainer else "; assumed, not known: that transformers' Trainer is used"),
         fix=fix,
-        links=LINKS,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.steps import Evaluation, Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import sample_steps
 
@@ -55,6 +55,7 @@ def accuracy_below_gate(steps: Steps) -> Iterator[Finding]:
                 if seeing
                 else "it answers without looking: the wrong image gives answers that are as good"
             ),
+            certainty=Certainty.INFERRED if seeing else Certainty.MEASURED,
             fix=Fix(
                 "train longer (--steps), or look at the questions that fail by kind in report.html"
                 if seeing

@@ -8,11 +8,6 @@ from vlmdoctor.evidence.auxiliary import Auxiliary
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/jingyaogong/minimind/issues/140",
-    "https://github.com/huggingface/trl/pull/7248",
-)
-
 
 @rule("auxiliary-left-out", "LOSS380")
 def auxiliary_left_out(auxiliary: Auxiliary) -> Iterator[Finding]:
@@ -44,7 +39,6 @@ def auxiliary_left_out(auxiliary: Auxiliary) -> Iterator[Finding]:
         + " leaves it out; assumed: it "
         "is meant to be learned from",
         fix=Fix("add it with its coefficient", (f"loss = loss + 0.01 * outputs.{names[0]}",)),
-        links=LINKS,
     )
 
 

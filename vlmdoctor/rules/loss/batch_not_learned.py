@@ -9,7 +9,7 @@ from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.overfit import FALLS, Overfit, Try
 from vlmdoctor.evidence.parameters import Parameters
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import sample_parameters
 
@@ -62,6 +62,7 @@ def batch_not_learned(
         measured={"loss_first": best.losses[0], "loss_best": best.best, "rates": [a.rate for a in whole]},
         threshold={"loss_best": FALLS * best.losses[0]},
         cause="no cause was established: gradients reach the weights, and steps along them change little",
+        certainty=Certainty.INFERRED,
         fix=Fix("see whether the logits move between two steps, and whether the loss is made from them"),
     )
 

@@ -10,10 +10,6 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
 
 MOST = 0.5
-LINKS = (
-    "https://github.com/NielsRogge/Transformers-Tutorials/issues/511",
-    "https://github.com/merveenoyan/smol-vision/issues/11",
-)
 
 
 @rule("image-tokens-supervised", "LOSS303", explains=("padding-supervised", "prompt-supervised"))
@@ -71,7 +67,6 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
             if placeholders
             else (f"labels[labels == {data.words.image_ids[0]}] = {IGNORED}",),
         ),
-        links=LINKS,
     )
 
 

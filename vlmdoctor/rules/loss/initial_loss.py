@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import VOCABULARY, sample_parameters, sample_steps
 
@@ -68,6 +68,7 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
                 else "trained weights not loaded as they were saved, or a loss that is no mean over tokens; "
                 "which of these was not established"
             ),
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "start with smaller weights" if fresh else "check which weights were really loaded",
                 ("torch.nn.init.normal_(model.lm_head.weight, std=0.02)",)
@@ -87,6 +88,7 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
                 "the weights are "
                 "not untrained, or the labels can be seen; which of these was not established"
             ),
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "check the vocabulary, that labels are the next tokens, and that attention is causal",
                 ("print(len(tokenizer), model.get_output_embeddings().weight.shape)",),

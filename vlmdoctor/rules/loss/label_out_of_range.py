@@ -76,10 +76,6 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
             if negative or value in data.words.image_ids
             else ("model.resize_token_embeddings(len(tokenizer))",),
         ),
-        links=(
-            "https://github.com/huggingface/trl/issues/1802",
-            "https://github.com/huggingface/transformers/issues/33819",
-        ),
     )
 
 

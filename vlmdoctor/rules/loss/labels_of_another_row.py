@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import IGNORED, Data, Row
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 
@@ -60,11 +60,11 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
         },
         threshold={"labels_of_own_row": 1.0},
         cause="ids and labels were put into another order than each other; where was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "make ids and labels of a sample together, and keep them together",
             ("batch = collate([{'input_ids': s['input_ids'], 'labels': s['labels']} for s in samples])",),
         ),
-        links=("https://github.com/om-ai-lab/VLM-R1/issues/263",),
     )
 
 

@@ -8,11 +8,6 @@ from vlmdoctor.evidence.alignment import Alignment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/47394",
-    "https://github.com/huggingface/transformers/issues/44642",
-)
-
 
 @rule("labels-shifted-twice", "LOSS301")
 def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
@@ -66,7 +61,6 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
         threshold={"places_ahead": 1},
         cause=cause,
         fix=_fix(alignment),
-        links=LINKS,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.overfit import Overfit, Try
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 SAME = 1e-6  # relative
@@ -42,10 +42,10 @@ def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
         threshold={"change": SAME},
         cause="the loss does not depend on what the weights are: it compares the model with itself, or with "
         "what moves with it (inferred, not proven)",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "compare with a frozen copy", ("reference = copy.deepcopy(model).eval().requires_grad_(False)",)
         ),
-        links=("https://github.com/NVIDIA/NeMo-Aligner/issues/227",),
     )
 
 

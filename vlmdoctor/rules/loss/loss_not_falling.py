@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import VOCABULARY, sample_parameters, sample_steps
 
@@ -62,6 +62,7 @@ def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Fi
             measured=measured | {"loss_best": best},
             threshold={"loss_last": RISE * best},
             cause="the run diverged or its data changed; which of these was not established",
+            certainty=Certainty.INFERRED,
             fix=Fix("resume from a checkpoint at the best loss with a lower learning rate and clipping"),
             step=losses[-fifth][0],
         )
@@ -99,7 +100,6 @@ def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Fi
                 ),
             ),
         ),
-        links=("https://github.com/jingyaogong/minimind-v/issues/75",),
     )
 
 

@@ -1,106 +1,112 @@
-"""loss-summed: the loss is the sum over tokens, or a mean that counts hidden labels too."""
+"""loss-summed: the loss is the sum over tokens, and not their mean."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.loss_form import LossForm, Weights
 from vlmdoctor.evidence.loss_terms import LossTerms, Term
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-CLOSE = 1e-4  # relative
-FEWEST = 4  # labels
+FEWEST = 4  # tokens: with fewer a weight of 1 may be another's doing
 
 
-@rule("loss-summed", "LOSS142", explains=("initial-loss", "tokens-summed", "masked-tokens-in-mean"))
-def loss_summed(terms: LossTerms) -> Iterator[Finding]:
-    """The loss is no mean over the labels: it is their sum, or hidden labels were counted too.
+@rule(
+    "loss-summed",
+    "LOSS142",
+    explains=("initial-loss", "exploding-gradient"),
+    formerly=("tokens-summed", "LOSS370"),
+)
+def loss_summed(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
+    """The loss is a sum over the supervised tokens: it and its gradient grow with their number.
 
     ## Why it matters
-    A sum grows with the length and the number of the samples, and so does every gradient: learning rates
-    that work elsewhere are too high by that factor, long samples outweigh short ones, and clipping cuts every
-    step. A mean over all places, hidden ones among them, does the opposite: the loss looks small, and an
-    answer counts the less the more prompt and padding stand beside it. Whoever divides once more for
-    accumulation gets the same trouble ([transformers
-    34191](https://github.com/huggingface/transformers/issues/34191)).
+    A learning rate, a clipping norm and a loss curve are known for means. With a sum they are off by the
+    number of supervised tokens, which differs from batch to batch: clipping at 1.0 then cuts every step,
+    batches with long answers pull hardest, and twice the batch is twice the learning rate. Compare
+    [transformers 34191](https://github.com/huggingface/transformers/issues/34191), where the division by the
+    number of tokens was lost too.
 
     ## How sure it is
-    The results of torch's cross-entropy were measured and the loss is exactly their sum (or their sum over
-    all places). Whether it is divided later, in the training loop, is not known, and some sum on purpose: a
-    warning.
+    Measured in two ways, of which one is enough: the results of torch's cross-entropy add up to exactly the
+    loss; or the gradient at the logits is that of a cross-entropy in which every token has a weight of
+    exactly 1, whatever code made the loss. A batch that brings a number to divide by is left alone then. It
+    is a warning since a loop may divide later on, by a number that the loss does not see; that is the
+    assumption it names.
 
     ## What to do
-    Divide by the number of labels that count, over the whole step.
+    Take the mean over the supervised tokens, or divide by the tokens of the whole optimizer step.
     """
-    called = terms.needed()
-    if terms.loss is None or not math.isfinite(terms.loss) or any(term.total is None for term in called):
-        return
-    if any(term.function == "binary_cross_entropy_with_logits" for term in called):
-        return
-    total = sum(term.total or 0.0 for term in called)
-    targets, places = sum(term.targets for term in called), sum(term.places for term in called)
-    if targets < FEWEST or total <= 0 or _same(terms.loss, total / targets):
-        return
-    measured = {"loss": terms.loss, "labels": targets, "mean_over_labels": total / targets}
-    if _same(terms.loss, total):
-        yield Finding(
-            f"the loss is a sum over {targets:,} labels: {terms.loss:.4f}, where their mean is "
-            f"{total / targets:.4f}",
-            Severity.WARNING,
-            at=("the loss",),
-            measured=measured,
-            threshold={"loss": total / targets},
-            cause="the terms are added and not divided by their number, unless the training loop does that",
-            fix=_FIX,
-            links=_LINKS,
-        )
-    elif targets < 0.95 * places and _same(terms.loss, total / places):
-        yield Finding(
-            f"hidden labels are counted in the mean: {terms.loss:.4f}, over the labels alone it is "
-            f"{total / targets:.4f}",
-            Severity.WARNING,
-            at=("the loss",),
-            measured=measured | {"places": places},
-            threshold={"loss": total / targets},
-            cause=f"the sum over {targets:,} labels is divided by all {places:,} places, as .mean() of a "
-            "loss with reduction='none' does",
-            fix=_FIX,
-            links=_LINKS,
-        )
+    summed = None if terms is None else terms.summed()
+    if summed is None and form is None:
+        raise Unavailable("the loss is made without torch's cross-entropy, so it can't be looked into")
+    if summed is not None and summed.targets >= FEWEST and summed.is_sum:
+        yield _finding(summed.loss, summed.targets, 1.0)
+    elif form is not None and form.cross_entropy and form.weights.even and not form.weighted:
+        weights = form.weights
+        if weights.tokens >= FEWEST and abs(weights.total - weights.tokens) <= 0.02 * weights.tokens:
+            yield _finding(weights.loss, weights.tokens, weights.total / weights.tokens)
 
 
-_FIX = Fix(
-    "divide by the number of labels that count",
-    ("loss = F.cross_entropy(logits, labels, ignore_index=-100)  # reduction='mean'",),
-)
-_LINKS = ("https://github.com/huggingface/transformers/issues/34191",)
+def _finding(loss: float, tokens: int, weight: float) -> Finding:
+    return Finding(
+        f"the loss is the sum over its {tokens:,} tokens: {loss:.4g}, where their mean is "
+        f"{loss / tokens:.4g}",
+        Severity.WARNING,
+        at=("the loss",),
+        measured={
+            "loss": loss,
+            "tokens": tokens,
+            "mean_over_tokens": loss / tokens,
+            "weight_of_a_token": weight,
+        },
+        threshold={"loss": loss / tokens, "weight_of_a_token": 1 / tokens},
+        cause="it is not divided by the number of supervised tokens, so that loss and gradient are "
+        f"{tokens:,} times those of a mean here; assumed: nothing divides them later",
+        fix=Fix(
+            "take the mean over the supervised tokens",
+            ('loss = F.cross_entropy(logits, labels, reduction="mean")',),
+        ),
+    )
 
 
-def _same(one: float, other: float) -> bool:
-    return abs(one - other) <= CLOSE * abs(other)
-
-
-def _sample(loss: float, reduction: str) -> LossTerms:
+def _called(loss: float, reduction: str) -> LossTerms:
     term = Term("cross_entropy", 40, 12, 680, reduction, 12 * 6.5, -1.4, 1.6, (-20.0, 14.0), (6.6, 6.7), 12)
     return LossTerms(loss, (term,))
 
 
 @loss_summed.bad
-def summed() -> LossTerms:
-    return _sample(12 * 6.5, "sum")
+def results_added() -> LossTerms:
+    return _called(12 * 6.5, "sum")
 
 
 @loss_summed.bad
-def hidden_ones_counted() -> LossTerms:
-    return _sample(12 * 6.5 / 40, "none")
+def every_token_with_weight_one() -> LossForm:
+    return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0))
+
+
+@loss_summed.bad
+def both_ways() -> tuple[LossTerms, LossForm]:
+    return _called(12 * 6.5, "sum"), LossForm(Weights(12 * 6.5, 12, (6, 6), 12.0, 1.0, 1.0))
 
 
 @loss_summed.good
-def divided() -> LossTerms:
-    return _sample(6.5, "sum")
+def divided_afterwards() -> LossTerms:
+    return _called(6.5, "sum")
 
 
 @loss_summed.good
 def with_another_term() -> LossTerms:
-    return _sample(6.9, "mean")
+    return _called(6.9, "mean")
+
+
+@loss_summed.good
+def mean_over_tokens() -> LossForm:
+    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6), positions=28, scaled=0.5)
+
+
+@loss_summed.good
+def divided_by_a_number_in_the_batch() -> LossForm:
+    return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0), weighted=("num_items_in_batch",))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.evidence.loss_terms import LossTerms, Term
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
+FEWEST = 4  # tokens
 MOST = 0.8  # of the positions: nearer to all of them the two means can't be told apart safely
 
 
 @rule("masked-tokens-in-mean", "LOSS371", explains=("initial-loss",))
-def masked_tokens_in_mean(form: LossForm) -> Iterator[Finding]:
+def masked_tokens_in_mean(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
     """The loss divides by every position of the batch, though only some of them are supervised.
 
     ## Why it matters
@@ -21,34 +24,57 @@ def masked_tokens_in_mean(form: LossForm) -> Iterator[Finding]:
     with it: one long picture or one long row in the batch takes weight from the answers of all the others.
 
     ## How sure it is
-    Measured on the gradient at the logits: it is that of a cross-entropy whose weights are all one over the
-    number of positions, and they stay so when the labels of one row are masked, which a mean over supervised
-    tokens answers with larger weights. It is a warning since a constant divisor may be meant.
+    Measured in two ways, of which one is enough. The results of torch's cross-entropy, added up and divided
+    by all their targets, are exactly the loss. Or the gradient at the logits is that of a cross-entropy whose
+    weights are all one over the number of positions, and they stay so when the labels of one row are masked,
+    which a mean over supervised tokens answers with larger weights. It is a warning since a constant divisor
+    may be meant.
 
     ## What to do
     Divide by the number of supervised tokens, as in `(loss * mask).sum() / mask.sum()`.
     """
+    summed = None if terms is None else terms.summed()
+    if summed is None and form is None:
+        raise Unavailable("the loss is made without torch's cross-entropy, so it can't be looked into")
+    if summed is not None and summed.targets >= FEWEST and summed.is_mean_over_all:
+        yield _finding(summed.loss, summed.targets, summed.places, summed.total / summed.targets)
+    elif form is not None and (divisor := _divisor(form)) is not None:
+        weights = form.weights
+        yield _finding(weights.loss, weights.tokens, divisor, weights.loss / weights.total)
+
+
+def _divisor(form: LossForm) -> int | None:
+    """The number of positions that the loss is divided by; None where it is divided by another number."""
     weights, without = form.weights, form.without
     if not form.cross_entropy or not weights.even or form.weighted or without is None or not form.labels:
-        return
-    rows = len(weights.rows)
+        return None
     each = weights.total / weights.tokens
-    divisors = [form.positions, form.positions - rows]
+    divisors = [form.positions, form.positions - len(weights.rows)]
     found = next((d for d in divisors if d > 0 and abs(each * d - 1) < 5e-3), None)
     if found is None or weights.tokens > MOST * found or not without.tokens:
-        return
-    if abs(without.total / without.tokens * found - 1) > 5e-3:
-        return
-    yield Finding(
-        f"the loss is divided by all {found} positions, of which {weights.tokens} are supervised: it is "
-        f"{weights.loss:.4g} where their mean is {weights.loss / weights.total:.4g}",
+        return None
+    return None if abs(without.total / without.tokens * found - 1) > 5e-3 else found
+
+
+def _finding(loss: float, tokens: int, divisor: int, mean: float) -> Finding:
+    return Finding(
+        f"the loss is divided by all {divisor:,} positions, of which {tokens:,} are supervised: it is "
+        f"{loss:.4g} where their mean is {mean:.4g}",
         Severity.WARNING,
         at=("the loss",),
-        measured={"weight_of_a_token": each, "tokens": weights.tokens, "divided_by": found},
-        threshold={"divided_by": weights.tokens},
-        cause="the mean is taken after masking, over masked positions too; assumed: the number of positions "
-        "is not meant as a constant divisor",
+        measured={"loss": loss, "tokens": tokens, "divided_by": divisor},
+        threshold={"loss": mean, "divided_by": tokens},
+        cause="the mean is taken after masking, over masked positions too, as .mean() of a loss with "
+        "reduction='none' does; assumed: the number of positions is not meant as a constant divisor",
         fix=Fix("divide by the supervised tokens", ("loss = (loss * mask).sum() / mask.sum()",)),
+    )
+
+
+@masked_tokens_in_mean.bad
+def results_divided_by_all() -> LossTerms:
+    sums = ((-20.0, 14.0), (6.6, 6.7))
+    return LossTerms(
+        12 * 6.5 / 40, (Term("cross_entropy", 40, 12, 680, "none", 12 * 6.5, -1.4, 1.6, *sums, 12),)
     )
 
 

@@ -6,13 +6,8 @@ import math
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.loss_form import LossForm, Weights
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/NVIDIA-NeMo/Automodel/issues/3796",
-    "https://github.com/LAION-AI/Open-Assistant/issues/2001",
-)
 
 
 @rule("nan-without-an-answer", "LOSS375")
@@ -43,11 +38,11 @@ def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
         threshold={"loss_with_the_row_masked": "finite"},
         cause="the loss of each row is divided by its own supervised tokens, which may be none (inferred); "
         "assumed: such rows occur, as they do when long samples are cut",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "take one mean over the tokens of all rows, or never divide by zero",
             ("loss = (losses * mask).sum(1) / mask.sum(1).clamp(min=1)",),
         ),
-        links=LINKS,
     )
 
 

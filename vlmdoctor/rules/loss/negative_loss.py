@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -34,6 +34,7 @@ def negative_loss(forward: Forward) -> Iterator[Finding]:
         measured={"loss": forward.loss, "labels": forward.supervised_tokens},
         threshold={"loss": 0.0},
         cause="its sign is wrong, or added terms outweigh the cross-entropy; which was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix("turn the sign around", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
     )
 

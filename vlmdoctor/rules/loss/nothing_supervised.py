@@ -10,7 +10,7 @@ from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data
 from vlmdoctor.rules.places import counted
@@ -19,11 +19,6 @@ from vlmdoctor.rules.samples import sample_parameters, sample_steps
 ENOUGH = 3
 OFTEN, OFTEN_STEPS = 0.2, 20  # single masked batches are legal: the rate matters
 FEWEST_ROWS = 10
-LINKS = (
-    "https://github.com/huggingface/trl/issues/6668",
-    "https://github.com/haotian-liu/LLaVA/issues/1166",
-    "https://github.com/unslothai/unsloth/issues/3198",
-)
 
 
 @rule(
@@ -88,9 +83,11 @@ def _in_data(data: Data) -> Finding | None:
     elif data.roles_unknown and data.tokenizer_given and "nowhere in the tokens" in data.roles_unknown:
         cause = f"{data.roles_unknown}: what masks by it masks everything"
     elif any(row.count("assistant") for row in empty):
-        cause = "answers are in the rows and their labels are masked; what masked them was not established"
+        cause = Inferred(
+            "answers are in the rows and their labels are masked; what masked them was not established"
+        )
     else:
-        cause = "not one label other than -100 counts; what masked them was not established"
+        cause = Inferred("not one label other than -100 counts; what masked them was not established")
     return Finding(
         "every label is masked: there is nothing to learn from"
         if everything
@@ -104,7 +101,6 @@ def _in_data(data: Data) -> Finding | None:
             "look at what is supervised; then mend the template, the markers or the length",
             ("vlmdoctor look TARGET",),
         ),
-        links=LINKS,
     )
 
 
@@ -116,8 +112,8 @@ def _in_the_loss() -> Finding:
         measured={"targets_that_count": 0},
         cause="all targets that cross_entropy is given equal its ignore_index; what made them so was not "
         "established",
+        certainty=Certainty.INFERRED,
         fix=Fix("look at what the loss is given", ("print((targets != ignore_index).sum())",)),
-        links=LINKS,
     )
 
 
@@ -130,7 +126,7 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
     if len(counts) >= ENOUGH and empty == len(counts):
         message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
         over = counted(len(counts), "step")
-        cause = f"not one label other than -100 in {over}; what masked them was not established"
+        cause = Inferred(f"not one label other than -100 in {over}; what masked them was not established")
     elif not counts and len(losses) >= ENOUGH and not any(losses) and steps.sampled and not flowing:
         message, severity = "the loss is exactly 0 and so are the gradients", Severity.ERROR
         cause = "as when every label is masked (-100); the labels themselves were not seen"
@@ -153,7 +149,6 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
             "look at what the labels leave of the text; then mend the template, the markers or the length",
             ("print(tokenizer.decode([t for t in batch['labels'][0].tolist() if t != -100]))",),
         ),
-        links=LINKS,
         step=next(
             (s.step for s in steps.steps if s.supervised_tokens == 0 or (not counts and s.loss == 0)), None
         ),

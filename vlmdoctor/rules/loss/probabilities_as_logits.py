@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.loss_form import LossForm, Weights
 from vlmdoctor.evidence.loss_terms import LossTerms, Term
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
@@ -15,9 +17,10 @@ FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
 @rule(
     "probabilities-as-logits",
     "LOSS140",
-    explains=("loss-not-falling", "initial-loss", "softmax-twice", "batch-not-learned"),
+    explains=("loss-not-falling", "initial-loss", "batch-not-learned"),
+    formerly=("softmax-twice", "LOSS372"),
 )
-def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
+def probabilities_as_logits(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
     """The output goes through a softmax or a sigmoid before the loss, which does that itself.
 
     ## Why it matters
@@ -31,12 +34,19 @@ def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
     to 1 for every target looked at, they are probabilities: an error. Log-probabilities are fine, since the
     softmax of them gives the probabilities back, and are not reported. Where all are merely between 0 and 1
     (at least 256 of them) it is a warning: a sigmoid does that, and so may similarities without a
-    temperature. Losses that do not call torch's functions are not seen.
+    temperature.
+
+    Of a loss that does not call torch's functions, the gradient at the logits is measured instead: no logit
+    is negative, those of every position add up to 1, and the gradient is that of a cross-entropy which took
+    their softmax. A loss that takes their logarithm is not reported.
 
     ## What to do
     Give the loss the output of the last linear layer as it is; take the softmax only for reading it.
     """
-    for term in terms.needed():
+    called = terms.terms if terms is not None else ()
+    if not called and form is None:
+        raise Unavailable("the loss was not looked into")
+    for term in called:
         if term.function == "nll_loss":
             continue
         if term.probabilities and term.function == "cross_entropy":
@@ -46,6 +56,8 @@ def probabilities_as_logits(terms: LossTerms) -> Iterator[Finding]:
         if term.low >= 0 and term.high <= 1 and spread > 0.01 and term.rows * term.classes >= FEWEST_NUMBERS:
             yield _between(term)
             return
+    if form is not None and form.probabilities and form.cross_entropy and form.weights.total > 0:
+        yield _by_the_gradient(form)
 
 
 def _softmax(term: Term) -> Finding:
@@ -65,6 +77,21 @@ def _softmax(term: Term) -> Finding:
     )
 
 
+def _by_the_gradient(form: LossForm) -> Finding:
+    floor = math.log(math.e + form.vocabulary - 1) - 1
+    return Finding(
+        f"the softmax is taken twice: the loss can't fall below {floor:.2f}, and guessing costs "
+        f"{math.log(form.vocabulary):.2f}",
+        Severity.ERROR,
+        at=("the logits",),
+        measured={"sum_of_the_logits": 1.0, "loss": form.weights.loss},
+        threshold={"lowest_possible_loss": floor, "loss_of_guessing": math.log(form.vocabulary)},
+        cause="the head puts out probabilities (none is negative, each position's add up to 1), and the "
+        "cross-entropy treats them as logits: both were measured",
+        fix=Fix("hand the cross-entropy what comes before the softmax", ("return self.lm_head(hidden)",)),
+    )
+
+
 def _between(term: Term) -> Finding:
     return Finding(
         f"every number that {term.function} is given lies between 0 and 1",
@@ -74,6 +101,7 @@ def _between(term: Term) -> Finding:
         threshold={"lowest": "below 0"},
         cause="as behind a sigmoid, which the loss expects to be left out, or as similarities without a "
         "temperature; which was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix("give the loss the output of the last layer as it is", ("loss = loss_fn(logits, targets)",)),
     )
 
@@ -118,3 +146,17 @@ def log_probabilities() -> LossTerms:
 @probabilities_as_logits.good
 def a_head_of_zeros() -> LossTerms:
     return _sample(low=0.0, high=0.0, sums=(0.0, 0.0), log_sums=(6.52, 6.52))
+
+
+@probabilities_as_logits.bad
+def softmax_before_a_loss_of_ones_own() -> LossForm:
+    return LossForm(
+        Weights(5.29, 12, (6, 6), 1.0, 1 / 12, 1 / 12), vocabulary=200, probabilities=True, labels=(6, 6)
+    )
+
+
+@probabilities_as_logits.good
+def logarithm_of_probabilities() -> LossForm:
+    return LossForm(
+        Weights(5.29, 12, (6, 6), 1.0, 1 / 12, 1 / 12, residual=1.0), vocabulary=200, probabilities=True
+    )

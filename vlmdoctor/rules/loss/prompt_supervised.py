@@ -48,10 +48,6 @@ def prompt_supervised(data: Data) -> Iterator[Finding]:
             "mask the prompts, for instance by the template's own mark of the answers",
             ("tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)",),
         ),
-        links=(
-            "https://github.com/om-ai-lab/VLM-R1/issues/123",
-            "https://github.com/huggingface/trl/issues/1880",
-        ),
     )
 
 

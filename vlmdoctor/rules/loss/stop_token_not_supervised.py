@@ -6,19 +6,13 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import IGNORED, Data, Row
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
 from vlmdoctor.rules.places import counted
 
-LINKS = (
-    "https://github.com/unslothai/unsloth/issues/416",
-    "https://github.com/huggingface/trl/issues/1623",
-    "https://github.com/mlabonne/llm-course/issues/33",
-)
 
-
-@rule("stop-token-not-supervised", "LOSS305")
+@rule("stop-token-not-supervised", "LOSS305", formerly=("end-token-masked", "LOSS341"))
 def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
     """No answer's stop token is among the labels, so that the model never learns to stop.
 
@@ -36,12 +30,19 @@ def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
     text and is masked because padding has the same id, else a warning: a model that can stop already may get
     along without. Answers that are cut off at the maximum length are not counted.
 
+    Without a tokenizer, the tokens that end a text are read from the model's generation settings or its
+    configuration. It fires where in every row one of them follows the last label, is attended to, and is
+    masked, and where no such token is a label anywhere.
+
     ## What to do
     Leave the stop token after each answer among the labels; give padding a token of its own.
     """
+    yield from _by_answers(data) if data.tokenizer_given else _behind_the_last_label(data)
+
+
+def _by_answers(data: Data) -> Iterator[Finding]:
+    """With a tokenizer: no answer ends with a supervised stop token."""
     rows = [row for row in data.needing_labels() if _has_answer(row) and not _cut(row, data)]
-    if not data.tokenizer_given:
-        raise Unavailable("no tokenizer was given")
     if not rows or any(row.count("stop", supervised=True) for row in rows):
         return
     if any(_ends_in(row, data.words.eos_ids + data.words.stop_ids) for row in rows):
@@ -56,7 +57,9 @@ def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
             "as a collator does that masks by the id of padding"
         )
     elif there:
-        cause = "it stands after the answers, and its labels are masked; what masked them was not established"
+        cause = Inferred(
+            "it stands after the answers, and its labels are masked; what masked them was not established"
+        )
     else:
         cause = "none stands after any answer: it is not appended, or comes with the next message only"
     yield Finding(
@@ -72,8 +75,48 @@ def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
         threshold={"supervised_stop_tokens": 1},
         cause=cause,
         fix=_fix(by_padding, there),
-        links=LINKS,
     )
+
+
+def _behind_the_last_label(data: Data) -> Iterator[Finding]:
+    """Without one: the token that ends a text follows the last label of every row, masked."""
+    ends = set(data.words.eos_ids)
+    if not ends:
+        raise Unavailable("the model does not say which token ends a text")
+    rows = [row for row in data.needing_labels() if any(row.seen)]
+    if not rows or any(label in ends for row in rows for label in row.labels or ()):
+        return
+    if not all(_ends_hidden(row, ends, data.words.padding_id) for row in rows):
+        return
+    same = data.words.padding_id in ends
+    first = sorted(ends)[0]
+    yield Finding(
+        f"the token that ends a text is never learned: hidden in all {counted(len(rows), 'row')}, right "
+        "behind the last label",
+        Severity.ERROR if same else Severity.WARNING,
+        at=("labels", *(row.name for row in rows[:4])),
+        measured={"rows": len(rows), "supervised_end_tokens": 0, "padding_is_end_of_text": same},
+        threshold={"supervised_end_tokens": 1},
+        cause=f"padding and end of text are the same token ({first}), whose labels are all hidden"
+        if same
+        else f"the token ({first}) stands in the text and its label is hidden; by what was not established",
+        certainty=Certainty.MEASURED if same else Certainty.INFERRED,
+        fix=Fix(
+            "hide labels by the attention mask, not by the id of padding",
+            (f"labels[attention_mask == 0] = {IGNORED}",),
+        ),
+    )
+
+
+def _ends_hidden(row: Row, ends: set[int], padding: int | None) -> bool:
+    """Whether the real token behind the row's last label ends the text."""
+    labels = row.labels or ()
+    after = max(at for at, label in enumerate(labels) if label != IGNORED) + 1
+    if after >= len(row.ids) or row.ids[after] not in ends:
+        return False
+    if row.attended is not None:
+        return row.attended[after]
+    return padding not in ends  # else it may as well be padding
 
 
 def _has_answer(row: Row) -> bool:
@@ -142,3 +185,24 @@ def supervised() -> Data:
 def text_in_pieces_for_pretraining() -> Data:
     """Everything supervised, and texts cut anywhere: no answers to end."""
     return sample_data(sample_row("oOOOOOOOOOO"), sample_row("oOOOOOOOOOO", 1))
+
+
+def _ended_row(number: int, *, end: int) -> Row:
+    ids = (1, *range(20 + number, 34 + number), 2)
+    labels = (*(IGNORED,) * 8, *ids[8:15], end)
+    return sample_row("ooooooooOOOOOOOo", number, roles_known=False, ids=ids, labels=labels)
+
+
+@stop_token_not_supervised.bad
+def masked_with_the_padding_and_no_tokenizer() -> Data:
+    known = words(padding_id=2, pad_is_eos=True, eos_ids=(2,))
+    return sample_data(
+        _ended_row(0, end=IGNORED), _ended_row(1, end=IGNORED), words=known, tokenizer_given=False
+    )
+
+
+@stop_token_not_supervised.good
+def supervised_and_no_tokenizer() -> Data:
+    return sample_data(
+        _ended_row(0, end=2), _ended_row(1, end=2), words=words(eos_ids=(2,)), tokenizer_given=False
+    )

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/35749",
-    "https://github.com/huggingface/transformers/issues/48821",
-)
 
 FEW = 0.05
 
@@ -48,11 +43,11 @@ def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
         measured={"moved": seen.moved, "largest_logit": influence.scale},
         threshold={"moved": seen.allowed},
         cause="one back end applies a mask, scale or cap that the other doesn't; which was not established",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "use one back end for training and evaluation, and find out which one is right",
             ('model.set_attn_implementation("eager")',),
         ),
-        links=LINKS,
     )
 
 

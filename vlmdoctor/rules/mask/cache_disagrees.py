@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -51,6 +51,7 @@ def cache_disagrees(influence: Influence) -> Iterator[Finding]:
         threshold={"moved": seen.allowed},
         cause=f"{cause} (which was not established); without the cache they agree. Assumed: the model is to "
         "generate",
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "count positions from the length of the cache",
             ("position_ids = past_key_values.get_seq_length() + torch.arange(T)",),

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Proof, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Proof, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/48745",
-    "https://github.com/unslothai/unsloth-zoo/issues/963",
-    "https://github.com/rasbt/LLMs-from-scratch/issues/1062",
-)
 
 
 @rule("future-leak", "MASK101", explains=("attention-backends-differ", "padding-moves-logits"))
@@ -54,7 +48,6 @@ def future_leak(influence: Influence) -> Iterator[Finding]:
         cause=_cause(seen),
         proof=proof_of(seen),
         fix=_fix(seen),
-        links=LINKS,
     )
 
 
@@ -65,7 +58,7 @@ def _cause(seen: Change) -> str:
     where = f"{place} is where it gets through first" if place else "where it gets through is unknown"
     if _proven(seen):
         return f"the attention of the text is not causal; {where}"
-    return f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven"
+    return Inferred(f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven")
 
 
 def _fix(seen: Change) -> Fix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -45,11 +45,11 @@ def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
         cause="the padding mask is inverted on its way to attention: what it shows is not seen"
         if blind
         else "the padding mask is inverted or ignored on its way to attention (inferred, not proven)",
+        certainty=Certainty.MEASURED if blind else Certainty.INFERRED,
         fix=Fix(
             "hide the padding: torch's key_padding_mask is true where there is padding",
             ("key_padding_mask = attention_mask == 0",),
         ),
-        links=("https://github.com/InseeFrLab/torchTextClassifiers/pull/92",),
     )
 
 

@@ -45,7 +45,6 @@ def left_padding_seen(data: Data) -> Iterator[Finding]:
         measured={"rows": len(rows), "padding_tokens": max(row.runs[0][2] for row in rows)},
         cause="the attention mask is 1 there" if masked else "the batch has no attention mask",
         fix=Fix("pass the mask", (f"attention_mask = (input_ids != {data.words.padding_id}).long()",)),
-        links=("https://github.com/huggingface/transformers/issues/29583",),
     )
 
 

@@ -64,7 +64,6 @@ def mask_hides_tokens(data: Data) -> Iterator[Finding]:
             "make the mask from the final ids",
             ("attention_mask = (input_ids != tokenizer.pad_token_id).long()",),
         ),
-        links=("https://github.com/hiyouga/LlamaFactory/issues/10782",),
     )
 
 

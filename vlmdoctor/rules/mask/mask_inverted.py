@@ -57,7 +57,6 @@ def mask_inverted(influence: Influence) -> Iterator[Finding]:
         fix=Fix(
             "turn the mask around", ("mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look",)
         ),
-        links=("https://github.com/rasbt/LLMs-from-scratch/issues/1062",),
     )
 
 

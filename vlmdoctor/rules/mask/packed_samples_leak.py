@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/MeetKai/functionary/issues/265",
-    "https://github.com/huggingface/trl/issues/1230",
-    "https://github.com/huggingface/transformers/issues/31629",
-)
 
 
 @rule("packed-samples-leak", "MASK103")
@@ -44,6 +38,7 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
         return
     told = seen.detail.get("told_by", "position_ids")
     masked, fix = _why(seen)
+    cause = f"{masked}; assumed: samples whose {told} start anew are meant to be separate"
     yield Finding(
         message=f"packed samples see each other: changing {seen.what} moves {seen.moved_positions} of "
         f"{seen.positions} logits of the other samples in that row",
@@ -51,9 +46,8 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
         at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": told},
         threshold={"moved": seen.allowed},
-        cause=f"{masked}; assumed: samples whose {told} start anew are meant to be separate",
+        cause=Inferred(cause) if isinstance(masked, Inferred) else cause,
         fix=fix,
-        links=LINKS,
     )
 
 
@@ -72,7 +66,7 @@ def _why(seen: Change) -> tuple[str, Fix]:
         if seen.detail.get("attention_mask")
         else "no mask keeps the samples of a row apart"
     )
-    return f"{masked} (inferred)", Fix(
+    return Inferred(f"{masked} (inferred)"), Fix(
         "let no token attend across the samples: drop the attention_mask, or pass a block-diagonal one",
         ('batch.pop("attention_mask")  # transformers reads the borders off the position_ids then',),
     )

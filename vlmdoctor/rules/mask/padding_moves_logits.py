@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LINKS = (
@@ -61,6 +61,7 @@ def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
         measured={"moved": seen.moved, "side": seen.detail.get("side"), "position_ids_given": given},
         threshold={"moved": seen.allowed},
         cause=f"{why} (inferred, not proven)",
+        certainty=Certainty.INFERRED,
         fix=fix,
         links=LINKS,
     )

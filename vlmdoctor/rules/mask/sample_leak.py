@@ -45,7 +45,6 @@ def sample_leak(influence: Influence) -> Iterator[Finding]:
             "check the order of the axes there: attention over (batch, sequence) needs batch_first=True",
             ("torch.nn.MultiheadAttention(..., batch_first=True)",),
         ),
-        links=("https://github.com/huggingface/trl/issues/1230",),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -37,6 +37,7 @@ def text_without_effect(influence: Influence) -> Iterator[Finding]:
         measured={"moved": seen.moved, "words_exchanged": seen.positions},
         threshold={"moved": seen.allowed},
         cause="the text's features are taken where no word is seen, or never reach the loss (inferred)",
+        certainty=Certainty.INFERRED,
         fix=Fix("take them at the end of each text", ("features[torch.arange(len(ids)), mask.sum(1) - 1]",)),
     )
 

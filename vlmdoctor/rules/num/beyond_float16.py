@@ -9,11 +9,6 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LARGEST = 65504.0
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/33312",
-    "https://github.com/modelscope/ms-swift/issues/1099",
-    "https://github.com/modelscope/ms-swift/issues/5580",
-)
 
 
 @rule("beyond-float16", "NUM102")
@@ -46,7 +41,6 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
         threshold={"largest_activation": LARGEST},
         cause="the run is to be in float16, which has a smaller range than bfloat16 and float32",
         fix=Fix("train in bfloat16", ("TrainingArguments(bf16=True, fp16=False)",)),
-        links=LINKS,
     )
 
 

@@ -9,10 +9,6 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 FP16_LARGEST = 65504.0
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/33312",
-    "https://github.com/modelscope/ms-swift/issues/1099",
-)
 
 
 @rule(
@@ -63,7 +59,6 @@ def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
         },
         cause=cause,
         fix=fix,
-        links=LINKS,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.precision import LayerPrecision, Precision
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 
 MOST = 0.5  # of a stack's layers
@@ -49,7 +49,7 @@ def _promoted(
     source = next((entry[1:] for entry in precision.source if entry[0] == stack), None)
     inside = next((entry[1:] for entry in precision.inside if entry[0] == stack), None)
     where: tuple[str, ...] = ()
-    cause = f"what makes {given} of them before {wide[0].name} was not established"
+    cause = Inferred(f"what makes {given} of them before {wide[0].name} was not established")
     fix = Fix("cast in front of the first layer", (f"x = x.to(torch.{weights})",))
     if source is not None:
         name, held = source

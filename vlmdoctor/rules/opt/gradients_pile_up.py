@@ -48,10 +48,6 @@ def gradients_pile_up(steps: Steps) -> Iterator[Finding]:
         fix=Fix(
             "zero the gradients after each optimizer step", ("optimizer.step()", "optimizer.zero_grad()")
         ),
-        links=(
-            "https://github.com/IDEA-Research/DN-DETR/issues/19",
-            "https://github.com/pytorch/pytorch/issues/47175",
-        ),
     )
 
 

@@ -11,11 +11,6 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, places
 from vlmdoctor.rules.samples import sample_parameters
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/30559",
-    "https://github.com/haotian-liu/LLaVA/issues/463",
-)
-
 
 @rule("half-precision-weights", "OPT305")
 def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> Iterator[Finding]:
@@ -49,7 +44,6 @@ def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> I
             "keep what learns in float32",
             ("for p in model.parameters():", "    if p.requires_grad: p.data = p.data.float()"),
         ),
-        links=LINKS,
     )
 
 

@@ -61,7 +61,6 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
         f"{learns.best:.4g} in {len(learns.losses) - 1}"
         + ("" if overfit.scheduled else "; assumed: no warm-up that is not given here begins far lower"),
         fix=Fix("lower the learning rate, and give the scheduler if the run has one"),
-        links=("https://github.com/haotian-liu/LLaVA/issues/463",),
     )
 
 

@@ -8,17 +8,12 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.schedule import Schedule
 from vlmdoctor.evidence.training_args import TrainingArgs
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.opt.curve import sample_schedule
 
 NOTHING = 1e-6  # of the base rate
 LARGE_SHARE = 0.05  # of the run without learning
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/24088",
-    "https://github.com/huggingface/accelerate/issues/2318",
-    "https://github.com/huggingface/accelerate/issues/2926",
-)
 
 
 @rule("lr-ends-early", "OPT301", explains=("weights-not-moving", "loss-not-falling"))
@@ -67,7 +62,6 @@ def lr_ends_early(schedule: Schedule, arguments: TrainingArgs | None) -> Iterato
             "make the schedule for the number of optimizer steps",
             (f"scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, {schedule.steps})",),
         ),
-        links=LINKS,
     )
 
 
@@ -81,7 +75,6 @@ def _raises(schedule: Schedule) -> Finding:
         threshold={"steps": schedule.steps},
         cause=f"it was made for fewer steps than the run takes, and refuses to go on ({schedule.raises})",
         fix=Fix("make the schedule for the number of optimizer steps", (f"total_steps={schedule.steps}",)),
-        links=LINKS,
     )
 
 
@@ -92,7 +85,9 @@ def _cause(schedule: Schedule, arguments: TrainingArgs | None, end: int) -> str:
             "it was made for the number of optimizer steps"
         )
     if not end or schedule.base == 0:
-        return "the schedule, or the rate that it scales, is 0; which of the two was not established"
+        return Inferred(
+            "the schedule, or the rate that it scales, is 0; which of the two was not established"
+        )
     ratio = schedule.steps / end
     known = (
         {"processes": arguments.world_size, "accumulated batches": arguments.accumulation}

@@ -61,7 +61,6 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
             "make the schedule for all steps of the run",
             (f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max={schedule.steps})",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/24088",),
     )
 
 

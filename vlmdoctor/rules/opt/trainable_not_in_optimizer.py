@@ -57,10 +57,6 @@ def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
             "make the optimizer after unfreezing, of everything that is to learn",
             ("optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)",),
         ),
-        links=(
-            "https://github.com/fastai/fastai/issues/2133",
-            "https://github.com/allenai/rslearn/issues/217",
-        ),
         parameters=tuple(p.name for p in absent),
     )
 

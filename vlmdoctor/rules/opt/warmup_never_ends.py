@@ -53,7 +53,6 @@ def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None)
             "count it in optimizer steps of this run",
             (f"warmup_steps = {max(1, schedule.steps * 3 // 100)}",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/24088",),
     )
 
 
@@ -73,7 +72,6 @@ def _by_the_arguments(arguments: TrainingArgs | None) -> Iterator[Finding]:
             "count it in optimizer steps of this run",
             (f"warmup_steps = {max(1, arguments.steps * 3 // 100)}",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/24088",),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.steps import Steps, Track
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, listed, places, share_of
 from vlmdoctor.rules.samples import frozen, sample_parameters, sample_steps, without_movement
@@ -16,11 +16,6 @@ SAMPLES = 3  # a warm-up may begin with the learning rate 0
 ROUNDED = {"bfloat16": 2**-8, "float16": 2**-11}  # half a step between neighbouring numbers, relative
 FEW_CHANGED = 0.02  # of the elements: bfloat16 at a learning rate of 1e-5 still changes about a tenth
 LARGE_SHARE = 0.01  # of the trainable numbers
-LINKS = (
-    "https://github.com/fastai/fastai/issues/2133",
-    "https://github.com/allenai/rslearn/issues/217",
-    "https://github.com/pytorch/ao/issues/1124",
-)
 
 
 TINY = 1e-8  # a learning rate: Adam's step is as long, and float32 keeps 7 digits
@@ -86,7 +81,6 @@ def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding
             | ({"changed_fraction": FEW_CHANGED} if chosen is rounded else {}),
             cause=cause,
             fix=fix,
-            links=LINKS,
             parameters=tuple(p.name for p in chosen),
         )
 
@@ -197,10 +191,12 @@ def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramet
     return (
         f"{_names(chosen, learning)} get gradients and never move",
         Severity.ERROR,
-        "the optimizer holds them and their learning rate is not 0; something undoes the update or the "
-        "step is not taken, and which was not established"
-        if held
-        else "the optimizer is not known, so that the reason was not established",
+        Inferred(
+            "the optimizer holds them and their learning rate is not 0; something undoes the update or the "
+            "step is not taken, and which was not established"
+            if held
+            else "the optimizer is not known, so that the reason was not established"
+        ),
         Fix("check that step() is reached and that nothing copies old weights back", ("optimizer.step()",)),
     )
 

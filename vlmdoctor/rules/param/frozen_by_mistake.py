@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
+from vlmdoctor.evidence.checkpoint_names import is_adapter
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -28,6 +30,7 @@ LINKS = (
         "vanishing-gradient",
         "accuracy-below-gate",
     ),
+    formerly=("adapters-frozen", "PARAM305"),
 )
 def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     """Finds parts of the model that are meant to learn, but are frozen (`requires_grad` is False).
@@ -36,7 +39,9 @@ def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     A frozen parameter gets no gradient, and neither PyTorch nor the optimizer says a word. Training goes on
     with what is left: the loss may even fall, since some other part adapts. People find out days later
     ([Qwen-VL 124](https://github.com/QwenLM/Qwen-VL/issues/124),
-    [LLaVA 1173](https://github.com/haotian-liu/LLaVA/issues/1173)).
+    [LLaVA 1173](https://github.com/haotian-liu/LLaVA/issues/1173)). `PeftModel.from_pretrained` loads
+    adapters for inference, all of them frozen ([llama-cookbook
+    16](https://github.com/meta-llama/llama-cookbook/issues/16)).
 
     ## How sure it is
     Freezing is common practice, so a frozen vision tower or a frozen language model under a projector that
@@ -53,7 +58,8 @@ def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
             part.requires_grad_(True)
 
     If the part is meant to be frozen, leave it out of the optimizer, or declare what learns
-    (`trainable=["vision_proj"]`), and the rule is silent.
+    (`trainable=["vision_proj"]`), and the rule is silent. Load adapters that are to learn with
+    `is_trainable=True`.
     """
     everything = parameters.parameters
     stuck = [p for p in everything if not p.requires_grad and _can_learn(p)]
@@ -69,19 +75,27 @@ def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
 
 
 def _nothing_learns(parameters: Parameters) -> Finding:
-    fix = Fix("switch gradients on for what is to learn", ("model.requires_grad_(True)",))
-    if parameters.adapters:
-        fix = Fix(
-            "load the adapters as trainable",
-            ('model = PeftModel.from_pretrained(model, "ADAPTERS", is_trainable=True)',),
+    everything = parameters.parameters
+    adapters = [p for p in everything if is_adapter(p.name)] if parameters.adapters else []
+    if adapters:
+        return _finding(
+            f"nothing can learn: the {counted(len(adapters), 'adapter tensor')} and the base are frozen",
+            Severity.ERROR,
+            adapters,
+            everything,
+            "requires_grad is False everywhere, as after PeftModel.from_pretrained without is_trainable",
+            Fix(
+                "load the adapters to be trained",
+                ("model = PeftModel.from_pretrained(base, folder, is_trainable=True)",),
+            ),
         )
     return _finding(
         "every parameter is frozen: nothing can learn",
         Severity.ERROR,
-        parameters.parameters,
-        parameters.parameters,
+        everything,
+        everything,
         "requires_grad is False on all of them, so that the loss has no graph to go back through",
-        fix,
+        Fix("switch gradients on for what is to learn", ("model.requires_grad_(True)",)),
     )
 
 
@@ -218,3 +232,24 @@ def frozen_tower() -> Parameters:
     return sample_parameters(
         lambda p: {"requires_grad": p.role != "vision", "in_optimizer": int(p.role != "vision")}
     )
+
+
+def _adapted(trainable: bool) -> Parameters:
+    sample = sample_parameters(lambda p: {"requires_grad": False, "in_optimizer": None, "lr": None})
+    base = next(p for p in sample.parameters if p.role == "language" and p.layer)
+    name = base.name.replace(".weight", ".lora_{}.default.weight")
+    adapters = [
+        Parameter(name.format(x), base.role, base.layer, base.depth, (8, 8), "float32", trainable)
+        for x in "AB"
+    ]
+    return dataclasses.replace(sample, parameters=(*sample.parameters, *adapters), adapters=True)
+
+
+@frozen_by_mistake.bad
+def loaded_for_inference() -> Parameters:
+    return _adapted(trainable=False)
+
+
+@frozen_by_mistake.good
+def loaded_for_training() -> Parameters:
+    return _adapted(trainable=True)

@@ -11,11 +11,6 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed, places
 from vlmdoctor.subject import layer_of
 
-LINKS = (
-    "https://github.com/huggingface/peft/issues/2155",
-    "https://github.com/huggingface/peft/issues/3086",
-)
-
 
 @rule("lora-layer-numbers", "PARAM302")
 def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
@@ -52,7 +47,6 @@ def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
             "write the numbers into a pattern for target_modules instead",
             ('target_modules = r".*language_model\\.layers\\.(0|1)\\..*(q_proj|v_proj)"',),
         ),
-        links=LINKS,
     )
 
 

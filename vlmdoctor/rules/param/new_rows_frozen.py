@@ -71,7 +71,6 @@ def new_rows_frozen(
             "train the new rows",
             (f"LoraConfig(..., trainable_token_indices=list(range({rows}, {min(tokens, rows + new)})))",),
         ),
-        links=("https://github.com/unslothai/unsloth/issues/9331",),
     )
 
 

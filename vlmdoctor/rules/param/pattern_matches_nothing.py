@@ -64,10 +64,6 @@ def pattern_matches_nothing(parameters: Parameters) -> Iterator[Finding]:
             f"did you mean {listed(hints)}?" if hints else f"the model's modules are {listed(modules[:12])}",
             ("print([name for name, _ in model.named_parameters()])",),
         ),
-        links=(
-            "https://github.com/huggingface/lerobot/issues/4019",
-            "https://github.com/hiyouga/LlamaFactory/issues/10139",
-        ),
     )
 
 

@@ -46,10 +46,6 @@ def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
             "keep it in floating point",
             (f'BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["{module}", "lm_head"])',),
         ),
-        links=(
-            "https://github.com/penghao-wu/vstar/issues/3",
-            "https://github.com/unslothai/unsloth/issues/4209",
-        ),
     )
 
 

@@ -54,10 +54,6 @@ def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
                 "model.vision_proj.requires_grad_(True)  # and whatever else learns",
             ),
         ),
-        links=(
-            "https://github.com/huggingface/lerobot/issues/4019",
-            "https://github.com/hiyouga/LlamaFactory/issues/10139",
-        ),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.positions import Own, Positions
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -42,7 +42,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
     elif own.permuted:
         what, cause = "have their axes in another order", "they are the model's own with the axes exchanged"
     else:
-        what, cause = f"are not those of {own.function}", "what made them was not established"
+        what, cause = f"are not those of {own.function}", Inferred("what made them was not established")
     by = (
         f"the batch gives them as {positions.given}"
         if positions.given
@@ -64,10 +64,6 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
         fix=Fix(
             "leave position_ids out, or make them with the model's own function",
             (f"position_ids, _ = model.model.{own.function}(input_ids, ...)",),
-        ),
-        links=(
-            "https://github.com/NVIDIA-NeMo/Automodel/issues/3113",
-            "https://github.com/hiyouga/LlamaFactory/issues/7754",
         ),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.failure import Failure
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.rotary import Repair, Rotary
-from vlmdoctor.finding import Finding, Fix, Proof, Severity
+from vlmdoctor.finding import Finding, Fix, Inferred, Proof, Severity
 from vlmdoctor.rulebook import rule
 
 
@@ -46,7 +46,7 @@ def rope_table_dim(forward: Forward) -> Iterator[Finding]:
         why += f"; the table is made by: {rotary.built_code}"
     proven = rotary.repair is not None and rotary.repair.error is None
     if not proven:
-        why += "; that the width is the fault is inferred, not proven"
+        why = Inferred(f"{why}; that the width is the fault is inferred, not proven")
     yield Finding(
         message=f"the rotary table has {width} columns and {rotary.query} has {head} per head{source}",
         severity=Severity.ERROR,

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.buffers import Buffers, Table
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/deepspeedai/DeepSpeed/issues/8345",
-    "https://github.com/THUDM/slime/issues/1720",
-    "https://github.com/sgl-project/SpecForge/issues/265",
-)
 
-
-@rule("rope-theta-differs", "ROPE204", explains=("table-garbage",))
+@rule("rope-theta-differs", "ROPE204", explains=("uninitialised-buffer",))
 def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
     """The rotary table was made from another base than the configuration names.
 
@@ -49,8 +43,8 @@ def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
         measured={"theta": first.theta},
         threshold={"theta": first.config_theta},
         cause="the base was not read from config.rope_parameters, or was written down by hand (inferred)",
+        certainty=Certainty.INFERRED,
         fix=Fix("read the base from the configuration", ('theta = config.rope_parameters["rope_theta"]',)),
-        links=LINKS,
     )
 
 

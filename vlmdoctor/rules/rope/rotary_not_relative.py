@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-
-LINKS = (
-    "https://github.com/rasbt/LLMs-from-scratch/issues/747",
-    "https://github.com/huggingface/transformers/issues/25199",
-)
 
 
 @rule("rotary-not-relative", "ROPE201")
@@ -52,8 +47,8 @@ def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
             "q and k are not turned by the same rotation: only one of them is rotated, one is rotated twice, "
             "or the table's layout (halves or pairs) is not the rotation's; which was not established"
         ),
+        certainty=Certainty.INFERRED,
         fix=Fix("rotate q and k once each, with the layout of the table", ("q, k = rotate(q), rotate(k)",)),
-        links=LINKS,
     )
 
 

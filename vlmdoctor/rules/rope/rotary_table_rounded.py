@@ -8,12 +8,6 @@ from vlmdoctor.evidence.buffers import Buffers, Table
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/29285",
-    "https://github.com/huggingface/transformers/issues/25681",
-    "https://github.com/EleutherAI/gpt-neox/issues/1003",
-)
-
 
 @rule("rotary-table-rounded", "ROPE202")
 def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
@@ -58,7 +52,6 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
             "load in bfloat16 instead of casting, or use autocast over float32 weights",
             ("model = AutoModel.from_pretrained(name, dtype=torch.bfloat16)",),
         ),
-        links=LINKS,
     )
 
 

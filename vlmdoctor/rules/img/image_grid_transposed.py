@@ -1,19 +1,19 @@
-"""grid-exchanged: height and width of an image's grid are the wrong way round."""
+"""image-grid-transposed: height and width of an image's grid are the wrong way round."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.image_layout import ImageLayout, Reading
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 ROUGHER = 1.4  # times
 LIKE_INSIDE = 1.4  # times the step inside a patch
 
 
-@rule("grid-exchanged", "IMG348")
-def grid_exchanged(layout: ImageLayout) -> Iterator[Finding]:
+@rule("image-grid-transposed", "IMG348", formerly=("grid-exchanged",))
+def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
     """The patches of an image fit together with height and width of its grid exchanged, and not as given.
 
     ## Why it matters
@@ -41,6 +41,7 @@ def grid_exchanged(layout: ImageLayout) -> Iterator[Finding]:
         measured={"step_across_seams": one.given, "with_the_grid_exchanged": one.other},
         threshold={"step_across_seams": ROUGHER * one.other},
         cause="height and width of the grid are exchanged (inferred from where the patches fit together)",
+        certainty=Certainty.INFERRED,
         fix=Fix("give frames, height and width, in patches", ("image_grid_thw = [[1, height, width]]",)),
     )
 
@@ -49,11 +50,11 @@ def _is_exchanged(one: Reading) -> bool:
     return one.inside is not None and one.given > ROUGHER * one.other and one.other < LIKE_INSIDE * one.inside
 
 
-@grid_exchanged.bad
+@image_grid_transposed.bad
 def wide_for_high() -> ImageLayout:
     return ImageLayout("pixel_values", grids=(Reading(0, 0.9, 0.11, 0.1, (8, 2)),))
 
 
-@grid_exchanged.good
+@image_grid_transposed.good
 def as_it_is() -> ImageLayout:
     return ImageLayout("pixel_values", grids=(Reading(0, 0.11, 0.9, 0.1, (2, 8)),))

@@ -1,4 +1,4 @@
-"""loss-sign-turned: each step makes the right tokens less likely."""
+"""loss-negated: each step makes the right tokens less likely."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from vlmdoctor.rulebook import rule
 
 
 @rule(
-    "loss-sign-turned",
+    "loss-negated",
     "LOSS373",
+    formerly=("loss-sign-turned",),
     explains=("loss-not-falling", "initial-loss", "negative-loss"),
 )
-def loss_sign_turned(form: LossForm) -> Iterator[Finding]:
+def loss_negated(form: LossForm) -> Iterator[Finding]:
     """The gradient at the logits is that of a cross-entropy with the sign turned around.
 
     ## Why it matters
@@ -44,11 +45,11 @@ def loss_sign_turned(form: LossForm) -> Iterator[Finding]:
     )
 
 
-@loss_sign_turned.bad
+@loss_negated.bad
 def log_likelihood() -> LossForm:
     return LossForm(Weights(-5.3, 12, (6, 6), -1.0, 1 / 12, 1 / 12), labels=(6, 6))
 
 
-@loss_sign_turned.good
+@loss_negated.good
 def cross_entropy() -> LossForm:
     return LossForm(Weights(5.3, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6))

@@ -1,4 +1,4 @@
-"""warmup-again: the optimizer was resumed, and its schedule begins anew."""
+"""scheduler-not-restored: the optimizer was resumed, and its schedule begins anew."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LOW = 0.1  # of the rate that is scaled: a warm-up's first step
 FEW = 1  # steps
 
 
-@rule("warmup-again", "OPT147")
-def warmup_again(state: OptimizerState) -> Iterator[Finding]:
+@rule("scheduler-not-restored", "OPT147", formerly=("warmup-again",))
+def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
     """The optimizer has taken steps, and the scheduler stands at the first step of its warm-up.
 
     ## Why it matters
@@ -45,20 +45,19 @@ def warmup_again(state: OptimizerState) -> Iterator[Finding]:
             "load the scheduler's state too",
             ("scheduler.load_state_dict(checkpoint['scheduler'])",),
         ),
-        links=("https://github.com/huggingface/transformers/issues/33336",),
     )
 
 
-@warmup_again.bad
+@scheduler_not_restored.bad
 def scheduler_not_loaded() -> OptimizerState:
     return OptimizerState(40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0)
 
 
-@warmup_again.good
+@scheduler_not_restored.good
 def both_loaded() -> OptimizerState:
     return OptimizerState(40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500)
 
 
-@warmup_again.good
+@scheduler_not_restored.good
 def stepped_once_an_epoch() -> OptimizerState:
     return OptimizerState(40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0)

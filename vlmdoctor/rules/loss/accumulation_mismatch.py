@@ -1,4 +1,4 @@
-"""micro-batches-differ: the rows of a batch, run a few at a time, don't add up to the batch."""
+"""accumulation-mismatch: the rows of a batch, run a few at a time, don't add up to the batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NORM_FIX = Fix(
 )
 
 
-@rule("micro-batches-differ", "LOSS330")
-def micro_batches_differ(
+@rule("accumulation-mismatch", "LOSS330", formerly=("micro-batches-differ",))
+def accumulation_mismatch(
     micro: MicroBatches, arguments: TrainingArgs | None, influence: Influence | None
 ) -> Iterator[Finding]:
     """Finds models for which accumulating gradients over micro-batches is not the same as one large batch.
@@ -113,46 +113,46 @@ def _compared(micro: MicroBatches, steps: int) -> Finding:
     )
 
 
-@micro_batches_differ.bad
+@accumulation_mismatch.bad
 def batch_norm_in_the_projector() -> tuple[MicroBatches, TrainingArgs]:
     norm = BatchNorm("model.projector.norm", "BatchNorm1d", moved=0.8)
     return MicroBatches(4, 3.7, (4.1, 3.9, 4.3, 4.0), (norm,)), TrainingArgs(accumulation=8)
 
 
-@micro_batches_differ.bad
+@accumulation_mismatch.bad
 def one_image_at_a_time() -> tuple[MicroBatches, TrainingArgs]:
     norm = BatchNorm("visual.bn1", "BatchNorm2d")
     return MicroBatches(1, 3.7, (), (norm,)), TrainingArgs(accumulation=8)
 
 
-@micro_batches_differ.bad
+@accumulation_mismatch.bad
 def contrastive() -> tuple[MicroBatches, TrainingArgs]:
     return MicroBatches(4, 1.42, (0.0, 0.0, 0.0, 0.0)), TrainingArgs(accumulation=4)
 
 
-@micro_batches_differ.bad
+@accumulation_mismatch.bad
 def one_row_raises() -> MicroBatches:
     norm = BatchNorm("projector.norm", "BatchNorm1d")
     return MicroBatches(2, 3.7, norms=(norm,), raised="projector.norm")
 
 
-@micro_batches_differ.good
+@accumulation_mismatch.good
 def a_mean_over_tokens() -> tuple[MicroBatches, TrainingArgs]:
     return MicroBatches(4, 3.9, (4.1, 3.7, 4.3, 3.6)), TrainingArgs(accumulation=8)
 
 
-@micro_batches_differ.good
+@accumulation_mismatch.good
 def statistics_as_loaded() -> tuple[MicroBatches, TrainingArgs]:
     """Frozen batch normalisation is in evaluation mode and takes nothing from the batch."""
     return MicroBatches(2, 3.9, (4.1, 3.7)), TrainingArgs(accumulation=8)
 
 
-@micro_batches_differ.good
+@accumulation_mismatch.good
 def load_balanced_over_the_batch() -> tuple[MicroBatches, TrainingArgs]:
     return MicroBatches(2, 3.5, (4.1, 3.7), experts=True), TrainingArgs(accumulation=8)
 
 
-@micro_batches_differ.good
+@accumulation_mismatch.good
 def from_scratch_in_large_batches() -> MicroBatches:
     norm = BatchNorm("stem.1", "BatchNorm2d", moved=0.4)
     return MicroBatches(4, 3.7, (4.1, 3.9, 4.3, 4.0), (norm,))

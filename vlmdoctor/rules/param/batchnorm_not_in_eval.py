@@ -1,4 +1,4 @@
-"""frozen-statistics-move: batch normalisation with frozen weights whose running statistics go on changing."""
+"""batchnorm-not-in-eval: batch normalisation with frozen weights whose running statistics go on changing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
 
 
-@rule("frozen-statistics-move", "PARAM120", explains=("micro-batches-differ",))
-def frozen_statistics_move(batch_norms: BatchNorms) -> Iterator[Finding]:
+@rule(
+    "batchnorm-not-in-eval",
+    "PARAM120",
+    formerly=("frozen-statistics-move",),
+    explains=("accumulation-mismatch",),
+)
+def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
     """Batch normalisation has frozen weights and is in training mode, so that its statistics are not frozen.
 
     ## Why it matters
@@ -55,21 +60,21 @@ def _tower(*, training: bool, frozen: bool) -> tuple[RunningNorm, ...]:
     return tuple(RunningNorm(f"cnn.bn{n}", "BatchNorm2d", "vision", training, frozen) for n in (1, 2, 3))
 
 
-@frozen_statistics_move.bad
+@batchnorm_not_in_eval.bad
 def frozen_by_requires_grad_alone() -> BatchNorms:
     return BatchNorms(True, _tower(training=True, frozen=True))
 
 
-@frozen_statistics_move.good
+@batchnorm_not_in_eval.good
 def trained_from_scratch() -> BatchNorms:
     return BatchNorms(True, _tower(training=True, frozen=False))
 
 
-@frozen_statistics_move.good
+@batchnorm_not_in_eval.good
 def kept_in_evaluation_mode() -> BatchNorms:
     return BatchNorms(True, _tower(training=False, frozen=True))
 
 
-@frozen_statistics_move.good
+@batchnorm_not_in_eval.good
 def not_yet_in_training_mode() -> BatchNorms:
     return BatchNorms(False, _tower(training=False, frozen=True))

@@ -1,4 +1,4 @@
-"""lost-on-saving: shared weights that save_pretrained drops or refuses."""
+"""dropped-on-save: shared weights that save_pretrained drops or refuses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LINKS = (
 )
 
 
-@rule("lost-on-saving", "CFG302")
-def lost_on_saving(configuration: Configuration) -> Iterator[Finding]:
+@rule("dropped-on-save", "CFG302", formerly=("lost-on-saving",))
+def dropped_on_save(configuration: Configuration) -> Iterator[Finding]:
     """Finds weights in shared memory that will not survive `save_pretrained`.
 
     ## Why it matters
@@ -61,16 +61,16 @@ def lost_on_saving(configuration: Configuration) -> Iterator[Finding]:
         )
 
 
-@lost_on_saving.bad
+@dropped_on_save.bad
 def tied_by_hand() -> Configuration:
     return Configuration(dropped=("lm_head.weight",))
 
 
-@lost_on_saving.bad
+@dropped_on_save.bad
 def one_layer_twice() -> Configuration:
     return Configuration(save_error="The weights trying to be saved contained shared tensors [{…}]")
 
 
-@lost_on_saving.good
+@dropped_on_save.good
 def nothing_shared() -> Configuration:
     return Configuration(vocab_size=128, embedding_rows=128, head_rows=128)

@@ -1,4 +1,4 @@
-"""dtypes-meet: a forward pass that raises since two float types or devices meet."""
+"""dtype-mismatch: a forward pass that raises since two float types or devices meet."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ _DTYPE = re.compile(
 )
 _DEVICE = re.compile(r"same device|on the same GPU|Input type \(torch\.(cuda\.)?\w+Tensor\) and weight type")
 _FLOATS = ("float", "bfloat")
-LINKS = (
-    "https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63",
-    "https://github.com/llava-rlhf/LLaVA-RLHF/issues/12",
-    "https://github.com/OpenBMB/MiniCPM-V/issues/246",
-)
 
 
-@rule("dtypes-meet", "NUM103", explains=("forward-raises",))
-def dtypes_meet(forward: Forward) -> Iterator[Finding]:
+@rule("dtype-mismatch", "NUM103", formerly=("dtypes-meet",), explains=("forward-raises",))
+def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     """Tensors of two dtypes, or on two devices, meet in one operation, which raises.
 
     ## Why it matters
@@ -72,7 +67,6 @@ def dtypes_meet(forward: Forward) -> Iterator[Finding]:
         measured={fact.name: f"{list(fact.shape)} {fact.dtype} {fact.device}" for fact in _shown(failure)},
         cause=f"the {what} of its input and of its weights differ: {failure.message.partition(chr(10))[0]}",
         fix=fix,
-        links=LINKS,
     )
 
 
@@ -80,7 +74,7 @@ def _shown(failure: Failure) -> tuple[TensorFact, ...]:
     return (*failure.inputs[:4], *failure.values[:4])
 
 
-@dtypes_meet.bad
+@dtype_mismatch.bad
 def tower_and_projector() -> Forward:
     facts = (
         TensorFact("x", (2, 16, 32), "float32", "cpu"),
@@ -90,7 +84,7 @@ def tower_and_projector() -> Forward:
     return Forward(failure=Failure("RuntimeError", message, "vision_proj", "Linear", inputs=facts))
 
 
-@dtypes_meet.bad
+@dtype_mismatch.bad
 def batch_left_on_the_cpu() -> Forward:
     facts = (
         TensorFact("input", (2, 16), "int64", "cpu"),
@@ -100,6 +94,6 @@ def batch_left_on_the_cpu() -> Forward:
     return Forward(failure=Failure("RuntimeError", message, "embed_tokens", "Embedding", inputs=facts))
 
 
-@dtypes_meet.good
+@dtype_mismatch.good
 def alike() -> Forward:
     return Forward(loss=6.5, finite=True)

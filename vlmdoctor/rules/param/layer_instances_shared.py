@@ -1,4 +1,4 @@
-"""layers-are-one: all layers of a stack are the same module, with one set of weights."""
+"""layer-instances-shared: all layers of a stack are the same module, with one set of weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
-@rule("layers-are-one", "PARAM112", explains=("lost-on-saving",))
-def layers_are_one(layers: RepeatedLayers) -> Iterator[Finding]:
+@rule("layer-instances-shared", "PARAM112", formerly=("layers-are-one",), explains=("dropped-on-save",))
+def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
     """Finds `nn.ModuleList([Block()] * 8)`: eight entries, and one block.
 
     ## Why it matters
@@ -44,16 +44,16 @@ def layers_are_one(layers: RepeatedLayers) -> Iterator[Finding]:
             )
 
 
-@layers_are_one.bad
+@layer_instances_shared.bad
 def list_times_eight() -> RepeatedLayers:
     return RepeatedLayers((Stack("lm.layers", "Block", 8, 1),))
 
 
-@layers_are_one.good
+@layer_instances_shared.good
 def eight_layers() -> RepeatedLayers:
     return RepeatedLayers((Stack("lm.layers", "Block", 8, 8),))
 
 
-@layers_are_one.good
+@layer_instances_shared.good
 def shared_on_purpose() -> RepeatedLayers:
     return RepeatedLayers((Stack("model.layers", "Block", 8, 1),), shares_by_design=True)

@@ -1,18 +1,18 @@
-"""label-seen: a prediction depends on the very label that it is compared with."""
+"""label-leak: a prediction depends on the very label that it is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.label_leak import LabelLeak
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 MOVED = 1e-3  # of the largest score: rounding is a thousand times smaller
 
 
-@rule("label-seen", "MASK180", explains=("initial-loss",))
-def label_seen(leak: LabelLeak) -> Iterator[Finding]:
+@rule("label-leak", "MASK180", formerly=("label-seen",), explains=("initial-loss",))
+def label_leak(leak: LabelLeak) -> Iterator[Finding]:
     """The model is given the answer to each prediction together with the question.
 
     ## Why it matters
@@ -39,19 +39,19 @@ def label_seen(leak: LabelLeak) -> Iterator[Finding]:
             threshold={"moved": MOVED * leak.scale},
             cause="the decoder reads the labels at the places where it is to foretell them: they are not "
             "shifted (inferred from which scores moved)",
+            certainty=Certainty.INFERRED,
             fix=Fix(
                 "shift what the decoder reads by one",
                 ("decoder_input_ids = torch.cat([start, labels[:, :-1]], dim=1)",),
             ),
-            links=("https://github.com/huggingface/transformers/issues/32344",),
         )
 
 
-@label_seen.bad
+@label_leak.bad
 def fed_without_a_shift() -> LabelLeak:
     return LabelLeak(3, 0.8, 2.1, 2, 4)
 
 
-@label_seen.good
+@label_leak.good
 def only_what_comes_before() -> LabelLeak:
     return LabelLeak(3, 0.0, 2.1, 2, 4)

@@ -1,4 +1,4 @@
-"""stepped-twice: parameters that stand in the optimizers more than once."""
+"""duplicate-parameters: parameters that stand in the optimizers more than once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlmdoctor.rules.places import counted, places
 from vlmdoctor.rules.samples import sample_parameters
 
 
-@rule("stepped-twice", "OPT103")
-def stepped_twice(parameters: Parameters) -> Iterator[Finding]:
+@rule("duplicate-parameters", "OPT103", formerly=("stepped-twice",))
+def duplicate_parameters(parameters: Parameters) -> Iterator[Finding]:
     """Finds parameters that stand in the optimizers more than once.
 
     ## Why it matters
@@ -43,11 +43,11 @@ def stepped_twice(parameters: Parameters) -> Iterator[Finding]:
     )
 
 
-@stepped_twice.bad
+@duplicate_parameters.bad
 def two_optimizers() -> Parameters:
     return sample_parameters(lambda p: {"in_optimizer": 2 if p.name == "lm_head.weight" else 1})
 
 
-@stepped_twice.good
+@duplicate_parameters.good
 def once() -> Parameters:
     return sample_parameters()

@@ -1,4 +1,4 @@
-"""positions-do-not-count: the tokens of a row have one position, or positions that go back."""
+"""constant-positions: the tokens of a row have one position, or positions that go back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from vlmdoctor.rulebook import rule
 FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as it should
 
 
-@rule("positions-do-not-count", "ROPE140", explains=("rotary-not-relative", "packed-samples-leak"))
-def positions_do_not_count(positions: Positions) -> Iterator[Finding]:
+@rule(
+    "constant-positions",
+    "ROPE140",
+    formerly=("positions-do-not-count",),
+    explains=("rotary-not-relative", "packed-samples-leak"),
+)
+def constant_positions(positions: Positions) -> Iterator[Finding]:
     """Positions are the same for all tokens of a row, or do not rise from one token to the next.
 
     ## Why it matters
@@ -72,7 +77,6 @@ def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: in
             "leave them out, or count the real tokens",
             ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),
         ),
-        links=("https://github.com/hiyouga/LlamaFactory/issues/10783",),
     )
 
 
@@ -80,22 +84,22 @@ def _sample(*rows: Counted, given: str | None = "position_ids") -> Positions:
     return Positions(given, (Place(given or "rotary_emb", 1, rows),), 64)
 
 
-@positions_do_not_count.bad
+@constant_positions.bad
 def all_zero() -> Positions:
     return _sample(Counted(0, 13, 0, 0, 0, 12, 0, 0, 0), Counted(1, 13, 0, 0, 0, 12, 0, 0, 0))
 
 
-@positions_do_not_count.bad
+@constant_positions.bad
 def backwards() -> Positions:
     return _sample(Counted(0, 13, 12, 0, 12, 12, 0, 11, 1))
 
 
-@positions_do_not_count.good
+@constant_positions.good
 def counting() -> Positions:
     return _sample(Counted(0, 13, 0, 0, 12, 12, 12, 0, 0))
 
 
-@positions_do_not_count.good
+@constant_positions.good
 def packed() -> Positions:
     """Three samples in one row, each counted from 0."""
     return _sample(Counted(0, 13, 0, 0, 4, 12, 10, 0, 2))

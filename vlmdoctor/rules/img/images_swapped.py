@@ -1,4 +1,4 @@
-"""images-exchanged: images of one row stand at each other's placeholders, or one of them at none."""
+"""images-swapped: images of one row stand at each other's placeholders, or one of them at none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from vlmdoctor.evidence.landing import Landed, Landing
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 LINKS = (
@@ -15,8 +15,8 @@ LINKS = (
 )
 
 
-@rule("images-exchanged", "IMG345")
-def images_exchanged(landing: Landing) -> Iterator[Finding]:
+@rule("images-swapped", "IMG345", formerly=("images-exchanged",))
+def images_swapped(landing: Landing) -> Iterator[Finding]:
     """Several images in one row: one is seen where another is meant, or nowhere.
 
     ## Why it matters
@@ -64,27 +64,28 @@ def _finding(landing: Landing, message: str, where: Landed, cause: str) -> Findi
             f"image_{one.image}": f"tokens {one.first} to {one.last}" for one in landing.images if one.tokens
         },
         cause=f"{cause} (inferred from which tokens move with which image)",
+        certainty=Certainty.INFERRED,
         fix=Fix("keep the images in the order of their placeholders, and take each of them once"),
         links=LINKS,
     )
 
 
-@images_exchanged.bad
+@images_swapped.bad
 def in_reverse() -> Landing:
     return Landing("model.layers.0", (Landed(0, False, 0, 22, 37, 16), Landed(1, False, 0, 3, 18, 16)))
 
 
-@images_exchanged.bad
+@images_swapped.bad
 def the_first_for_both() -> Landing:
     return Landing("model.layers.0", (Landed(0, False, 0, 3, 37, 32, 2), Landed(1, False)))
 
 
-@images_exchanged.good
+@images_swapped.good
 def in_their_order() -> Landing:
     return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, False, 0, 22, 37, 16)))
 
 
-@images_exchanged.good
+@images_swapped.good
 def a_stand_in() -> Landing:
     """A row of text alone, with a blank image that nothing looks at."""
     return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, True)))

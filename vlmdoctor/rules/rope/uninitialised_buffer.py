@@ -1,23 +1,23 @@
-"""table-garbage: a table beside the weights that is not what its module makes."""
+"""uninitialised-buffer: a table beside the weights that is not what its module makes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.buffers import Buffers, Table
-from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-LINKS = (
-    "https://github.com/huggingface/transformers/issues/45902",
-    "https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185",
-    "https://github.com/NovaSky-AI/SkyRL/issues/1725",
-)
 WRONG = 0.1
 
 
-@rule("table-garbage", "ROPE203", explains=("rotary-not-relative", "non-finite-forward", "forward-raises"))
-def table_garbage(buffers: Buffers) -> Iterator[Finding]:
+@rule(
+    "uninitialised-buffer",
+    "ROPE203",
+    formerly=("table-garbage",),
+    explains=("rotary-not-relative", "non-finite-forward", "forward-raises"),
+)
+def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
     """A table that no checkpoint holds (rotary frequencies, positions) has not the values that it should.
 
     ## Why it matters
@@ -57,11 +57,11 @@ def table_garbage(buffers: Buffers) -> Iterator[Finding]:
             "it is in no checkpoint, and holds what was in memory when the model left the meta device, or it "
             "was overwritten (inferred)"
         ),
+        certainty=Certainty.INFERRED,
         fix=Fix(
             "make it anew after the model got its memory",
             ("module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)",),
         ),
-        links=LINKS,
     )
 
 
@@ -71,18 +71,18 @@ def _is_wrong(table: Table) -> bool:
     return table.rebuilt and not table.rounded and (table.error or 0.0) > WRONG
 
 
-@table_garbage.bad
+@uninitialised_buffer.bad
 def after_to_empty() -> Buffers:
     table = Table("model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, error=1.9)
     return Buffers((table,))
 
 
-@table_garbage.bad
+@uninitialised_buffer.bad
 def zeros() -> Buffers:
     return Buffers((Table("cos", "Attention", "float32", problem="all alike"),))
 
 
-@table_garbage.good
+@uninitialised_buffer.good
 def as_made() -> Buffers:
     table = Table(
         "model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, rounded=True, error=0.0
