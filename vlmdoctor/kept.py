@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vlmdoctor.kept_file import KeptFile
 
 # Beyond so many bytes a second set of weights is felt: what is tried meanwhile shall have the memory.
 IN_MEMORY = 64 << 20
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Kept:
@@ -153,41 +155,44 @@ def _place(data: torch.Tensor) -> tuple[int, tuple[int, ...]]:
 
 def _from_file(file: KeptFile, place: int, memory: torch.Tensor) -> None:
     _take_room(memory)
-    with torch.inference_mode(memory.is_inference()):
+    with _writable(memory):
         file.fill(place, _bits(memory))
 
 
 def _from_copy(copy: torch.Tensor, memory: torch.Tensor) -> None:
     _take_room(memory)
+    if _same_bits(memory, copy):
+        return
     for dimension, stride in enumerate(memory.stride()):
         if stride == 0 and memory.shape[dimension] > 1:  # many elements in one place refuse to be written
             memory, copy = memory.narrow(dimension, 0, 1), copy.narrow(dimension, 0, 1)
-    with torch.inference_mode(memory.is_inference()):
-        if not _same_bits(memory, copy):
-            memory.copy_(copy)
+    with _writable(memory):
+        memory.copy_(copy)
+
+
+def _writable(memory: torch.Tensor) -> AbstractContextManager[object]:
+    return torch.inference_mode() if memory.is_inference() else nullcontext()
 
 
 def _take_room(memory: torch.Tensor) -> None:
-    """Makes the memory as large as it was, where it was given back meanwhile."""
-    if type(memory) is not torch.Tensor or not memory.numel():
+    """Gives the tensor its memory again, where it was given back meanwhile."""
+    if type(memory) is not torch.Tensor or memory.data_ptr() or not memory.numel():
         return
     last = sum((size - 1) * stride for size, stride in zip(memory.shape, memory.stride(), strict=True))
-    needed = (memory.storage_offset() + last + 1) * memory.element_size()
-    if memory.untyped_storage().nbytes() < needed:
-        memory.untyped_storage().resize_(needed)
+    memory.untyped_storage().resize_((memory.storage_offset() + last + 1) * memory.element_size())
 
 
 def _same_bits(memory: torch.Tensor, copy: torch.Tensor) -> bool:
     """Whether nothing has to be written; where that can't be found out without memory, False."""
     if copy.device != memory.device:
         return False
-    one, other = _bits(memory), _bits(copy)
-    if one is not None and other is not None and memory.stride() == copy.stride():
-        return torch.equal(one, other)
     try:
-        # 0.0 equals -0.0; a sign bit that moved is put back too.
-        signs = not memory.is_floating_point() or torch.equal(memory.signbit(), copy.signbit())
-        return signs and torch.equal(memory, copy)
+        if type(memory) is torch.Tensor and not memory.is_quantized and memory.dtype.itemsize in _INTEGERS:
+            kind = _INTEGERS[
+                memory.dtype.itemsize
+            ]  # 0.0 equals -0.0, and NaN nothing: as integers they don't
+            return torch.equal(memory.view(kind), copy.view(kind))
+        return torch.equal(memory, copy) and torch.equal(memory.signbit(), copy.signbit())
     except RuntimeError:
         return False
 
