@@ -12,17 +12,16 @@ not at all.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from minivlm.errors import UserError
@@ -31,6 +30,9 @@ FOLDER, LATEST = "checkpoints", "checkpoint"
 STATE, MANIFEST = "training_state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".unfinished-"
+_WRITABLE = ".writable-"
+_NEEDED = ("config.json", STATE)
+_MOST_MANIFEST = 4 << 20  # bytes; a checkpoint's own is a few kilobytes
 
 
 class BrokenCheckpoint(Exception):
@@ -49,9 +51,8 @@ def save_checkpoint(run_folder: Path, step: int, write: Callable[[Path], None], 
     final = run_folder / FOLDER / f"step-{step:06d}"
     unfinished = final.with_name(f"{_UNFINISHED}{final.name}")
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in final.parent.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(left_over)
+        final.parent.mkdir(exist_ok=True)  # no parents: a run folder that was removed stays so
+        remove_unfinished(run_folder)
         unfinished.mkdir()
         write(unfinished)
         _write_manifest(unfinished)
@@ -64,13 +65,23 @@ def save_checkpoint(run_folder: Path, step: int, write: Callable[[Path], None], 
         _point_to(run_folder / LATEST, final)
         for old in checkpoints(run_folder)[:-keep_last]:
             shutil.rmtree(old)
-    except Exception as error:
-        # torch and safetensors report a full disk with exceptions of their own.
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        # torch and safetensors report a full disk with exceptions of their own.
         if not isinstance(error, OSError | RuntimeError | SafetensorError):
             raise
         raise UserError(_cannot_save(run_folder, step, error)) from error
     return final
+
+
+def remove_unfinished(run_folder: Path) -> None:
+    """Removes what a run that was killed left half written."""
+    for pattern in (f"{_UNFINISHED}*", f"{FOLDER}/{_UNFINISHED}*", f"{_WRITABLE}*"):
+        for left_over in run_folder.glob(pattern):
+            if left_over.is_dir() and not left_over.is_symlink():
+                shutil.rmtree(left_over, ignore_errors=True)
+            else:
+                left_over.unlink(missing_ok=True)
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -93,9 +104,14 @@ def verify(checkpoint: Path) -> None:
         BrokenCheckpoint: Names the first file that is missing or differs.
     """
     try:
+        if (checkpoint / MANIFEST).stat().st_size > _MOST_MANIFEST:
+            raise BrokenCheckpoint(f"{MANIFEST} is too large to be one")
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name in _NEEDED:
+            if name not in manifest:
+                raise BrokenCheckpoint(f"{MANIFEST} does not list {name}")
         for name, expected in manifest.items():
-            file = checkpoint / name
+            file = _inside(checkpoint, name)
             if file.stat().st_size != expected["bytes"]:
                 raise BrokenCheckpoint(
                     f"{name} has {file.stat().st_size:,} bytes instead of {expected['bytes']:,}"
@@ -104,23 +120,33 @@ def verify(checkpoint: Path) -> None:
                 raise BrokenCheckpoint(f"{name} was changed or damaged after it was written")
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BrokenCheckpoint(f"{MANIFEST} can't be read") from error
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The training state of a verified checkpoint; its tensors are on the CPU, and no code in it is run."""
-    return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+def _inside(checkpoint: Path, name: str) -> Path:
+    """The file of that name; a manifest may only list what is in its own folder."""
+    file = checkpoint / name
+    if not file.resolve().is_relative_to(checkpoint.resolve()):
+        raise BrokenCheckpoint(f"{MANIFEST} lists {name!r}, which is outside of the checkpoint")
+    if file.exists() and not file.is_file():
+        raise BrokenCheckpoint(f"{name} is not a file")
+    return file
 
 
-def newest_usable(run_folder: Path, warn: Callable[[str], None]) -> Path:
-    """The newest checkpoint that is whole; broken ones before it are told to `warn`.
+def newest_usable(run_folder: Path, warn: Callable[[str], None], unusable: Collection[Path] = ()) -> Path:
+    """The newest checkpoint that is whole; `warn` is given a sentence for each broken one before it.
+
+    Args:
+        unusable: Those that were found to be no use already.
 
     Raises:
         UserError: There is none.
     """
     found = checkpoints(run_folder)
     for path in reversed(found):
+        if path in unusable:
+            continue
         try:
             verify(path)
         except BrokenCheckpoint as error:
@@ -169,9 +195,11 @@ def check_space(folder: Path, needed: int) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        probe = folder / f"{_WRITABLE}{os.getpid()}"
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"the run folder {folder} can't be written ({error.strerror}); choose another with --out."
@@ -195,7 +223,11 @@ def write_atomically(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
         _flush(unfinished)
         unfinished.replace(path)
-    except OSError as error:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path} could not be written: {_reason(error)}.") from error
 
 

@@ -13,6 +13,7 @@ import typer
 
 from minivlm.errors import UserError
 from minivlm.options import with_train_options
+from minivlm.signals import StopNow, terminable
 from minivlm.train_config import TrainConfig
 
 app = typer.Typer(
@@ -37,7 +38,12 @@ def train(config: TrainConfig) -> None:
     from minivlm.callbacks import ConsoleCallback
     from minivlm.train import train
 
-    train(config, [ConsoleCallback()])
+    with terminable():
+        try:
+            train(config, [ConsoleCallback()])
+        except StopNow as stop:
+            print("minivlm: interrupted before the first step; nothing was trained", file=sys.stderr)
+            raise typer.Exit(stop.exit_status) from None
 
 
 @app.command()

@@ -148,7 +148,7 @@ def is_finished(folder: Path) -> bool:
     """Whether the run in a folder came to its planned end."""
     try:
         return bool(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import random
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,30 +16,43 @@ import torch
 from minivlm import checkpoint
 from minivlm.distributed import World
 from minivlm.errors import UserError
-from minivlm.evaluate import set_random_state
 from minivlm.factory import build, load, no_progress_bars
-from minivlm.run import SUMMARY, Run, has_run, is_finished
+from minivlm.lock import FolderLock
+from minivlm.resume import load_model_state, load_state, restore
+from minivlm.run import Run, is_finished
+from minivlm.run_folder import RunFolder, clear_the_way
 from minivlm.task import Answers, Contrastive, Task
 from minivlm.train_config import TrainConfig, resumed
 from minivlm.trainable import add_adapters, merged_state, parameter_groups, patterns_of, set_trainable
 
-log = logging.getLogger("minivlm")
-
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All that the loop needs: the run as callbacks see it, the task, the whole model, and the precision."""
+    """All that the loop needs: the run as callbacks see it, the task, the whole model, and the precision.
+
+    `lock` is that of the run folder, in the main process of a run that has one.
+    """
 
     run: Run
     task: Task
     vlm: Any
     dtype: torch.dtype | None
+    lock: FolderLock | None = None
 
     def autocast(self) -> Any:
         """The context of a forward pass."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.run.device.type, self.dtype)
+
+    def check_folder(self) -> None:
+        """Makes sure that the run folder is still there.
+
+        Raises:
+            UserError: It was removed.
+        """
+        if self.lock is not None:
+            self.lock.check()
 
     def write_checkpoint(self, folder: Path, random_states: list[dict[str, Any]]) -> None:
         """Fills a checkpoint's folder."""
@@ -67,15 +78,34 @@ class Prepared:
 
 
 def prepare(given: TrainConfig, world: World) -> Prepared:
-    """Builds or resumes a run.
+    """Builds or resumes a run. Its folder is locked until the lock is released.
 
     Raises:
         UserError: Something that the user gave can't be used; nothing has been deleted or trained then.
     """
-    out, resume_from = choose_folder(given, world)
+    folder = RunFolder(given)
+    try:
+        while True:
+            out, resume_from = folder.choose(world)
+            try:
+                return dataclasses.replace(_prepared(given, world, out, resume_from), lock=folder.lock)
+            except checkpoint.BrokenCheckpoint as error:
+                folder.refuse(resume_from, error)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _prepared(given: TrainConfig, world: World, out: Path, resume_from: Path | None) -> Prepared:
+    """The run in a folder that was chosen, from a checkpoint or from the start.
+
+    Raises:
+        BrokenCheckpoint: That of all processes: the checkpoint is well-formed, and not this run's.
+        UserError: As `prepare`.
+    """
     state: dict[str, Any] = {}
     if resume_from is not None:
-        state = checkpoint.load_state(resume_from)
+        state = load_state(resume_from)
         given = resumed(given, state["config"], str(out))
     config = dataclasses.replace(given.resolved(), out=str(out), resume=False, overwrite=False)
     seed_everything(config.seed)
@@ -85,7 +115,7 @@ def prepare(given: TrainConfig, world: World) -> Prepared:
     if config.lora_rank:
         add_adapters(vlm, config.lora_rank)
     if state.get("model") is not None:
-        task.model.load_state_dict(state["model"])
+        load_model_state(task.model, state["model"])
     if config.gradient_checkpointing:
         # Renamed in the course of transformers 5.
         enable = getattr(vlm, "activation_checkpointing_enable", None) or vlm.gradient_checkpointing_enable
@@ -126,67 +156,6 @@ def prepare(given: TrainConfig, world: World) -> Prepared:
         # Last of all: whatever the user got wrong has been found by now, with the old run still there.
         clear_the_way(out, resume_from)
     return Prepared(run, task, vlm, dtype)
-
-
-def choose_folder(config: TrainConfig, world: World) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to resume from. One process decides for all.
-
-    Raises:
-        UserError: There is a run already, or none to resume.
-    """
-    decision: list[Any] = [None]
-    if world.is_main:
-        try:
-            decision = [_choose_folder(config)]
-        except UserError as error:
-            decision = [error]
-    (chosen, *_) = world.gather(decision[0])
-    if isinstance(chosen, UserError):
-        raise chosen
-    return chosen
-
-
-def _choose_folder(config: TrainConfig) -> tuple[Path, Path | None]:
-    if config.out is None:
-        out = _default_folder(config)
-    else:
-        out = Path(config.out)
-    exact = None
-    if config.resume and out.parent.name == checkpoint.FOLDER:
-        exact, out = out, out.parent.parent  # a checkpoint was named instead of its run
-    if out.exists() and not out.is_dir():
-        raise UserError(f"the run folder {out} is a file; choose another with --out.")
-    if config.resume:
-        if exact is not None:
-            try:
-                checkpoint.verify(exact)
-            except checkpoint.BrokenCheckpoint as error:
-                raise UserError(f"checkpoint {exact} is broken ({error}).") from error
-        chosen = exact or checkpoint.newest_usable(out, log.warning)
-        return out, chosen
-    if has_run(out) and not config.overwrite:
-        raise UserError(f"there is a run in {out} already; give --resume, --overwrite, or another --out.")
-    return out, None
-
-
-def clear_the_way(out: Path, resume_from: Path | None) -> None:
-    """Removes the run that is overwritten, or sets aside what lies after the checkpoint that is resumed."""
-    if resume_from is not None:
-        checkpoint.set_aside_after(out, checkpoint.step_of(resume_from))
-        return
-    shutil.rmtree(out / checkpoint.FOLDER, ignore_errors=True)
-    for name in (checkpoint.LATEST, SUMMARY):
-        (out / name).unlink(missing_ok=True)
-
-
-def _default_folder(config: TrainConfig) -> Path:
-    """`runs/tiny-digits`, then `runs/tiny-digits-2`: the first free one, or to resume, the last one used."""
-    base = f"{config.preset}-{Path(config.data).stem}" + ("" if config.stage == "sft" else f"-{config.stage}")
-    number, folder, last = 1, Path("runs") / base, Path("runs") / base
-    while folder.exists():
-        number, last = number + 1, folder
-        folder = Path("runs") / f"{base}-{number}"
-    return last if config.resume or config.overwrite else folder
 
 
 def build_model(config: TrainConfig, resume_from: Path | None) -> tuple[Any, Any]:
@@ -243,17 +212,6 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def restore(run: Run, state: dict[str, Any], world: World) -> None:
-    """Puts everything back as it was when the checkpoint was written."""
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.scaler is not None and state["scaler"] is not None:
-        run.scaler.load_state_dict(state["scaler"])
-    run.step = run.first_step = state["step"]
-    run.tokens, run.seconds, run.evaluation = state["tokens"], state["seconds"], state["evaluation"]
-    states = state["random"]
-    set_random_state(states[world.rank] if world.rank < len(states) else states[0])
 
 
 def seed_everything(seed: int) -> None:

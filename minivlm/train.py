@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minivlm.callbacks import Callback, Callbacks, TensorBoardCallback, WandbCallback
-from minivlm.checkpoint import save_checkpoint
+from minivlm.checkpoint import checkpoints, save_checkpoint, step_of
 from minivlm.data.load import BUILT_IN
 from minivlm.distributed import World, joined
 from minivlm.errors import UserError
@@ -46,17 +46,30 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Summary:
     """
     trackers = _trackers(config)
     with joined(config.device) as world, StopSignals() as signals:
-        prepared = prepare(config, world)
-        run = prepared.run
-        observers = Callbacks([*callbacks, *trackers] if run.is_main else [])
-        with machine_settings(run.config, run.device):
-            try:
-                summary = loop(prepared, world, observers, signals)
-            except BaseException as error:
-                told = _for_user(error, run)
-                observers.call("on_exception", run, told)
-                raise told from error.__cause__
-            observers.call("on_train_end", run, summary)
+        try:
+            prepared = prepare(config, world)
+        except KeyboardInterrupt as stop:
+            raise _stopped_before_the_first_step(stop, signals) from stop.__cause__
+        try:
+            return _trained(prepared, world, signals, [*callbacks, *trackers])
+        finally:
+            if prepared.lock is not None:
+                prepared.lock.release()
+
+
+def _trained(
+    prepared: Prepared, world: World, signals: StopSignals, callbacks: Sequence[Callback]
+) -> Summary:
+    run = prepared.run
+    observers = Callbacks(callbacks if run.is_main else [])
+    with machine_settings(run.config, run.device):
+        try:
+            summary = loop(prepared, world, observers, signals)
+        except BaseException as error:
+            told = _for_user(error, run, signals)
+            observers.call("on_exception", run, told)
+            raise told from error.__cause__
+        observers.call("on_train_end", run, summary)
     return summary
 
 
@@ -114,6 +127,7 @@ def loop(prepared: Prepared, world: World, observers: Callbacks, signals: StopSi
                 "skipped": stepper.skipped,
                 "seconds": run.seconds,
             }
+            prepared.check_folder()
             observers.call("on_log", run, record)
             stepper.check(step)
         with meter.paused():
@@ -164,6 +178,7 @@ def _evaluate(prepared: Prepared, world: World, observers: Callbacks) -> None:
     run = prepared.run
     if not run.config.eval_samples:
         return
+    prepared.check_folder()
     record = {"step": run.step - 1, **prepared.task.evaluate(prepared.autocast)} if run.is_main else {}
     run.evaluation = world.gather(record)[0]
     observers.call("on_evaluate", run, run.evaluation)
@@ -173,6 +188,7 @@ def _evaluate(prepared: Prepared, world: World, observers: Callbacks) -> None:
 
 def _save(prepared: Prepared, world: World, observers: Callbacks) -> None:
     run = prepared.run
+    prepared.check_folder()
     random_states = world.gather(random_state())
     if run.is_main:
         path = save_checkpoint(
@@ -186,14 +202,28 @@ def _save(prepared: Prepared, world: World, observers: Callbacks) -> None:
     world.barrier()
 
 
-def _for_user(error: BaseException, run: Run) -> BaseException:
+def _for_user(error: BaseException, run: Run, signals: StopSignals) -> BaseException:
     """The same error, or the sentence for it where the user can do something about it."""
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
             f"{run.device} ran out of memory in step {run.step}; lower --batch-size and raise --accumulate "
             "by as much, or add --gradient-checkpointing."
         )
+    if isinstance(error, KeyboardInterrupt):
+        found = checkpoints(run.out)
+        how = (
+            f"to go on from the checkpoint after {step_of(found[-1])}: --resume {run.out}"
+            if found
+            else "no checkpoint had been written"
+        )
+        return signals.at_once(f"stopped at once after {run.step} of {run.total_steps} steps; {how}")
     return error
+
+
+def _stopped_before_the_first_step(stop: KeyboardInterrupt, signals: StopSignals) -> BaseException:
+    if not signals.received:
+        return stop
+    return signals.at_once("stopped before the first step; nothing was trained or changed")
 
 
 def _trackers(config: TrainConfig) -> list[Callback]:

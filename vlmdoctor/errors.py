@@ -29,5 +29,13 @@ class NotProven(Unavailable):
     """A repair did not find the cause; the message is what it saw on the way, which goes into the finding."""
 
 
+class NotRestored(BaseException):
+    """Weights of the user's model could not be put back; the message names them.
+
+    No Exception: neither a probe's guard nor a loop's `except Exception` may go on with a model whose weights
+    are lost. Command lines print the message and exit with status 2.
+    """
+
+
 class FindingsError(Exception):
     """Raised by `Report.raise_for_findings`; the message lists the findings."""

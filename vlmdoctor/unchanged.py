@@ -42,7 +42,7 @@ def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
     # Also those that no module has registered: backward writes their gradients all the same.
     parameters = _unique([*model.parameters(), *hidden_parameters(model).values()])
     kept = _tensors_to_keep(model, parameters, every=learns)
-    tensors = Kept(kept, aside=learns)
+    tensors = Kept(kept, aside=learns, owner=model)
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     # They are held by autograd too, so that emptying the dictionary is what silences them.
     hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters]
@@ -63,15 +63,17 @@ def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
                 restore()
             for parameter in parameters:
                 parameter.grad = None  # their memory is free for what comes back
-            tensors.restore()
-            for parameter, gradient, requires_grad in gradients:
-                if parameter.requires_grad != requires_grad:
-                    parameter.requires_grad_(requires_grad)
-                parameter.grad = gradient
-            for registered, kept_hooks in accumulate_hooks:
-                registered.clear()
-                registered.update(kept_hooks)
-            restore_random()
+            try:
+                tensors.restore()
+            finally:  # what could not be put back costs nothing else
+                for parameter, gradient, requires_grad in gradients:
+                    if parameter.requires_grad != requires_grad:
+                        parameter.requires_grad_(requires_grad)
+                    parameter.grad = gradient
+                for registered, kept_hooks in accumulate_hooks:
+                    registered.clear()
+                    registered.update(kept_hooks)
+                restore_random()
 
 
 @contextmanager

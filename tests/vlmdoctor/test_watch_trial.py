@@ -141,10 +141,10 @@ def test_a_step_that_raises_leaves_no_trace_either(monkeypatch):
 def test_weights_learn_in_memory_where_no_file_can_be_written(monkeypatch):
     monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", 0)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlmdoctor.kept.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     model = Model()
     before = copy.deepcopy(model.state_dict())
     assert len(trial_steps(Subject(model, make_batch(), optimizer=adamw(model))).steps) == 8

@@ -16,7 +16,7 @@ import typer
 import vlmdoctor.cli
 from vlmdoctor import __version__
 from vlmdoctor.cli.quick import QuickGroup, quick_command
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotRestored, UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 NOT_COMMANDS = {"main", "output", "quick"}
@@ -72,6 +72,9 @@ def run() -> None:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to be told.
         _drop_output()
+        sys.exit(2)
+    except NotRestored as error:
+        print(f"vlmdoctor: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minivlm.options import with_train_options
+from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
 
 if TYPE_CHECKING:
-    from vlmdoctor.live.session import Session
+    from collections.abc import Callable
+
+    from vlmdoctor.live.display import Display
+    from vlmdoctor.live.session import Session, Wishes
+    from vlmdoctor.live.state import LiveState
 
 PANEL = "Watching"
 
@@ -65,20 +70,12 @@ def command(
     from vlmdoctor.live.display import Silent, display_for
     from vlmdoctor.live.state import LiveState
 
-    rank = int(os.environ.get("RANK", "0") or 0)
-    state = LiveState()
-    stage = "" if config.stage == "sft" else f", stage {config.stage}"
-    state.title = f"{config.preset} on {config.data}{stage}"
-    state.phase = "loading"
-    display = display_for(state, quiet=output.quiet) if rank == 0 else Silent()
-    started = time.perf_counter()
-    display.start()
-    try:
+    def wished() -> Wishes:
         from vlmdoctor.examine import model_rules
-        from vlmdoctor.live.session import Session, Wishes
+        from vlmdoctor.live.session import Wishes
         from vlmdoctor.run_conclusion import rules_for_runs
 
-        wishes = Wishes(
+        return Wishes(
             every=watch_every if watch_grads else 0,
             preflight=preflight,
             rules=output.rules(rules_for_runs()),
@@ -87,15 +84,54 @@ def command(
             fail_on=output.fail_on,
             command=shlex.join(["vlmdoctor", *sys.argv[1:]]),
         )
-        session = Session(wishes, state, display)
-        error = _train(config, session)
+
+    rank = int(os.environ.get("RANK", "0") or 0)
+    state = LiveState()
+    stage = "" if config.stage == "sft" else f", stage {config.stage}"
+    state.title = f"{config.preset} on {config.data}{stage}"
+    state.phase = "loading"
+    display = display_for(state, quiet=output.quiet) if rank == 0 else Silent()
+    started = time.perf_counter()
+    with terminable():
+        try:
+            session, error = _watched(config, state, display, wished)
+        except (Exception, KeyboardInterrupt) as stop:
+            raise _in_words(
+                stop, "interrupted before the first step; nothing was trained"
+            ) from stop.__cause__
+        try:
+            if rank == 0:
+                raise typer.Exit(_conclude(session, error, output, time.perf_counter() - started))
+        except KeyboardInterrupt as stop:
+            again = f"make them with: vlmdoctor report {session.folder}"
+            raise _in_words(stop, f"interrupted while the results were written; {again}") from None
+        finally:
+            session.release()
+    if error is not None:
+        raise _in_words(error, "interrupted")
+
+
+def _watched(
+    config: TrainConfig, state: LiveState, display: Display, wished: Callable[[], Wishes]
+) -> tuple[Session, BaseException | None]:
+    """Trains behind the display; the session, and what ended the run before its planned end."""
+    display.start()
+    try:
+        from vlmdoctor.live.session import Session
+
+        session = Session(wished(), state, display)
+        return session, _train(config, session)
     finally:
         # Nothing is left of the view where the run never came to its first step.
         display.stop(keep=state.step is not None)
-    if rank == 0:
-        raise typer.Exit(_conclude(session, error, output, time.perf_counter() - started))
-    if error is not None:
-        raise error
+
+
+def _in_words(error: BaseException, interrupted: str) -> BaseException:
+    """The exit for what a signal ended, when its sentence is printed; other errors as they are."""
+    if not isinstance(error, KeyboardInterrupt) and not hasattr(error, "exit_status"):
+        return error
+    print(f"vlmdoctor: {interrupted if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
+    return typer.Exit(getattr(error, "exit_status", 130))
 
 
 def _train(config: TrainConfig, session: Session) -> BaseException | None:
@@ -126,10 +162,14 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
     report = session.judgement(seconds)
     if isinstance(error, PreflightStop):
         print("vlmdoctor: stopped before the first step; nothing was trained.", file=sys.stderr)
+        session.release()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         present(report, output, None, folder)
         return exit_status(report, output)
+    if is_user_error(error) and not folder.is_dir():
+        print(f"vlmdoctor: {error}", file=sys.stderr)
+        return 2
     examples = _examples(session) if error is None else []
     taught = publish(folder, report, _complain, environment=_environment())
     present(report, output, taught, folder, ask=next_command(folder, examples))

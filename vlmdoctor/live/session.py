@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivlm.callbacks import Callback
+from minivlm.lock import FolderLock
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live.display import Display
 from vlmdoctor.live.preflight import preflight
@@ -70,6 +71,7 @@ class Session(Callback):
         self._state = state
         self._display = display
         self._selected = {rule.name for rule in wishes.rules}
+        self._lock: FolderLock | None = None
         self._shown_sample: int | None = None
         self._looked = time.monotonic()
 
@@ -82,6 +84,8 @@ class Session(Callback):
         from vlmdoctor.watching.watcher import Watcher
 
         self.run = run
+        # Plots and report are made when the trainer has left the folder.
+        self._lock = FolderLock.take(run.out, join=True)
         self._describe(run)
         if self._wishes.preflight and not run.resumed:
             self._check(run)
@@ -147,6 +151,12 @@ class Session(Callback):
         )
         return dataclasses.replace(_joined(report, self.before), seconds=seconds)
 
+    def release(self) -> None:
+        """Leaves the run folder to others; more calls do no harm."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def _describe(self, run: Run) -> None:
         from minivlm.setup import choose_dtype
 
@@ -201,6 +211,8 @@ class Session(Callback):
 
     def _end(self, error: BaseException | None, phase: str) -> None:
         if self.watcher is not None:
+            if self.run is not None and not self.run.out.is_dir():
+                self.watcher._journal.abandon()  # the trainer says why it ended
             self.watcher.close(error)
             self._look_again(0.0)
         self._state.phase = phase

@@ -115,6 +115,11 @@ class Journal:
         if self._recorder:
             self._recorder.close()
 
+    def abandon(self) -> None:
+        """Records nothing more."""
+        if self._recorder:
+            self._recorder.abandon()
+
     def _joined(self) -> Step:
         told = self._told[1] if self._told and self._told[0] == self._open.step else {}
         return dataclasses.replace(self._open, **_fields(told))

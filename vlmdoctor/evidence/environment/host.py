@@ -38,6 +38,12 @@ def read(root: Path, environ: Mapping[str, str], work: Path | None) -> Host:
     )
 
 
+def free_memory(root: Path) -> int | None:
+    """Bytes of memory that this process may still take, by the machine and its control groups; None where
+    neither says."""
+    return _memory(root, _groups(root))[1]
+
+
 def _cpus(root: Path) -> int:
     allowed = re.search(r"^Cpus_allowed_list:\s*([\d,-]+)", reading.text(root / "proc/self/status"), re.M)
     if allowed:
