@@ -170,26 +170,22 @@ def trained(kind: str, watched: bool, *, backward: bool) -> list[object]:
         loss = model(torch.randn(4, WIDTH))["loss"]
         optimizer.zero_grad()
         loss.backward()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
         outcome.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
         if not bad:
             optimizer.step()
         elif backward:
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-            optimizer.step() if not watched else watched_step(optimizer, model)
+            optimizer.step(), model.load_state_dict(before)
         outcome.append(loss.detach().clone())
     if watcher:
-        assert watcher.evidence()[1].nonfinite is not None
+        event = watcher.evidence()[1].nonfinite
+        # It was in fact run again.
+        assert backward and "no module made" in event.why_unknown or event.module == "stateful"
         watcher.close()
     outcome += [tensor.clone() for tensor in model.state_dict().values()]
     outcome += [torch.rand(2), random.random(), np.random.rand(), model.stateful.passes]
     outcome += [len(model.stateful.queue), sorted(vars(model.stateful))]
     return outcome
-
-
-def watched_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    optimizer.step()
 
 
 def same(a: object, b: object) -> bool:
@@ -209,3 +205,96 @@ def same(a: object, b: object) -> bool:
 def test_what_a_model_keeps_from_pass_to_pass_is_not_moved(kind, backward):
     plain, watched = (trained(kind, watching, backward=backward) for watching in (False, True))
     assert all(same(a, b) for a, b in zip(plain, watched, strict=True))
+
+
+class Holding(nn.Module):
+    def __init__(self, what: object) -> None:
+        super().__init__()
+        self.inner, self.what, self.calls = nn.Linear(WIDTH, WIDTH), what, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if hasattr(self.what, "__next__"):
+            next(self.what)
+        return (self.inner(x) / 0.0).mean()
+
+
+class Resizing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = nn.Linear(WIDTH, WIDTH), 0
+        self.outside = torch.zeros(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.outside.resize_(2 + self.calls)
+        return (self.inner(x) / 0.0).mean()
+
+
+@pytest.mark.parametrize(
+    ("made", "calls", "why"),
+    [
+        (lambda file: Holding(iter(range(9))), 1, "iterator"),
+        (lambda file: Holding(number for number in range(9)), 1, "iterator"),
+        (lambda file: Holding(file), 1, "open file"),
+        (lambda file: Holding(np.array([object()])), 1, "array of objects"),
+        (lambda file: Resizing(), 1, "memory of a tensor"),
+    ],
+)
+def test_what_cannot_be_put_back_is_not_moved(made, calls, why, tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        model = made(file)
+        with Watcher(model, every=0, on_error="raise") as watcher:
+            model(torch.randn(2, WIDTH))
+        event = watcher.evidence()[1].nonfinite
+    assert model.calls == calls and event.module is None
+    assert "without a trace" in event.why_unknown and why in event.why_unknown
+
+
+def test_hooks_of_the_user_see_no_pass_that_was_run_again():
+    torch.manual_seed(0)
+    model = Model("closure")
+    seen: list[str] = []
+    parameter = model.last.weight
+    model.first.register_forward_hook(lambda *_: seen.append("forward"))
+    model.first.register_forward_pre_hook(lambda *_: seen.append("before"))
+    model.last.register_full_backward_hook(lambda *_: seen.append("backward"))
+    parameter.register_hook(lambda _: seen.append("tensor"))
+    parameter.register_post_accumulate_grad_hook(lambda _: seen.append("accumulated"))
+    model.last.register_forward_pre_hook(lambda m, a: (a[0] + torch.sqrt(a[0] * 0),))
+    flags = [module._is_full_backward_hook for module in model.modules()]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Watcher(model, optimizer, every=1, on_error="raise") as watcher:
+        loss = model(torch.randn(4, WIDTH))["loss"]
+        loss.backward()
+        gradients = [p.grad for p in model.parameters()]
+        kept = list(seen)
+        optimizer.step()
+        assert [p.grad for p in model.parameters()] == gradients or all(
+            a is b.grad for a, b in zip(gradients, model.parameters(), strict=True)
+        )
+        assert watcher.evidence()[1].nonfinite.where == "gradient"
+    assert seen == kept
+    assert flags == [module._is_full_backward_hook for module in model.modules()]
+
+
+def test_an_exception_in_the_pass_that_is_run_again_leaves_no_trace():
+    class Once(Stateful):
+        def forward(self, x: Tensor) -> Tensor:
+            made = super().forward(x)
+            if self.passes > 1:
+                raise RuntimeError("only once")
+            return made
+
+    torch.manual_seed(0)
+    model = Model("counter")
+    model.stateful = Once("in_place_list")
+    model.stateful.spoil = True
+    with Watcher(model, every=0, on_error="raise") as watcher:
+        x = torch.randn(4, WIDTH)
+        state = torch.get_rng_state()
+        model(x)
+    assert "only once" in watcher.evidence()[1].nonfinite.why_unknown
+    assert model.stateful.passes == 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks for module in model.modules())

@@ -283,7 +283,7 @@ def getattr_static_dict(value: Any) -> dict[str, Any] | None:
     """The dictionary of an object's attributes, without asking the object."""
     for kind in type(value).__mro__:
         descriptor = vars(kind).get("__dict__")
-        if isinstance(descriptor, types.GetSetDescriptorType):
+        if isinstance(descriptor, types.GetSetDescriptorType | types.MemberDescriptorType):
             return descriptor.__get__(value)
     return None
 

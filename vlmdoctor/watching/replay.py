@@ -7,6 +7,7 @@ change is afterwards what it was, bit for bit; where that can't be, nothing is r
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -189,8 +190,11 @@ def _without_a_trace(forward: Forward) -> Iterator[None]:
             with (
                 torch.compiler.set_stance("force_eager"),
                 torch.autograd.graph.saved_tensors_hooks(_same, _same),
+                warnings.catch_warnings(),
                 writes,
             ):
+                # The run has said its own already; the hooks here make torch say some more.
+                warnings.simplefilter("ignore")
                 yield
             if writes.refused is not None:
                 raise writes.refused
