@@ -118,71 +118,58 @@ def steps_of(moment: int, watched: bool, caplog):
         watcher.close()
     assert hooks_on(model) == clean + 1
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING], caplog.text
-    return passed, moments.raised, moments.seen, torch.get_rng_state()
+    return passed, moments.raised, moments.seen
 
 
 def test_a_handler_s_exception_passes_at_whatever_moment_it_comes(handler, caplog):
     """Through the watcher's hooks too, without a word of the watcher's; the hooks are gone afterwards."""
-    _, _, lines, state = steps_of(0, True, caplog)
+    _, _, lines = steps_of(0, True, caplog)
     assert lines > 3000
-    for moment in range(7, lines, lines // 60):
-        passed, raised, _, after = steps_of(moment, True, caplog)
+    # More densely at the beginning, where hooks are put on; judging takes the most lines.
+    for moment in (5, 101, 333, 1111, 2222, *range(3333, lines, lines // 8)):
+        passed, raised, _ = steps_of(moment, True, caplog)
         assert (passed, raised) == (1, 1), moment
-        assert torch.equal(after, state), moment
 
 
-@pytest.mark.parametrize("gap", [1, 3, 17])
-def test_two_quick_interruptions_of_the_end_leave_no_hook(gap, monkeypatch):
-    """Each at another line of what removes the hooks."""
-    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-    gc.collect()
-    gc.disable()
-    try:
-        moment, interrupted = 1, 0
-        while True:
-            model = Model()
-            clean = hooks_on(model)
-            optimizer = adamw(model)
-            watcher = Watcher(model, optimizer, every=1, on_error="raise")
+PLACES = ("measure.Gradients.disarm", "hook._drop", "measure.Movement.forget")
+
+
+@pytest.mark.parametrize("first", PLACES)
+@pytest.mark.parametrize("second", PLACES)
+@pytest.mark.parametrize("late", [False, True])
+def test_two_quick_interruptions_of_the_end_leave_no_hook(first, second, late, monkeypatch):
+    model = Model()
+    clean = hooks_on(model)
+    optimizer = adamw(model)
+    interruptions = {}
+    for place in (first, second):
+        interruptions[place] = interruptions.get(place, 0) + 1
+
+    def interrupted(place, real):
+        def call(*arguments):
+            if late:
+                real(*arguments)
+            if interruptions[place]:
+                interruptions[place] -= 1
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return call
+
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117 (what the block itself raises)
+        with Watcher(model, optimizer, every=1, on_error="raise") as watcher:
             run(model, optimizer, 1)
-            tracer = Moments(moment, moment + gap)
-
-            def again(tracer=tracer):
-                # The tracing function that raised was switched off.
-                sys.settrace(tracer._call)
-                frame = sys._getframe(1)
-                while frame is not None:
-                    if frame.f_code.co_filename.startswith(OURS):
-                        frame.f_trace = tracer._line
-                    frame = frame.f_back
-
-            run_steps = Undo._run
-
-            def _run(self, run_steps=run_steps, again=again):
-                again()
-                run_steps(self)
-
-            monkeypatch.setattr(Undo, "_run", _run)
-            try:
-                with tracer:
-                    watcher._sensor.close()
-            except KeyboardInterrupt:
-                interrupted += 1
-            finally:
-                sys.settrace(None)
-                monkeypatch.setattr(Undo, "_run", run_steps)
-            inside = "_run" in str(tracer.raised) or hooks_on(model) == clean
-            # What comes before the first step of undoing is the caller's: `close` may be called again.
-            if not inside:
-                watcher.close()
-            assert hooks_on(model) == clean, moment
-            if not tracer.raised:
-                break
-            moment += 5
-        assert interrupted > 5
-    finally:
-        gc.enable()
-        signal.signal(signal.SIGUSR1, before)
+            for place in interruptions:
+                name = f"vlmdoctor.watching.{place}"
+                module, _, attribute = name.rpartition(".")
+                owner = sys.modules.get(module) or getattr(
+                    sys.modules[module.rpartition(".")[0]], module.rpartition(".")[2]
+                )
+                monkeypatch.setattr(owner, attribute, interrupted(place, getattr(owner, attribute)))
+    assert hooks_on(model) == clean
+    monkeypatch.undo()
+    watcher.close()
+    assert not hasattr(nn.Module, "__prepare_scriptable__")
 
 
 def test_undoing_is_finished_before_anything_passes():

@@ -101,7 +101,7 @@ class Sensor:
         self._take_index(Index(model))
         self.tracks = Tracks(self.index.names)
         self._undo, self._undo_optimizers = Undo(), Undo()
-        self._undo.push(self._gradients.disarm)
+        self._undo.push(lambda: self._gradients.disarm())
         # With the model goes what there is to watch, although the watcher be held.
         self._ended = weakref.finalize(model, _finish, self._undo, self._undo_optimizers)
         self._ended.atexit = False
