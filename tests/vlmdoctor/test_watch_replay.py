@@ -181,7 +181,7 @@ def trained(kind: str, watched: bool, *, backward: bool) -> list[object]:
     if watcher:
         event = watcher.evidence()[1].nonfinite
         # It was in fact run again.
-        assert backward and "no module made" in event.why_unknown or event.module == "stateful"
+        assert (backward and "no module made" in event.why_unknown) or event.module == "stateful"
         watcher.close()
     outcome += [tensor.clone() for tensor in model.state_dict().values()]
     outcome += [torch.rand(2), random.random(), np.random.rand(), model.stateful.passes]

@@ -303,15 +303,12 @@ class Unwatched:
 
 def attributes(model: nn.Module) -> list[object]:
     """What a user can see of each module, hooks included; tensors are compared elsewhere."""
-    return [
-        (
-            name,
-            sorted(vars(module)),
-            [len(v) for k, v in sorted(vars(module).items()) if k.endswith("_hooks")],
-        )
-        + (module.training, module._is_full_backward_hook)
-        for name, module in model.named_modules()
-    ]
+    found: list[object] = []
+    for name, module in model.named_modules():
+        own = vars(module)
+        hooks = {key: len(value) for key, value in own.items() if key.endswith("_hooks")}
+        found.append((name, sorted(own), hooks, module.training, module._is_full_backward_hook))
+    return found
 
 
 @pytest.mark.parametrize("every", [0, 1])

@@ -29,11 +29,11 @@ class Index:
             if not nn.parameter.is_lazy(parameter)
         ]
         owners = {
-            id(parameter): (weakref.ref(module), name)
+            id(parameter): (weakref.ref(module), name, id(parameter))
             for module in model.modules()
             for name, parameter in module._parameters.items()
         }
-        self._owners = [owners.get(id(parameter)) for _, parameter in named]
+        self._owners = [owners.get(id(parameter), (_nowhere, "", 0)) for _, parameter in named]
         self.names = [name for name, _ in named]
         self.ids = [id(parameter) for _, parameter in named]
         self.sizes = np.array([parameter.numel() for _, parameter in named], dtype=np.float64)
@@ -43,9 +43,9 @@ class Index:
     def tensors(self) -> list[Tensor | None]:
         """The parameters; None in the place of one that is gone or was exchanged."""
         found: list[Tensor | None] = []
-        for owner, identity in zip(self._owners, self.ids, strict=True):
-            module = owner[0]() if owner is not None else None
-            tensor = module._parameters.get(owner[1]) if module is not None else None
+        for owner, name, identity in self._owners:
+            module = owner()
+            tensor = None if module is None else module._parameters.get(name)
             found.append(tensor if id(tensor) == identity else None)
         return found
 
@@ -62,6 +62,10 @@ class Index:
         roots = _roots(self._layers, self._layer_of, squares, counted)
         roots.pop("", None)
         return roots
+
+
+def _nowhere() -> None:
+    """The owner of a parameter that no module has registered."""
 
 
 def _number(labels: list[str]) -> tuple[list[str], np.ndarray]:

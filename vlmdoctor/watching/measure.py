@@ -177,8 +177,9 @@ class Movement:
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
-        self._layout: list[tuple[Any, ...]] = []
-        self._cuts: list[tuple[int, int] | None] = []
+        self._layout: list[tuple[Any, ...] | None] = []
+        self._laid_out: list[int] = []
+        self._cuts: list[tuple[tuple[int], tuple[int]] | None] = []
         self._pending: list[tuple[list[int], list[Tensor], Tensor]] = []
         self._places: list[int] = []
 
@@ -206,7 +207,9 @@ class Movement:
         """Compares with the copies; a parameter that was exchanged or moved meanwhile is left out."""
         pending, self._pending = self._pending, []
         moved = Moved()
-        if self._layout != self._laid_out(self._places):
+        # The copies' views hold the storage, so that its address is no other's meanwhile.
+        addresses = [t if t is None else t.data_ptr() for t in self._locals(self._places)]
+        if addresses != [one if one is None else one[0] for one in self._layout]:
             again = dict(zip(self._places, self._views(self._places), strict=True))
             pending = [
                 (members, [again[place] for place in members], before) for members, _, before in pending
@@ -232,27 +235,22 @@ class Movement:
             moved.changed.append(sums(changed, sizes))
         return moved
 
-    def _laid_out(self, places: list[int]) -> list[tuple[Any, ...]]:
+    def _locals(self, places: list[int]) -> list[Tensor | None]:
         tensors = self._tensors()
-        return [
-            (place, *((t.data_ptr(), t.shape, t.stride()) if t is not None else ()))
-            for place in places
-            for t in (_local_or_none(tensors[place]),)
-        ]
+        return [_local_or_none(tensors[place]) for place in places]
 
     def _views(self, places: list[int]) -> list[Tensor | None]:
         """Views of the parameters' own storage; how they are cut is found anew where that was exchanged."""
-        tensors = self._tensors()
-        local_ones = [_local_or_none(tensors[place]) for place in places]
-        layout = self._laid_out(places)
-        if layout != self._layout:
-            found = [None if t is None else strided_sample(t) for t in local_ones]
-            self._layout = layout
-            self._cuts = [None if v is None else (v.numel(), v.stride(0)) for v in found]
+        tensors = self._locals(places)
+        layout = [None if t is None else (t.data_ptr(), t.shape, t.stride()) for t in tensors]
+        if layout != self._layout or places != self._laid_out:
+            found = [None if t is None else strided_sample(t) for t in tensors]
+            self._layout, self._laid_out = layout, places
+            self._cuts = [None if v is None else ((v.numel(),), (v.stride(0),)) for v in found]
             return found
         return [
-            None if t is None or cut is None else t.detach().as_strided((cut[0],), (cut[1],))
-            for t, cut in zip(local_ones, self._cuts, strict=True)
+            None if t is None or cut is None else torch.as_strided(t, *cut)
+            for t, cut in zip(tensors, self._cuts, strict=True)
         ]
 
 

@@ -227,9 +227,9 @@ class Sensor:
     def _after_backward(self) -> None:
         """Gradients are there: a pass that made good ones is not needed any more."""
         if self._sampling and self._on_host and self.passes.last is not None:
-            if math.isfinite(math.fsum(to_host(list(self._gradients.norms.values())))):
-                return
-            self.passes.hold()
+            values = list(self._gradients.norms.values())
+            if values and not bool(torch.isfinite(torch.stack([v.float() for v in values]).sum())):
+                self.passes.hold()
 
     def _explain(self, explain: Callable[..., NonFinite], *args: Any) -> None:
         if self._seen_nonfinite or self._model() is None:
