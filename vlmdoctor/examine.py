@@ -13,6 +13,7 @@ from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError
 from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.examining import examining
 from vlmdoctor.proving import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
@@ -129,7 +130,7 @@ def examine(
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
     rules = list(rules)
-    with _uncompiled():
+    with examining(), _uncompiled():
         report = judge(
             rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
         )

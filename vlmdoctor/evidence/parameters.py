@@ -116,7 +116,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
                 role=subjects.role_of(name),
                 layer=layer,
                 depth=depth,
-                shape=tuple(tensor.shape),
+                # A lazy one has none yet.
+                shape=() if hasattr(tensor, "materialize") else tuple(tensor.shape),
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 requires_grad=tensor.requires_grad,
                 wanted=wanted,

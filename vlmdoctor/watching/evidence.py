@@ -18,7 +18,7 @@ from vlmdoctor.watching.held import Held
 
 def parameters_of(model: nn.Module, held: Held, trainable: Iterable[str] | None) -> Parameters:
     """The model's parameters; each with the highest learning rate that it has had so far."""
-    subject = Subject(model, optimizer=held.optimizers, trainable=trainable)
+    subject = Subject(model, optimizer=held.described(model.parameters()), trainable=trainable)
     listed = parameters.probe(subject, lambda _: None)
     rates = held.highest_rates()
     entries = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from vlmdoctor.subject import canonical_name, layer_of, role_of
 
@@ -11,10 +13,13 @@ from vlmdoctor.subject import canonical_name, layer_of, role_of
 class Index:
     """The model's parameters in its own order, tied ones once.
 
+    It knows where they are and holds none of them: not by weak references either, with which torch refuses
+    to swap a parameter for another one.
+
     Attributes:
-        tensors: The parameters.
         names: Their canonical names.
         sizes: [N] numbers of elements.
+        ids: Their identities when the index was made.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,15 +28,30 @@ class Index:
             for name, parameter in model.named_parameters()
             if not nn.parameter.is_lazy(parameter)
         ]
+        owners = {
+            id(parameter): (weakref.ref(module), name, id(parameter))
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+        }
+        self._owners = [owners.get(id(parameter), (_nowhere, "", 0)) for _, parameter in named]
         self.names = [name for name, _ in named]
-        self.tensors = [parameter for _, parameter in named]
-        self.sizes = np.array([parameter.numel() for parameter in self.tensors], dtype=np.float64)
+        self.ids = [id(parameter) for _, parameter in named]
+        self.sizes = np.array([parameter.numel() for _, parameter in named], dtype=np.float64)
         self._roles, self._role_of = _number([role_of(name) for name in self.names])
         self._layers, self._layer_of = _number([layer_of(name)[0] for name in self.names])
 
+    def tensors(self) -> list[Tensor | None]:
+        """The parameters; None in the place of one that is gone or was exchanged."""
+        found: list[Tensor | None] = []
+        for owner, name, identity in self._owners:
+            module = owner()
+            tensor = None if module is None else module._parameters.get(name)
+            found.append(tensor if id(tensor) == identity else None)
+        return found
+
     def trainable(self) -> np.ndarray:
         """[N] bool: which of them require gradients now."""
-        return np.array([tensor.requires_grad for tensor in self.tensors], dtype=bool)
+        return np.array([t is not None and t.requires_grad for t in self.tensors()], dtype=bool)
 
     def by_role(self, squares: np.ndarray, counted: np.ndarray) -> dict[str, float]:
         """Role -> root of the sum of `squares` [N] over the `counted` [N]; roles without any are left out."""
@@ -42,6 +62,10 @@ class Index:
         roots = _roots(self._layers, self._layer_of, squares, counted)
         roots.pop("", None)
         return roots
+
+
+def _nowhere() -> None:
+    """The owner of a parameter that no module has registered."""
 
 
 def _number(labels: list[str]) -> tuple[list[str], np.ndarray]:

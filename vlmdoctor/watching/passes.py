@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from vlmdoctor.watching.batch import count_images, supervised
-from vlmdoctor.watching.nonfinite import Forward, find_loss
+from vlmdoctor.watching.finite import find_loss
+from vlmdoctor.watching.guarded import attempted
+from vlmdoctor.watching.replay import Forward
+
+_KEY = "vlmdoctor"  # in what a graph says of itself
 
 
 class Passes:
@@ -18,14 +23,14 @@ class Passes:
         count: How many there were.
         images: Their images; None where that can't be told.
         supervised: Numbers of supervised labels, on the device.
-        last: The last pass, where it is kept.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.images: int | None = 0
         self.supervised: list[Tensor] = []
-        self.last: Forward | None = None
+        self._last: weakref.ref[Forward] | None = None
+        self._held: Forward | None = None
         self._losses: list[float] = []
         self._summed = False
 
@@ -41,22 +46,50 @@ class Passes:
         """The images; None also where there was no pass."""
         return self.images if self.count else None
 
+    @property
+    def last(self) -> Forward | None:
+        """The last pass, where it was kept and its graph is still there."""
+        return self._last() if self._last is not None else None
+
+    def keep(self, forward: Forward, loss: Tensor | None) -> None:
+        """Keeps a pass as long as the graph of its loss lives, and no longer: without that no gradient can
+        come of it."""
+        self.forget()
+        if loss is not None and loss.grad_fn is not None:
+            loss.grad_fn.metadata[_KEY] = forward
+            self._last = weakref.ref(forward)
+
+    def hold(self) -> None:
+        """Keeps it in any case: something is wrong with its gradients, and it will be needed."""
+        self._held = self.last
+
+    def forget(self) -> None:
+        """Lets go of the pass that was kept."""
+        self._held = None
+        if (last := self.last) is not None:
+            last.forget()
+        self._last = None
+
     def add(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Counts a pass by what it was called with; reads no tensor."""
         self.count += 1
-        images = count_images(args, kwargs)
+        images = attempted(count_images, args, kwargs)
         self.images = None if images is None or self.images is None else self.images + images
         self._summed = kwargs.get("num_items_in_batch") is not None
 
     def add_labels(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Counts its labels, on their device."""
-        if (labels := supervised(args, kwargs)) is not None:
+        if (labels := attempted(supervised, args, kwargs)) is not None:
             self.supervised.append(labels)
 
-    def read_loss(self, output: Any) -> float | None:
-        """Reads the loss in the model's output; None where it has none."""
-        loss = find_loss(output)
-        if loss is None:
-            return None
-        self._losses.append(float(loss.detach()))
-        return self._losses[-1]
+    def loss_in(self, output: Any) -> Tensor | None:
+        """The loss in the model's output; None where it has none that can be read."""
+        loss = attempted(find_loss, output)
+        return None if loss is None or loss.is_meta else loss
+
+    def read(self, loss: Tensor | None) -> float | None:
+        """Reads and counts a loss."""
+        value = None if loss is None else attempted(float, loss.detach())
+        if value is not None:
+            self._losses.append(value)
+        return value

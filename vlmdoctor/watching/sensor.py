@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from vlmdoctor import examining
 from vlmdoctor.evidence.steps import NonFinite, Step
 from vlmdoctor.watching import nonfinite
-from vlmdoctor.watching.held import Held, calling_scaler
-from vlmdoctor.watching.hook import Hook
+from vlmdoctor.watching.guarded import Undo, of_a_signal
+from vlmdoctor.watching.held import Held, calling_scaler, reference
+from vlmdoctor.watching.hook import Hook, hook_forward, hook_optimizers, is_transformed
 from vlmdoctor.watching.index import Index
 from vlmdoctor.watching.measure import Gradients, Movement, on_host, to_host
 from vlmdoctor.watching.passes import Passes
 from vlmdoctor.watching.reading import Gathered
+from vlmdoctor.watching.replay import Forward, rng_states
 from vlmdoctor.watching.tracks import Tracks
 
 EAGER_STEPS = 5  # sampled whatever `every` says: most faults show at once
@@ -47,7 +49,8 @@ class Listener:
 
 
 class Sensor:
-    """Watches one model.
+    """Watches one model. It holds neither that nor anything else of the user's: whoever keeps a watcher keeps
+    only what was measured.
 
     Args:
         model: The model, wrapped or not.
@@ -79,22 +82,35 @@ class Sensor:
         self.passes = Passes()
         self.listening = True
         self.held = Held(optimizers)
-        self._model = model
+        self._model = weakref.ref(model)
+        self._level = examining.level()
         self._every = every
         self._completed = 0
-        self._scaler = scaler
+        self._scaler: Callable[[], Any] = reference(scaler) if scaler is not None else _nothing
         self._listener = listener
-        self._stepped: list[Any] = []
+        self._stepped: list[Callable[[], Any]] = []
         self._in_hook = self._in_step = self._replaying = self._sampling = False
         self._rng: list[Tensor] = []
         self._gathered = Gathered()
         self._seen_nonfinite = False
         self._residues = [0, 0]  # steps before whose backward the gradient was gone, and was left
-        self._gradients = Gradients(self._guard)
+        itself = weakref.ref(self)
+        self._gradients = Gradients(
+            self._guard, lambda: (sensor := itself()) is not None and sensor._after_backward()
+        )
         self._take_index(Index(model))
         self.tracks = Tracks(self.index.names)
-        self._handles = self._attach()
-        self._prepare()
+        self._undo, self._undo_optimizers = Undo(), Undo()
+        self._undo.push(lambda: self._gradients.disarm())
+        # With the model goes what there is to watch, although the watcher be held.
+        self._ended = weakref.finalize(model, _finish, self._undo, self._undo_optimizers)
+        self._ended.atexit = False
+        try:
+            self._attach(model)
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def accumulates_without_reset(self) -> bool | None:
@@ -113,33 +129,45 @@ class Sensor:
         """Removes every hook. While an optimizer is calling its hooks they can't be taken from under
         it: those do nothing from now on, and go with the next call of `close`."""
         self.listening = False
-        self._gradients.disarm()
-        for handle in self._handles if not self._in_hook else self._handles[:2]:
-            handle.remove()
+        try:
+            self._undo.finish()
+        finally:
+            if not self._in_hook:
+                self._undo_optimizers.finish()
+                self._ended.detach()
+        self._movement.forget()
+        self.passes.forget()
 
-    def _attach(self) -> list[Any]:
-        root = self._model
+    def _attach(self, model: nn.Module) -> None:
+        root = model
         # These call the module that they wrap, on the inputs of this process.
         while type(root).__name__ in ("DistributedDataParallel", "DataParallel"):
             root = root.module
         itself = weakref.ref(self)
 
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if (sensor := itself()) is not None and sensor.listening:
-                sensor._in_optimizer(sensor._before_step, optimizer, len(args) > 1 or bool(kwargs))
+            # First, so that nothing of it is left in a compiled step.
+            if is_transformed() or (sensor := itself()) is None or not sensor._is_meant():
+                return
+            sensor._in_optimizer(sensor._before_step, optimizer, len(args) > 1 or bool(kwargs))
 
         def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if (sensor := itself()) is not None and sensor.listening:
-                sensor._in_optimizer(sensor._after_step, optimizer)
+            if is_transformed() or (sensor := itself()) is None or not sensor._is_meant():
+                return
+            sensor._in_optimizer(sensor._after_step, optimizer)
 
-        return [
-            root.register_forward_pre_hook(Hook(self._guard(self._before_forward)), with_kwargs=True),
-            root.register_forward_hook(Hook(self._guard(self._after_forward)), with_kwargs=True),
-            # torch's global hooks: they see every optimizer, wrapped, given or not, and a weak
-            # reference keeps them from holding a model that nobody else needs.
-            register_optimizer_step_pre_hook(before),
-            register_optimizer_step_post_hook(after),
-        ]
+        hook_forward(
+            root,
+            Hook(self._guard(self._before_forward)),
+            Hook(self._guard(self._after_forward)),
+            self._undo,
+        )
+        # torch's global hooks: they see every optimizer, wrapped, given or not, and a weak
+        # reference keeps them from holding a model that nobody else needs.
+        hook_optimizers(before, after, self._undo_optimizers)
+
+    def _is_meant(self) -> bool:
+        return self.listening and examining.level() == self._level
 
     def _guard(self, function: Callable[..., Any]) -> Callable[..., None]:
         """`function`, whose failure ends the watching and not the run."""
@@ -149,7 +177,7 @@ class Sensor:
                 try:
                     function(*args)
                 except Exception as error:
-                    self._fail(error)
+                    self._failed(error)
 
         return call
 
@@ -158,12 +186,15 @@ class Sensor:
         try:
             function(*args)
         except Exception as error:
-            self._fail(error)
+            self._failed(error)
         finally:
             self._in_hook = False
 
-    def _fail(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
+        """Ends the watching. What a signal handler raised is the run's own, and passes."""
         self.close()
+        if of_a_signal(error):
+            raise error
         self._listener.failed(error)
 
     # The forward pass
@@ -174,7 +205,7 @@ class Sensor:
         if self._stepped and not self._in_step:
             self._complete()  # of the optimizers that were waited for not all step every time
         if self._on_host or self._sampling:
-            self._rng = nonfinite.rng_states(self._devices)  # a microsecond, no synchronisation
+            self._rng = rng_states(self._devices)  # a microsecond, no synchronisation
 
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._replaying or not module.training or not torch.is_grad_enabled():
@@ -184,16 +215,24 @@ class Sensor:
             return
         if self._sampling:
             self.passes.add_labels(args, kwargs)
-        forward = nonfinite.Forward(module, args, kwargs, self._rng)
+        forward = Forward(module, args, kwargs, self._rng)
+        loss = self.passes.loss_in(output)
         if self._sampling and self._on_host:
-            # Kept until the step, to find where a gradient went wrong. An accelerator's memory is not ours.
-            self.passes.last = forward
-        loss = self.passes.read_loss(output)
-        if loss is not None and not math.isfinite(loss):
-            self._explain(nonfinite.explain_loss, forward, self._model, self.step)
+            # To find where a gradient went wrong. An accelerator's memory is not ours.
+            self.passes.keep(forward, loss)
+        value = self.passes.read(loss)
+        if value is not None and not math.isfinite(value):
+            self._explain(nonfinite.explain_loss, forward, self._model(), self.step)
+
+    def _after_backward(self) -> None:
+        """Gradients are there: a pass that made good ones is not needed any more."""
+        if self._sampling and self._on_host and self.passes.last is not None:
+            values = list(self._gradients.norms.values())
+            if values and not bool(torch.isfinite(torch.stack([v.float() for v in values]).sum())):
+                self.passes.hold()
 
     def _explain(self, explain: Callable[..., NonFinite], *args: Any) -> None:
-        if self._seen_nonfinite:
+        if self._seen_nonfinite or self._model() is None:
             return
         self._seen_nonfinite = self._replaying = True
         try:
@@ -207,10 +246,10 @@ class Sensor:
     def _before_step(self, optimizer: Any, closure: bool) -> None:
         if not self.held.adopt(optimizer):
             return
-        if any(optimizer is other for other in self._stepped):
+        if any(optimizer is other() for other in self._stepped):
             self._complete()
         first = not self._stepped
-        self._stepped.append(optimizer)
+        self._stepped.append(reference(optimizer))
         self._in_step = True
         if not self._sampling:
             return
@@ -238,9 +277,11 @@ class Sensor:
         scalars = self._gathered.scalars
         # A fused optimizer is handed the scale and divides by it itself; of others the scaler did.
         after, skipped = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        if self._scaler is None and self.tracks.sampled < EAGER_STEPS:
-            self._scaler = calling_scaler()
-        scale = getattr(self._scaler, "_scale", None)
+        scaler = self._scaler()
+        if scaler is None and self.tracks.sampled < EAGER_STEPS:
+            scaler = calling_scaler()
+            self._scaler = reference(scaler) if scaler is not None else _nothing
+        scale = getattr(scaler, "_scale", None)
         for name, value in (("scale", after if scale is None else scale), ("scale_after", after)):
             if value is not None:
                 scalars[name] = value.detach().reshape(())
@@ -261,7 +302,7 @@ class Sensor:
             rank = {place: rank for rank, place in enumerate(self._gradients.order)}
             spoiled.sort(key=lambda place: rank.get(place, len(rank)))
             names = [self.index.names[place] for place in spoiled]
-            self._explain(nonfinite.explain_gradient, self.passes.last, self._model, names, self.step)
+            self._explain(nonfinite.explain_gradient, self.passes.last, self._model(), names, self.step)
 
     def _after_step(self, optimizer: Any) -> None:
         self._in_step = False
@@ -285,6 +326,7 @@ class Sensor:
         self.step += 1
         self._completed += 1
         self._stepped = []
+        self.passes.forget()
         self.passes = Passes()
         self._gathered = Gathered()
         self._prepare()
@@ -324,39 +366,62 @@ class Sensor:
         """Makes ready for the next step, sampled or not."""
         early = self._completed < EAGER_STEPS
         due = bool(self._every) and (early or self.step % self._every == 0)
-        if due and (self.held.changed() or _now_and_then(self.tracks.sampled)):
-            index = Index(self._model)
-            if [id(t) for t in index.tensors] != [id(t) for t in self.index.tensors]:
+        model = self._model()
+        if model is None:
+            self.close()
+            return
+        tensors = self.index.tensors() if due else []
+        exchanged = any(tensor is None for tensor in tensors)
+        if due and (exchanged or self.held.changed() or _now_and_then(self.tracks.sampled)):
+            index = Index(model)
+            if index.ids != self.index.ids:
                 self._gradients.disarm()
                 self._sampling = False
                 self._take_index(index)
                 self.tracks.rename(index.names)
+                tensors = index.tensors()
         self._gradients.clear()
-        flags = [tensor.requires_grad for tensor in self.index.tensors] if due else []
+        if due:
+            self._note_devices(tensors)
+        flags = [t is not None and t.requires_grad for t in tensors]
         # The first step can't know yet which parameter to look at for a gradient left over.
         if self._sampling and (flags != self._flags or not due or self._completed == 1):
             self._gradients.disarm()
             self._sampling = False
         if due and not self._sampling:
-            self._gradients.arm(self.index.tensors, self._probe())
+            self._gradients.arm(self.index.tensors, self._probe(tensors))
         self._sampling, self._flags = due, flags
 
     def _take_index(self, index: Index) -> None:
         self.index = index
-        self.held.take_parameters(index.tensors)
+        self.held.take_parameters(index.ids)
         self._movement = Movement(index.tensors)
-        self._devices = sorted({tensor.device for tensor in index.tensors}, key=str)
-        self._on_host = on_host(self._devices)
+        self._note_devices(index.tensors())
         self._flags: list[bool] = []
 
-    def _probe(self) -> int | None:
+    def _note_devices(self, tensors: Sequence[Tensor | None]) -> None:
+        self._devices = sorted({tensor.device for tensor in tensors if tensor is not None}, key=str)
+        self._on_host = on_host(self._devices)
+
+    def _probe(self, tensors: Sequence[Tensor | None]) -> int | None:
         """A parameter that an optimizer holds and that got an ordinary gradient in the last backward."""
         held = self.held.identities()
         for place in self._gradients.order:
-            tensor = self.index.tensors[place]
-            if id(tensor) in held and (tensor.grad is None or tensor.grad.layout is torch.strided):
+            tensor = tensors[place] if place < len(tensors) else None
+            if tensor is None or id(tensor) not in held:
+                continue
+            if tensor.grad is None or tensor.grad.layout is torch.strided:
                 return place
         return None
+
+
+def _finish(*undos: Undo) -> None:
+    for undo in undos:
+        undo.finish()
+
+
+def _nothing() -> None:
+    """Where there is no scaler."""
 
 
 def _now_and_then(count: int) -> bool:

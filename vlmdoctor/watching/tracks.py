@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,10 +85,11 @@ class Tracks:
     def tracks(self) -> tuple[Track, ...]:
         """The statistics as evidence."""
         filled = self._kept[:, :, : max(1, min(self.sampled, KEPT))]
-        with warnings.catch_warnings():
-            # A parameter without a single value has no median.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            medians = np.nanmedian(filled, axis=2)
+        # A parameter without a single value has no median; numpy warns of it, and to silence that is not
+        # safe where several threads train.
+        some = ~np.isnan(filled).all(axis=2)
+        medians = np.full(some.shape, np.nan, dtype=np.float32)
+        medians[some] = np.nanmedian(filled[some], axis=1) if some.any() else np.nan
         found = []
         for place, name in enumerate(self.names):
             samples, with_gradient, zero, spoiled, moved, still = self._counts[place].tolist()

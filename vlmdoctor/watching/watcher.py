@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from vlmdoctor.report import Report
 from vlmdoctor.subject import optimizers
 from vlmdoctor.watching import schema
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
+from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal
 from vlmdoctor.watching.sensor import Listener, Sensor
 
@@ -100,7 +102,7 @@ class Watcher:
         if not isinstance(every, int) or every < 0:
             raise UserError(f"every is {every}; it must be a number of steps, or 0 to sample none.")
         self.target = target or type(model).__name__
-        self._model: nn.Module | None = model
+        self._model = weakref.ref(model)  # a report keeps no model
         self._trainable = [trainable] if isinstance(trainable, str) else trainable and list(trainable)
         self._on_error = on_error
         self._on_finding = on_finding
@@ -111,9 +113,9 @@ class Watcher:
         self._evaluations: list[Evaluation] = []
         self._nonfinite: NonFinite | None = None
         self._findings: dict[tuple[str, str], Finding] = {}
-        self._parameters_at_end: Parameters | None = None
+        self._known_parameters: Parameters | None = None
         self.sampled: Step | None = None
-        self._finished = self._closed = False
+        self._finished = self._closed = self._ended = self._failed = False
         self._started = time.perf_counter()
         self._next_judgement = self._started + JUDGE_SECONDS
         self._judgements = 0
@@ -126,17 +128,21 @@ class Watcher:
             first_step=first_step,
             listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
         )
-        self._journal.start(
-            {
-                "target": self.target,
-                "command": command,
-                "config": dict(config or {}),
-                "total_steps": total_steps,
-                "resumed": resumed,
-                "required_accuracy": required_accuracy,
-            },
-            self._parameters(),
-        )
+        try:
+            self._journal.start(
+                {
+                    "target": self.target,
+                    "command": command,
+                    "config": dict(config or {}),
+                    "total_steps": total_steps,
+                    "resumed": resumed,
+                    "required_accuracy": required_accuracy,
+                },
+                self._parameters(),
+            )
+        except BaseException:
+            self._sensor.close()
+            raise
 
     def log(self, step: int | None = None, **metrics: Any) -> None:
         """Tells what the loop knows of a step: `loss`, `lr`, `epoch`, `tokens_per_s`, and whatever else.
@@ -192,16 +198,17 @@ class Watcher:
         Args:
             error: What ended the run before its time, if anything did.
         """
-        if not self._closed:
-            self._sensor.finish()
-        self._sensor.close()
+        try:
+            if not self._closed:
+                self._sensor.finish()
+        finally:
+            self._sensor.close()
         if self._closed:
             return
         self._closed = True
         enough = self._total_steps is None or self._sensor.step >= self._total_steps
         self._finished = error is None and enough
         self._safely(self._end, error)
-        self._model = None  # not to be kept alive by a report
 
     def __enter__(self) -> Watcher:
         return self
@@ -231,19 +238,24 @@ class Watcher:
     def _on_failure(self, error: Exception) -> None:
         if self._on_error == "raise":
             raise error
-        if self._on_error == "warn":
+        if self._on_error == "warn" and not self._failed:
+            self._failed = True
             log.warning(
-                "watching stopped after an error of its own (%s: %s); the training goes on unwatched.",
-                type(error).__name__,
-                error,
+                "watching stopped after an error of its own (%s); the training goes on unwatched.",
+                words(error),
                 exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
             )
+        self._failed = True
 
     def _safely(self, function: Callable[..., None], *args: Any) -> None:
+        if self._failed:
+            return
         try:
             function(*args)
         except Exception as error:
             self._sensor.close()
+            if of_a_signal(error):
+                raise
             self._on_failure(error)
 
     # What the loop tells
@@ -287,17 +299,18 @@ class Watcher:
         self._journal.tracks(*self.evidence())
 
     def _parameters(self) -> Parameters:
-        if self._parameters_at_end is not None:
-            return self._parameters_at_end
-        return parameters_of(self._model, self._sensor.held, self._trainable)
+        model = self._model()
+        if model is not None and not self._ended:
+            self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
+        return self._known_parameters or Parameters(())
 
     def _end(self, error: BaseException | str | None) -> None:
         self._judge()
         evidence = self.evidence()
-        self._parameters_at_end = evidence[0]
+        self._ended = True
         self._journal.tracks(*evidence, now=True)
         if isinstance(error, BaseException):
-            error = f"{type(error).__name__}: {error}"
+            error = words(error)
         seconds = time.perf_counter() - self._started
         row = {"step": self._sensor.step - 1, "finished": self._finished, "seconds": round(seconds, 3)}
         self._journal.end(row | ({"error": error} if error else {}))
