@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from vlmdoctor.report import Report
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """The whole report; colour, verbosity and width do not matter here."""
-    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(report.to_dict(), ensure_ascii=False)
+
+
+def as_json(values: Any, *, ensure_ascii: bool) -> str:
+    """`values` as JSON; what a reader of lines would take for a command is written with an escape."""
+    text = json.dumps(values, indent=2, ensure_ascii=ensure_ascii, allow_nan=False)
+    return text.replace("##[", "#\\u0023[") + "\n"
