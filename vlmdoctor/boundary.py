@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def read_json(path: Path | str, limit: int) -> Any:
         raise Unreadable(path, "it is nested too deeply") from None
     except ValueError as error:
         raise Unreadable(path, f"it is no JSON ({error})") from None
+
+
+def whole_number(name: str, default: int = 0) -> int:
+    """A variable of the environment, such as RANK; raises `UserError` where it is no number from 0 on."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise UserError(
+            f"{name} is set to '{value}', which is no number from 0 on; unset it, or use torchrun."
+        )
+    return int(value)
 
 
 def reason(error: BaseException) -> str:

@@ -32,9 +32,9 @@ _IN_LINE = re.compile(f"(?!{_JOINED})[{_ACTIVE}]")
 _IN_BLOCK = re.compile(f"(?!{_JOINED})(?![\t\n])[{_ACTIVE}]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-# What the runner of GitHub Actions would carry out: after blanks at the start of a line, or (the older form)
-# anywhere in it.
-COMMAND = re.compile(r"(?:(?<=[\r\n])|\A)([^\S\r\n]*):(?=:)|#(?=#\[)")
+# What the runner of GitHub Actions would carry out: after blanks at the start of a line, or (the older form,
+# and that of Azure and TeamCity) anywhere in it.
+COMMAND = re.compile(r"(?:(?<=[\r\n])|\A)([^\S\r\n]*):(?=:)|#(?=#\w{0,20}\[)")
 
 
 def plain_line(text: str, most: int = LINE) -> str:
@@ -98,7 +98,7 @@ def shown_integer(value: int) -> str:
 
 def without_commands(text: str) -> str:
     """`text` with blanks put into what the runner of GitHub Actions would take for its commands."""
-    if "::" not in text and "##[" not in text:
+    if "::" not in text and "##" not in text:
         return text
     return COMMAND.sub(lambda match: f"{match[0]} ", text)
 

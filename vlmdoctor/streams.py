@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from vlmdoctor.plain_text import without_commands
+
+WIDTHS = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
 
 
 class Stream:
@@ -34,7 +37,8 @@ class Stream:
         """Writes, with workflow commands broken up where they would be carried out."""
         if self.obeyed:
             whole = without_commands(self._line + text)
-            # What was written before it was known to be one stays as it is: `without_commands` only adds.
+            if not whole.startswith(self._line):
+                whole = f"{self._line} {text}"  # what has been written can only be ended
             self._send(whole[len(self._line) :])
             self._line = _undecided(whole)
         else:
@@ -80,6 +84,10 @@ def prepare() -> None:
 
     Terminals read UTF-8 nearly everywhere, whatever the locale says. A stream that was closed is replaced.
     """
+    for name in WIDTHS:
+        # Rich and Typer take whatever is a number, and make room for it.
+        if not re.fullmatch(r"0*[1-9][0-9]{0,3}", os.environ.get(name, "80")):
+            del os.environ[name]
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Stream):
@@ -121,5 +129,5 @@ def _undecided(text: str) -> str:
     """The end of `text` that decides, with what follows, whether a command begins there."""
     line = text[max(text.rfind("\n"), text.rfind("\r")) + 1 :]
     if not line.strip() or line.strip() == ":":
-        return line[-2:] if line.strip() else line[-1:]
-    return line[-2:] if line.endswith("##") else line[-1:] if line.endswith("#") else "."
+        return line[-2:]
+    return found[0] if (found := re.search(r"##?\w{0,20}\Z", line)) else line[-1:]

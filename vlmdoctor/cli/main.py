@@ -94,7 +94,7 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
         streams.drop(sys.stdout)
         print(f"vlmdoctor: can't write: {error.strerror}.", file=said)
     elif is_user_error(error):
-        print(f"vlmdoctor: {plain_line(str(error))}", file=said)
+        print(f"vlmdoctor: {plain_lines(str(error))}", file=said)
         if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
             print(_traceback(error.__cause__), file=said)
     elif (file := shadowing()) is not None:

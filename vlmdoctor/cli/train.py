@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -13,6 +12,7 @@ import typer
 
 from minivlm.options import with_train_options
 from minivlm.train_config import TrainConfig
+from vlmdoctor.boundary import whole_number
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command(
     from vlmdoctor.live.display import Silent, display_for
     from vlmdoctor.live.state import LiveState
 
-    rank = int(os.environ.get("RANK", "0") or 0)
+    rank = whole_number("RANK")
     state = LiveState()
     stage = "" if config.stage == "sft" else f", stage {config.stage}"
     state.title = f"{config.preset} on {config.data}{stage}"

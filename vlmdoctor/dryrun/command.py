@@ -6,9 +6,9 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
 
@@ -52,11 +52,11 @@ def _without_weights(target: str) -> bool:
     """Whether the target is a configuration without weights, or with more than memory can hold."""
     from vlmdoctor.targets.checkpoint import PICKLES, SAFE_WEIGHTS, too_large
 
-    path = Path(target).expanduser()
-    if path.suffix != ".json" and not (path / "config.json").is_file():
+    path = boundary.expanded(target)
+    if path.suffix != ".json" and not boundary.is_file(path / "config.json"):
         return False
-    folder = path if path.is_dir() else path.parent
-    return too_large(folder) or not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
+    folder = path if boundary.is_dir(path) else path.parent
+    return too_large(folder) or not any(boundary.is_file(folder / name) for name in (*SAFE_WEIGHTS, *PICKLES))
 
 
 # Imports and modules make many objects that live on: Python's default of 700 has them searched for garbage

@@ -23,6 +23,7 @@ SKIPPED_FOLDERS = {
     *(".git", ".hg", ".svn", "node_modules", "site-packages", "dist-packages", "__pycache__", ".tox", ".nox"),
     *(".ipynb_checkpoints", ".eggs", "wandb", "mlruns"),
 }
+NO_FILES = {"/proc", "/sys", "/dev"}  # of the kernel's, and endless
 LARGEST = 20_000_000
 MOST_FILES = 20_000
 _COMPOSE = re.compile(r"(docker-)?compose([.-][\w.-]*)?\.ya?ml")
@@ -189,6 +190,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             name
             for name in folders
             if name not in SKIPPED_FOLDERS
+            and str(here / name) not in NO_FILES
             and not any(boundary.exists(here / name / mark) for mark in ("pyvenv.cfg", "conda-meta"))
         )
         for name in sorted(names):

@@ -36,7 +36,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
 
 def inert(page: str) -> str:
     """`page`, whose lines are carried out by nobody who prints it: in a browser it reads the same."""
-    if "::" not in page and "##[" not in page:
+    if "::" not in page and "##" not in page:
         return page
     return _COMMAND.sub(lambda match: f"{match[1]}&#58;" if match[0] != "#" else "&#35;", page)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from vlmdoctor.report import Report
@@ -16,4 +17,5 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
 def as_json(values: Any, *, ensure_ascii: bool) -> str:
     """`values` as JSON; what a reader of lines would take for a command is written with an escape."""
     text = json.dumps(values, indent=2, ensure_ascii=ensure_ascii, allow_nan=False)
-    return text.replace("##[", "#\\u0023[") + "\n"
+    # Such marks can only be inside of texts, where JSON has another way of writing them.
+    return re.sub(r"##(?=\w{0,20}\[)", "#\\\\u0023", text) + "\n"
