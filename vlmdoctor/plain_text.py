@@ -103,13 +103,17 @@ def without_commands(text: str) -> str:
     return COMMAND.sub(lambda match: f"{match[0]} ", text)
 
 
-def described(error: BaseException, most: int = LINE) -> str:
-    """The text of an exception, or the name of its type; never raises, whatever its own `__str__` does."""
+def text_of(error: BaseException, most: int = LINE) -> str:
+    """The text of an exception, which may be empty; never raises, whatever its own `__str__` does."""
     try:
-        text = str.__str__(str(error)).strip()
+        return plain_lines(str.__str__(str(error)).strip(), most)
     except BaseException:
-        return plain_line(f"{type(error).__name__} (its text can't be read)", most)
-    return plain_lines(text, most) if text else plain_line(type(error).__name__, most)
+        return "its text can't be read"
+
+
+def described(error: BaseException, most: int = LINE) -> str:
+    """The text of an exception, or the name of its type; never raises."""
+    return text_of(error, most) or plain_line(type(error).__name__, most)
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -275,3 +276,70 @@ def test_the_lines_and_the_view_of_a_run_are_plain() -> None:
         assert_plain(stream.getvalue(), commands=False)
         assert_plain(finding_line(finding), lines=False, commands=False)
         assert_plain(draw(state, 80).plain, commands=False)
+
+
+def test_what_the_model_is_given_is_drawn_plain() -> None:
+    from conversations import made
+
+    from vlmdoctor.look import document, page, terminal
+    from vlmdoctor.look.samples import Look, Token, Turn, looks_of
+
+    (look,), data = looks_of(made("llava").subject(), 1)
+    looks = []
+    for text in TEXTS:
+        tokens = tuple(Token(7, text, role, False, 2) for role in ("image", "padding", "user"))
+        looks.append(Look(replace(look.row, name=text), (Turn("user", tokens),), notes=(text,)))
+    for text in TEXTS[::40]:
+        unknown = replace(data, roles_unknown=text)
+        assert_plain(terminal.render(looks, unknown, text, color=False, width=60))
+        drawn = page.render(looks, unknown, text)
+        assert_plain(drawn)
+        assert_harmless_page(drawn)
+        values = document.render(looks, unknown, text)
+        assert_plain(values)
+        assert json.loads(values)["target"] == plain_lines(text)
+
+
+def test_the_page_of_a_run_is_plain(tmp_path) -> None:
+    from recorded_runs import write_run
+
+    from vlmdoctor.plots.recording import read_recording
+    from vlmdoctor.run_report import page
+    from vlmdoctor.run_verdict import Verdict
+
+    recording = read_recording(write_run(tmp_path / "run", steps=20, eval_every=10))
+    for text in TEXTS:
+        info = {"target": text, "command": [text, text], "created": text}
+        summary = {f"accuracy/{text}": 0.5, "environment": {text: text}, "device": text, "seconds": 1.0}
+        hostile = replace(recording, info={**info, "config": {text: text, "data": text}}, summary=summary)
+        drawn = page(hostile, hostile_report(text), Verdict(text, (text,), None), {})
+        assert_plain(drawn)
+        assert_harmless_page(drawn)
+
+
+def test_the_trainer_says_what_is_plain() -> None:
+    from minivlm.callbacks import ConsoleCallback
+    from minivlm.errors import UserError as TrainerError
+
+    for text in TEXTS:
+        assert_plain(str(TrainerError(f"can't use {text}")), commands=False)
+    assert str(TrainerError("two rows:\n\ta\x1b\u202e\ud800")) == "two rows:\n\ta\\x1b\\u202e\\ud800"
+    stream = io.StringIO()
+    ConsoleCallback(stream=stream)._say("saved a\x1b[31m")
+    assert stream.getvalue() == "saved a\\x1b[31m\n"
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "1.5", "9" * 5000, "\x1b", "0x1"])
+def test_a_rank_that_is_no_number_is_one_sentence(monkeypatch, value) -> None:
+    from minivlm.distributed import joined
+    from minivlm.errors import UserError as TrainerError
+    from vlmdoctor.boundary import whole_number
+
+    monkeypatch.setenv("RANK", value)
+    with pytest.raises(UserError, match="RANK is set to '"):
+        whole_number("RANK")
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(TrainerError, match=f"{name} is set to '"), joined("cpu"):
+            pass
+        monkeypatch.delenv(name)

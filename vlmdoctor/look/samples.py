@@ -55,6 +55,9 @@ class Look:
     images: tuple[PIL.Image.Image, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(plain_line, self.notes)))
+
     @property
     def name(self) -> str:
         """What the sample is called, as it may be shown."""
