@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line
 
 
 class Unreadable(UserError):
@@ -93,7 +94,7 @@ def read_json(path: Path | str, limit: int) -> Any:
     except RecursionError:
         raise Unreadable(path, "it is nested too deeply") from None
     except ValueError as error:
-        raise Unreadable(path, f"it is no JSON ({error})") from None
+        raise Unreadable(path, f"it is no JSON ({first_line(error)})") from None
 
 
 def whole_number(name: str, default: int = 0) -> int:
@@ -114,8 +115,6 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, ValueError):
         return "no file can have that name"
-    from vlmdoctor.plain_text import first_line
-
     return first_line(error)
 
 

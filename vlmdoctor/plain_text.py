@@ -7,6 +7,7 @@ where a finding, a report or an error is made, so that whatever prints them late
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,9 +28,9 @@ _ACTIVE = (
 )
 # A joiner between two letters of a script that needs it (Persian, the emoji) hides nothing.
 _JOINED = "(?<=[^\x00-\u05ff])[\u200c\u200d](?=[^\x00-\u05ff])"
-_SUSPECT = re.compile(f"[{_ACTIVE}]")  # without the conditions of the others, which take longer
-_IN_LINE = re.compile(f"(?!{_JOINED})[{_ACTIVE}]")
-_IN_BLOCK = re.compile(f"(?!{_JOINED})(?![\t\n])[{_ACTIVE}]")
+_SUSPECT = f"[{_ACTIVE}]"  # without the conditions of the others, which take longer
+_IN_LINE = f"(?!{_JOINED})[{_ACTIVE}]"
+_IN_BLOCK = f"(?!{_JOINED})(?![\t\n])[{_ACTIVE}]"
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 # What the runner of GitHub Actions would carry out: after blanks at the start of a line, or (the older form,
@@ -44,7 +45,7 @@ def plain_line(text: str, most: int = LINE) -> str:
     if _harmless(text, most):
         return text
     # Escapes only add characters: what lies behind the limit is never shown.
-    return _bounded(_IN_LINE.sub(_visible, text[: most + 1]), most)
+    return _bounded(_compiled(_IN_LINE).sub(_visible, text[: most + 1]), most)
 
 
 def plain_lines(text: str, most: int = BLOCK) -> str:
@@ -54,7 +55,7 @@ def plain_lines(text: str, most: int = BLOCK) -> str:
     if _harmless(text, most):
         return text
     text = text[: most + 2].replace("\r\n", "\n")
-    return _bounded(_IN_BLOCK.sub(_visible, text), most)
+    return _bounded(_compiled(_IN_BLOCK).sub(_visible, text), most)
 
 
 def plain_values(value: Any, *, lines: bool = False, depth: int = 0) -> Any:
@@ -103,7 +104,7 @@ def without_commands(text: str) -> str:
     return COMMAND.sub(lambda match: f"{match[0]} ", text)
 
 
-def text_of(error: BaseException, most: int = LINE) -> str:
+def text_of(error: BaseException, most: int = BLOCK) -> str:
     """The text of an exception, which may be empty; never raises, whatever its own `__str__` does."""
     try:
         return plain_lines(str.__str__(str(error)).strip(), most)
@@ -116,7 +117,7 @@ def described(error: BaseException, most: int = LINE) -> str:
     return text_of(error, most) or plain_line(type(error).__name__, most)
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
+def first_line(error: BaseException, most: int = 600) -> str:
     """The first line of `described`, without a full stop at its end."""
     return plain_line(described(error).split("\n", 1)[0].rstrip("."), most)
 
@@ -127,10 +128,16 @@ def raised(error: BaseException, most: int = 300) -> str:
     return text if text.startswith(kind) else f"{kind}: {text}"
 
 
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compiled when it is needed first: most texts are of ASCII, and a command's start needs none of them."""
+    return re.compile(pattern)
+
+
 def _harmless(text: str, most: int) -> bool:
     if len(text) > most:
         return False
-    return text.isprintable() if text.isascii() else _SUSPECT.search(text) is None
+    return text.isprintable() if text.isascii() else _compiled(_SUSPECT).search(text) is None
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
@@ -16,8 +17,7 @@ import vlmdoctor.cli
 from vlmdoctor import __version__, streams
 from vlmdoctor.cli.quick import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import UserError
-from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, without_commands
-from vlmdoctor.shadowing import shadowing
+from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, text_of, without_commands
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 INTERRUPTED = 130  # as shells have it
@@ -94,10 +94,10 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
         streams.drop(sys.stdout)
         print(f"vlmdoctor: can't write: {error.strerror}.", file=said)
     elif is_user_error(error):
-        print(f"vlmdoctor: {plain_lines(str(error))}", file=said)
+        print(f"vlmdoctor: {text_of(error, BLOCK)}", file=said)
         if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
             print(_traceback(error.__cause__), file=said)
-    elif (file := shadowing()) is not None:
+    elif (file := _shadowing()) is not None:
         print(
             f"vlmdoctor: {plain_line(str(file))} stands in front of the package '{file.stem}' that vlmdoctor "
             f"needs, and fails as one ({raised(error)}); rename it, or run from another folder.",
@@ -111,6 +111,12 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
             file=said,
         )
     return 2
+
+
+def _shadowing() -> Path | None:
+    from vlmdoctor.shadowing import shadowing  # which is needed where all else has failed
+
+    return shadowing()
 
 
 def _traceback(error: BaseException) -> str:
