@@ -14,6 +14,7 @@ from minivlm.options import with_train_options
 from minivlm.train_config import TrainConfig
 from vlmdoctor.boundary import whole_number
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.plain_text import first_line
 
 if TYPE_CHECKING:
     from vlmdoctor.live.session import Session
@@ -155,7 +156,7 @@ def _examples(session: Session) -> list[dict[str, Any]]:
         with redirect_stdout(sys.stderr):
             return ask_examples(run.out, run.config)
     except Exception as error:
-        _complain(f"the trained model could not be asked for examples: {' '.join(str(error).split())}")
+        _complain(f"the trained model could not be asked for examples: {first_line(error)}")
         return []
 
 
@@ -166,7 +167,7 @@ def _environment() -> dict[str, Any]:
     try:
         seen = snapshot()
     except Exception as error:
-        _complain(f"the environment could not be noted: {error}")
+        _complain(f"the environment could not be noted: {first_line(error)}")
         return {}
     gpus = {"GPUs": ", ".join(seen.names)} if seen.gpus else {}
     return {"python": seen.python, "platform": seen.platform, "cpus": seen.cpus, **gpus, **seen.packages}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor import boundary
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
+from vlmdoctor.plain_text import first_line, text_of
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -122,7 +123,7 @@ def dry_run(
         told = blamed(target, weightless, plan, f"raises {error.raised}")
         if not told.found:
             raise
-        facts = {"not_built": str(error)}
+        facts = {"not_built": text_of(error)}
         return judge(rules, NotThere(told), command="check", target=target, fail_on=fail_on, facts=facts)
     subject = resolved.subject
     made = resolved.facts.get("batch") == MADE
@@ -170,7 +171,7 @@ def dry_run(
                         with without_pixels():
                             return resized.batch(subject.model, subject.model.config)
                     except (RuntimeError, IndexError, ValueError) as error:
-                        raise Unavailable(f"no such batch could be made: {error}") from error
+                        raise Unavailable(f"no such batch could be made: {first_line(error)}") from error
 
                 try:
                     cost = outlook(subject, plan, shapes, sized_batch if made else None)

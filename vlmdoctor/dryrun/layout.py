@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import raised
 
 
 @contextlib.contextmanager
@@ -37,9 +38,7 @@ def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise Unavailable(
-            f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}"
-        ) from error
+        raise Unavailable(f"{type(model).__name__} can't be copied: {raised(error)}") from error
 
 
 def _abstract(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

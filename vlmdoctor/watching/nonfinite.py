@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmdoctor.evidence.steps import NonFinite
+from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.watching.measure import local
 
@@ -57,7 +58,7 @@ def explain_loss(forward: Forward, model: nn.Module, step: int) -> NonFinite:
     try:
         culprit, still = _replay_forward(forward)
     except Exception as error:
-        why = f"running the forward pass again failed ({type(error).__name__}: {error})"
+        why = f"running the forward pass again failed ({raised(error)})"
         return NonFinite(step, "loss", inputs_finite=True, why_unknown=why)
     if culprit is None:
         why = (
@@ -87,7 +88,7 @@ def explain_gradient(forward: Forward | None, model: nn.Module, names: Sequence[
         culprit = _replay_backward(forward, model)
         why = None if culprit else "no module made a finite gradient non-finite in the last batch"
     except Exception as error:
-        culprit, why = None, f"running the backward pass again failed ({type(error).__name__}: {error})"
+        culprit, why = None, f"running the backward pass again failed ({raised(error)})"
     return NonFinite(
         step,
         "gradient",

@@ -25,6 +25,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps
 from vlmdoctor.finding import Finding
+from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.subject import optimizers
 from vlmdoctor.watching import schema
@@ -297,7 +298,7 @@ class Watcher:
         self._parameters_at_end = evidence[0]
         self._journal.tracks(*evidence, now=True)
         if isinstance(error, BaseException):
-            error = f"{type(error).__name__}: {error}"
+            error = raised(error)
         seconds = time.perf_counter() - self._started
         row = {"step": self._sensor.step - 1, "finished": self._finished, "seconds": round(seconds, 3)}
         self._journal.end(row | ({"error": error} if error else {}))
