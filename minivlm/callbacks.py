@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minivlm.errors import UserError
+from minivlm.errors import UserError, plain
 
 if TYPE_CHECKING:
     from minivlm.run import Run
@@ -107,7 +107,7 @@ class ConsoleCallback(Callback):
         self._say(f"done: {summary.steps} steps, {summary.seconds:.0f} s; see {run.out / 'summary.json'}")
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream or sys.stdout, flush=True)
+        print(plain(line), file=self._stream or sys.stdout, flush=True)
 
 
 class TensorBoardCallback(Callback):

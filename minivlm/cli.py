@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from minivlm.errors import UserError
+from minivlm.errors import UserError, plain
 from minivlm.options import with_train_options
 from minivlm.signals import StopNow, terminable
 from minivlm.train_config import TrainConfig
@@ -137,5 +137,5 @@ def run() -> None:
         if status is None:
             traceback.print_exc()
         else:
-            print(f"minivlm: {error}", file=sys.stderr)
+            print(f"minivlm: {plain(str(error))}", file=sys.stderr)
         sys.exit(status or 2)

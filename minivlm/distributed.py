@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,10 +53,10 @@ def joined(device: str) -> Iterator[World]:
     """Joins the processes that torchrun started, and leaves them at the end.
 
     Raises:
-        UserError: The device is not there.
+        UserError: The device is not there, or a variable of torchrun's is no number.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    size = _whole_number("WORLD_SIZE", 1)
+    chosen = choose_device(device, _whole_number("LOCAL_RANK", 0))
     if size == 1:
         yield World(0, 1, chosen)
         return
@@ -67,6 +68,16 @@ def joined(device: str) -> Iterator[World]:
         yield World(dist.get_rank(), size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _whole_number(name: str, least: int) -> int:
+    """A variable that torchrun sets; `least` where it is not set."""
+    value = os.environ.get(name, "").strip() or str(least)
+    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
+        raise UserError(
+            f"{name} is set to '{value}', which is no number from {least} on; unset it, or use torchrun."
+        )
+    return int(value)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -15,6 +15,7 @@ from torch import nn
 from vlmdoctor import invoke
 from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import Subject, canonical_name, optimizers
 from vlmdoctor.unchanged import copy_of
 from vlmdoctor.watching.held import innermost
@@ -164,7 +165,7 @@ def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
         # Copied together, so that the optimizers' copies hold the copied model's parameters.
         model, own, schedulers = copied_together(subject.model, given, optimizers(subject.lr_scheduler))
     except Exception as error:
-        raise Unavailable(f"the model can't be copied ({type(error).__name__}: {error})") from error
+        raise Unavailable(f"the model can't be copied ({raised(error)})") from error
     bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
     if subject.loss_fn is not None and not _is_used(bench):
         raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
+from vlmdoctor.settings import LARGEST, parsed
 
 HEADER = "[tool.vlmdoctor.contract]"
 _OWN = re.compile(
@@ -19,7 +20,18 @@ _ANY = re.compile(r"[ \t]*\[")
 def nearest(folder: Path) -> Path:
     """The pyproject.toml at or above `folder`; where there is none, the one to be made in it."""
     places = [place / "pyproject.toml" for place in (folder, *folder.parents)]
-    return next((path for path in places if path.is_file()), places[0])
+    return next((path for path in places if boundary.is_file(path)), places[0])
+
+
+def content(path: Path) -> str:
+    """What is in the file so far; raises `UserError` where that can't be read as text."""
+    if not boundary.exists(path):
+        return ""
+    data = boundary.read_bytes(path, LARGEST)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: it is no UTF-8 text (byte {error.start}).") from None
 
 
 def with_contract(text: str, lines: str, path: Path, *, force: bool) -> str:
@@ -28,8 +40,9 @@ def with_contract(text: str, lines: str, path: Path, *, force: bool) -> str:
     Raises:
         UserError: The file is not TOML, has a contract (and not `force`), or has it in another form.
     """
-    before = _parsed(text, path)
-    section = before.get("tool", {}).get("vlmdoctor", {})
+    before = parsed(text.encode("utf-8"), path)
+    tools = before.get("tool", {})
+    section = tools.get("vlmdoctor", {}) if isinstance(tools, dict) else {}
     if isinstance(section, dict) and "contract" in section and not force:
         raise UserError(f"{path} has a contract already; --force replaces it.")
     ending = "\r\n" if "\r\n" in text else "\n"
@@ -47,8 +60,8 @@ def with_contract(text: str, lines: str, path: Path, *, force: bool) -> str:
         changed = "".join(kept[:start]) + made + "".join(kept[end:])
     # TOML can spell a table in many ways: what was written is read again, and the rest compared.
     try:
-        same = _others(tomllib.loads(changed)) == _others(before)
-    except tomllib.TOMLDecodeError:
+        same = _others(parsed(changed.encode("utf-8"), path)) == _others(before)
+    except UserError:
         same = False
     if not same:
         raise UserError(
@@ -58,15 +71,10 @@ def with_contract(text: str, lines: str, path: Path, *, force: bool) -> str:
     return changed
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
-
-
 def _others(parsed: dict[str, Any]) -> dict[str, Any]:
     tools = parsed.get("tool", {})
+    if not isinstance(tools, dict):
+        return {"outside": parsed}
     own = tools.get("vlmdoctor", {})
     rest = {key: value for key, value in own.items() if key != "contract"} if isinstance(own, dict) else own
     others = {key: value for key, value in tools.items() if key != "vlmdoctor"}

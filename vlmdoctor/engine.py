@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
+from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
 
@@ -120,7 +121,7 @@ def judge(
         except Unavailable as reason:
             skipped.append((candidate.name, str(reason)))
         except Exception as error:
-            crashed.append((candidate.name, f"{type(error).__name__}: {error}"))
+            crashed.append((candidate.name, raised(error, 1000)))
         else:
             ran.append(candidate)
             findings += [_of_rule(finding, candidate) for finding in found]

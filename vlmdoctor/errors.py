@@ -1,12 +1,20 @@
 """Errors that are not the tool's own fault."""
 
+from __future__ import annotations
+
+from vlmdoctor.plain_text import plain_line
+
 
 class UserError(Exception):
     """Something the user gave can't be used.
 
     The message is one plain sentence: what is wrong, where, and what to do about it. Command lines
-    print it on standard error and exit with status 2; a traceback is never shown for it.
+    print it on standard error and exit with status 2; a traceback is never shown for it. What it quotes
+    of files, names and exceptions is made plain.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain_line(str(message)))
 
 
 class NotBuilt(UserError):
@@ -18,7 +26,7 @@ class NotBuilt(UserError):
 
     def __init__(self, message: str, raised: str) -> None:
         super().__init__(message)
-        self.raised = raised
+        self.raised = plain_line(raised)
 
 
 class Unavailable(Exception):

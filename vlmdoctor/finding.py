@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from vlmdoctor.plain_text import plain_line, plain_lines, plain_values
+
 
 class Severity(StrEnum):
     """How bad it is. `error` means that the run can't do what it is meant to, measured and not guessed."""
@@ -41,6 +43,9 @@ class Fix:
     text: str
     commands: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _make_plain(self, text=plain_line(self.text), commands=tuple(map(plain_lines, self.commands)))
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -58,10 +63,14 @@ class Proof:
     after: str
     works: bool = True
 
+    def __post_init__(self) -> None:
+        words = (plain_line(self.tried), plain_line(self.before), plain_line(self.after))
+        _make_plain(self, tried=words[0], before=words[1], after=words[2])
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault.
+    """One fault. Every text in it is made plain when it is made, `parameters` excepted.
 
     Attributes:
         message: One line in the user's terms, without a full stop.
@@ -108,6 +117,22 @@ class Finding:
         elif isinstance(self.cause, Inferred):
             object.__setattr__(self, "certainty", Certainty.INFERRED)
 
+    def __post_init__(self) -> None:
+        optional = {name: getattr(self, name) for name in ("file", "cause")}
+        _make_plain(
+            self,
+            message=plain_line(self.message),
+            at=tuple(map(plain_line, self.at)),
+            measured=plain_values(self.measured),
+            threshold=plain_values(self.threshold),
+            # Nothing else is a page: a link must never run anything.
+            links=tuple(plain_line(link) for link in self.links if link.startswith(("https://", "http://"))),
+            symptoms=tuple(map(plain_line, self.symptoms)),
+            rule=plain_line(self.rule),
+            code=plain_line(self.code),
+            **{name: None if text is None else plain_line(text) for name, text in optional.items()},
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready plain values; numbers that JSON can't hold become strings."""
         return {
@@ -133,11 +158,22 @@ class Finding:
 def plain(value: Any) -> Any:
     """`value` with tuples as lists and non-finite floats as the strings "nan", "inf", "-inf"."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain_line(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, str):
+        return plain_lines(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return plain_values(value)
+    if value is None or isinstance(value, int | float | bool):
         return value
-    return str(value)
+    return plain_lines(str(value))
+
+
+def _make_plain(made: object, **values: Any) -> None:
+    """Sets what differs on a frozen object that is being made."""
+    for name, value in values.items():
+        if value is not getattr(made, name):
+            object.__setattr__(made, name, value)

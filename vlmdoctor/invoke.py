@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmdoctor.plain_text import text_of
+
 
 def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called with `batch`: a mapping as keywords, a tuple or list as positions."""
@@ -29,7 +31,7 @@ def misfit(model: nn.Module, batch: Any) -> str | None:
     except TypeError as error:
         if _takes_mapping_whole(signature, batch):
             return None
-        return str(error)
+        return text_of(error)
     return None
 
 

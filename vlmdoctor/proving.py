@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Certainty, Finding, Proof
+from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
 from vlmdoctor.subject import Subject
@@ -104,7 +105,7 @@ def prove(
         except Unavailable as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:
-            reasons[finding.rule] = f"the attempt failed ({type(error).__name__}: {str(error)[:200]})"
+            reasons[finding.rule] = f"the attempt failed ({raised(error, 200)})"
         proven.append(_with_certainty(finding))
     facts = {**report.facts, **({"not_proven": reasons} if reasons else {})}
     return dataclasses.replace(report, findings=tuple(_ranked(proven, gone)), facts=facts)

@@ -9,13 +9,14 @@ from typing import Any
 from vlmdoctor import __version__
 from vlmdoctor.errors import FindingsError
 from vlmdoctor.finding import Finding, Severity, plain
+from vlmdoctor.plain_text import plain_line, plain_values
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an examination found.
+    """What an examination found. Every text in it is made plain when it is made.
 
     Attributes:
         command: The command or call that made it.
@@ -38,6 +39,13 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     fail_on: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("command", "target"):
+            object.__setattr__(self, name, plain_line(getattr(self, name)))
+        for name in ("ran", "skipped", "crashed"):
+            object.__setattr__(self, name, plain_values(getattr(self, name)))
+        object.__setattr__(self, "facts", plain_values(self.facts, lines=True))
 
     @property
     def failing(self) -> tuple[Finding, ...]:

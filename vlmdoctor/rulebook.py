@@ -206,6 +206,8 @@ def select_rules(
 
 
 def _specificity(selector: str, candidate: Rule) -> int:
+    if not selector.strip():
+        return 0  # every code begins with it
     if selector.upper() == "ALL":
         return 1
     if candidate.is_called(selector):

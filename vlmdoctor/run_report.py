@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping
-from html import escape
+from html import escape as _escaped
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vlmdoctor import __version__
 from vlmdoctor.live.spark import clock, count
+from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.plots.recording import UPDATE_RATIO, Recording
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import GLYPHS, finding_rows
+from vlmdoctor.reporters.html import inert
 from vlmdoctor.run_examples import read_examples
 from vlmdoctor.run_verdict import Verdict, number, percent
 from vlmdoctor.subject import ROLES
@@ -50,13 +52,18 @@ def page(
         _details(recording, report),
     )
     body = "\n".join(section for section in sections if section)
-    return (
+    return inert(
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         f"<title>{escape(name)}: {escape(learned.headline)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n{body}\n<footer>Made by vlmdoctor {escape(__version__)}. "
         "This page needs no other file and no network.</footer>\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """`text` as it may stand in the page: whatever the run's files hold, it is text and nothing else."""
+    return _escaped(plain_lines(text))
 
 
 def _header(recording: Recording, report: Report, learned: Verdict, name: str) -> str:

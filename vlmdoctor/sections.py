@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vlmdoctor.evidence.environment import Environment, Gpu
 from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Severity
+from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.source import Source
@@ -40,6 +41,11 @@ class Section:
     line: str
     details: tuple[str, ...] = ()
     known: bool = True
+
+    def __post_init__(self) -> None:
+        # Variables, names of packages and paths are whatever others made them.
+        object.__setattr__(self, "line", plain_line(self.line))
+        object.__setattr__(self, "details", tuple(map(plain_line, self.details)))
 
     def mark(self, findings: Iterable[Finding]) -> tuple[str, str, str]:
         """(mark, word, colour) by the worst finding that belongs here."""

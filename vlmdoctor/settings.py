@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor import contract
+from vlmdoctor import boundary, contract
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line
+
+LARGEST = 10_000_000  # bytes of a pyproject.toml that is read
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ def load(folder: Path | None = None) -> Settings:
     """
     try:
         start = (folder or Path.cwd()).resolve()
-    except OSError:
+    except (OSError, RuntimeError):
         return Settings()  # the current folder was deleted
     for place in (start, *start.parents):
         path = place / "pyproject.toml"
-        if path.is_file():
-            return parse(_read(path).get("tool", {}).get("vlmdoctor", {}), path)
+        if boundary.is_file(path):
+            tools = _read(path).get("tool", {})
+            return parse(tools.get("vlmdoctor", {}) if isinstance(tools, dict) else {}, path)
     return Settings()
 
 
@@ -71,15 +75,22 @@ def parse(section: Any, path: Path) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes()
-    except OSError:
+        data = boundary.read_bytes(path, LARGEST)
+    except boundary.Unreadable:
         return {}
-    if b"vlmdoctor" not in text:
+    if b"vlmdoctor" not in data:
         # Most projects settle nothing, and a broken file of theirs is not for us to judge.
         return {}
+    return parsed(data, path)
+
+
+def parsed(data: bytes, path: Path) -> dict[str, Any]:
+    """The content of a TOML file; raises `UserError` where it is none, whatever it is instead."""
     import tomllib
 
     try:
-        return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read.") from None
+    except ValueError as error:  # no TOML, no UTF-8, no date, or an integer of thousands of digits
+        raise UserError(f"{path} is not valid TOML: {first_line(error)}.") from None

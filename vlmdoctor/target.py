@@ -16,12 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import raised
+from vlmdoctor.shadowing import shadowing
 from vlmdoctor.subject import Subject
 
 if TYPE_CHECKING:
     from vlmdoctor.targets.weightless import Weightless
 
+LARGEST = 10_000_000  # bytes of a source file whose functions are looked up
 FORMS = "give minivlm[:preset], a folder with config.json, package.module:factory or path/to/file.py:factory"
 
 
@@ -69,8 +73,8 @@ def resolve(
             from vlmdoctor.targets.bundled import bundled
 
             return bundled(text, rest)
-        path = Path(text).expanduser()
-        if path.is_dir() or path.suffix == ".json":
+        path = boundary.expanded(text)
+        if boundary.is_dir(path) or path.suffix == ".json":
             from vlmdoctor.targets.checkpoint import checkpoint
 
             return checkpoint(text, path, trust_remote_code, weightless, makes_batch, budget)
@@ -81,9 +85,9 @@ def resolve(
             raise UserError(f"there is no target '{text}': {FORMS}.")
         with weightless.building() if weightless is not None else nullcontext():
             if place.endswith(".py"):
-                target = _from_file(text, Path(place).expanduser(), factory)
+                target = _from_file(text, boundary.expanded(place), factory)
             else:
-                with _first_on_path(Path.cwd()):
+                with _first_on_path(boundary.current_folder()):
                     target = _from_module(text, _import(text, place), factory)
         if weightless is not None or not makes_batch:
             return target
@@ -135,7 +139,7 @@ def _described(value: Any) -> str:
 
 
 def _no_factory_named(path: Path) -> UserError:
-    if not path.is_file():
+    if not boundary.is_file(path):
         return UserError(f"there is no file {path}.")
     functions = _functions_in(path)
     hint = f"; it has {', '.join(functions)}" if functions else ""
@@ -145,8 +149,8 @@ def _no_factory_named(path: Path) -> UserError:
 
 def _functions_in(path: Path) -> list[str]:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
+        tree = ast.parse(boundary.read_text(path, LARGEST))
+    except (UserError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     likely = [name for name in names if re.search(r"build|factory|model|subject", name) and name[0] != "_"]
@@ -154,7 +158,7 @@ def _functions_in(path: Path) -> list[str]:
 
 
 def _from_file(text: str, path: Path, factory: str) -> Target:
-    if not path.is_file():
+    if not boundary.is_file(path):
         raise UserError(f"there is no file {path}.")
     # Its own name, so that it can neither shadow a package nor be taken for one.
     name = f"vlmdoctor_target_{path.stem}"
@@ -174,7 +178,9 @@ def _import(text: str, name: str) -> ModuleType:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         found = None
-    except Exception as error:
+    except BaseException as error:
+        if type(error) is KeyboardInterrupt:
+            raise
         raise UserError(f"importing {name} raised {_told(error)}.") from error
     if found is None:
         raise UserError(f"there is no module '{name}' to import for '{text}': {FORMS}.")
@@ -187,7 +193,9 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
     place = text.rpartition(":")[0]
     made: Any = module
     for part in factory.split("."):
-        if not hasattr(made, part):
+        with blamed_on_user(place):
+            there = hasattr(made, part)
+        if not there:
             names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
             close = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
             own = [n for n in names if getattr(vars(module)[n], "__module__", "") == module.__name__]
@@ -197,15 +205,19 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
             raise UserError(f"{text.rpartition(':')[0]} has no '{factory}'; {hint}")
         made = getattr(made, part)
     source = f"{factory}() of {place}"
-    if not (isinstance(made, Subject | tuple) or _is_model(made)):
+    with blamed_on_user(source, ours=False):
+        is_made = isinstance(made, Subject | tuple) or _is_model(made)
+    if not is_made:
         if not callable(made):
             raise UserError(
                 f"'{factory}' of {text.rpartition(':')[0]} is {_described(made)}, not a function."
             )
         made = _called(made, source)
     file = getattr(module, "__file__", None)
+    with blamed_on_user(source, ours=False):
+        subject = subject_of(made, source)
     return Target(
-        subject_of(made, source),
+        subject,
         text,
         file=Path(file) if file else None,
         missing_batch=f"{source} gave no batch",
@@ -215,7 +227,7 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
 def _called(factory: Any, source: str) -> Any:
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
+    except Exception:  # of an object of the user's own, whose attributes may do anything
         parameters = []
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
@@ -238,8 +250,11 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def blamed_on_user(source: str) -> Iterator[None]:
-    """Turns whatever the user's code raises into one sentence with the place."""
+def blamed_on_user(source: str, *, ours: bool = True) -> Iterator[None]:
+    """Turns whatever the user's code raises into one sentence with the place; Ctrl-C passes.
+
+    Without `ours`, what was raised by a line of vlmdoctor's own is a fault of its own, and passes.
+    """
     try:
         yield
     except UserError:
@@ -249,19 +264,30 @@ def blamed_on_user(source: str) -> Iterator[None]:
             f"{source} is not valid Python: {error.msg} ({error.filename}:{error.lineno})."
         ) from error
     except SystemExit as error:
-        raise UserError(f"{source} ended the program (exit status {error.code}){_place(error)}.") from error
-    except Exception as error:
+        code = error.code if isinstance(error.code, int | None) else raised(error)
+        raise UserError(f"{source} ended the program (exit status {code}){_place(error)}.") from error
+    except BaseException as error:
+        if type(error) is KeyboardInterrupt or (not ours and _raised_here(error)):
+            raise
         raise UserError(f"{source} raised {_told(error)}.") from error
 
 
+def _raised_here(error: BaseException) -> bool:
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    own = str(Path(__file__).parent)
+    return innermost is not None and innermost.tb_frame.f_code.co_filename.startswith(own)
+
+
 def _told(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text.rstrip(".") + _place(error)
+    return raised(error, 1000).rstrip(".") + _place(error)
 
 
 def _place(error: BaseException) -> str:
     """` (file:line)` of the innermost frame outside of libraries and of this package's own machinery."""
+    if shadowing() is not None:
+        return ""  # torch itself is not what it should be
     from vlmdoctor.evidence.raised import frames_of, place_of, shown_path
 
     place = place_of(frames_of(error))

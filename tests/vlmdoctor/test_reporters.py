@@ -15,6 +15,7 @@ from vlmdoctor.engine import DEPTHS
 from vlmdoctor.errors import FindingsError, UserError
 from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import closing_line
 
@@ -115,7 +116,7 @@ def test_any_message_survives_every_format(message):
     for name in reporters.names():
         text = reporters.reporter(name).render(report, color=False, verbose=True, quiet=False, width=80)
         if name == "json":
-            assert json.loads(text)["findings"][0]["message"] == message
+            assert json.loads(text)["findings"][0]["message"] == plain_line(message)
         if name == "html":
             assert "<script" not in text
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vlmdoctor import reporters
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.report import Report
 
 NASTY = 'a|b <script>x</script> ::error:: 100%, `x` ]]> & "q"\r\n\x00\x1b[31m ##[error] # é✓'
@@ -62,7 +63,7 @@ def test_github_annotations_come_back_as_they_were() -> None:
     ((command, properties, message),) = annotations(render("github", nasty_report()))
     assert command == "error"
     assert properties == {"file": "my model, v2:a.py", "line": "3", "title": "some-rule GRAD999"}
-    assert message.startswith(NASTY)
+    assert message.startswith(plain_line(NASTY))
 
 
 def test_github_shows_the_most_severe_first_and_ten_of_each() -> None:
@@ -133,7 +134,7 @@ def test_sarif_holds_what_is_required() -> None:
     (location,) = result["locations"]
     assert location["physicalLocation"]["artifactLocation"]["uri"] == "my%20model%2C%20v2%3Aa.py"
     assert location["physicalLocation"]["region"] == {"startLine": 3}
-    assert location["logicalLocations"] == [{"fullyQualifiedName": NASTY}]
+    assert location["logicalLocations"] == [{"fullyQualifiedName": plain_line(NASTY)}]
 
 
 @pytest.mark.parametrize(("target", "places"), [("train.py:build", ["train.py"]), ("minivlm", [])])

@@ -15,6 +15,7 @@ import typer
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line, plain_line
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -173,7 +174,7 @@ def _progress_line(shown: bool) -> Iterator[Callable[[str], None]]:
 
     def progress(what: str) -> None:
         if shown:
-            print(f"\r\033[K{what} …", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{plain_line(what, 200)} …", end="", file=sys.stderr, flush=True)
 
     try:
         yield progress
@@ -192,4 +193,4 @@ def _move(subject: Subject, device: str) -> None:
         subject.model.to(place)
         subject.batch = moved(subject.batch, place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} can't be used here: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"--device {device} can't be used here: {first_line(error)}.") from error

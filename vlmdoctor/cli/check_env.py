@@ -13,6 +13,7 @@ import typer
 
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options, write_whole
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.environment import Environment
@@ -221,7 +222,7 @@ class _Printer:
             from vlmdoctor.sections import static_sections
 
             if environment.origin != "this machine":
-                self.console.print(f"Judged from {environment.origin}, not from this machine.")
+                self.console.print(plain_line(f"Judged from {environment.origin}, not from this machine."))
             self._print(static_sections(environment), self._findings(environment, rules))
 
     def devices(self, environment: Environment, rules: list[Rule]) -> None:
@@ -249,7 +250,7 @@ class _Printer:
             reasons[reason] = reasons.get(reason, 0) + 1
         for reason, count in reasons.items():
             checks = "1 check" if count == 1 else f"{count} checks"
-            self.console.print(f"[-] not checked, because {reason}: {checks}", style="dim")
+            self.console.print(plain_line(f"[-] not checked, because {reason}: {checks}"), style="dim")
         self.console.print()
         self.console.print(ability(environment, report.findings))
         self.console.print()
@@ -279,10 +280,13 @@ def _differences(before: Path, after: Path) -> None:
     first, second = load(before), load(after)
     found = differences(first, second)
     for what, one, other in found:
-        typer.echo(f"{what}\n    {before}: {one}\n    {after}: {other}")
+        typer.echo(plain_line(what))
+        typer.echo(f"    {plain_line(str(before))}: {plain_line(one)}")
+        typer.echo(f"    {plain_line(str(after))}: {plain_line(other)}")
     hidden = sorted({*first.unseen, *second.unseen} - {"live", "nvml"})
     if hidden:
-        typer.echo(f"not compared, since one of the two does not show it: {', '.join(hidden)}")
+        names = plain_line(", ".join(hidden))
+        typer.echo(f"not compared, since one of the two does not show it: {names}")
     typer.echo("no difference" if not found else f"{len(found)} difference{'s' if len(found) > 1 else ''}")
     raise typer.Exit(1 if found else 0)
 

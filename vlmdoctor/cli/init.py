@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vlmdoctor.boundary import current_folder
 
 
 def command(
@@ -28,13 +29,13 @@ def command(
     """Write a run's contract into pyproject.toml: what learns, how fast, on what."""
     from vlmdoctor.cli.output import write_whole
     from vlmdoctor.contract import written
-    from vlmdoctor.contract_file import nearest, with_contract
+    from vlmdoctor.contract_file import content, nearest, with_contract
     from vlmdoctor.engine import Gatherer
     from vlmdoctor.evidence.agreement import Agreement, inferred
     from vlmdoctor.target import resolve
 
-    path = nearest(Path.cwd())
-    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+    path = nearest(current_folder())
+    text = content(path)
     if not dry_run:
         with_contract(text, "", path, force=force)  # a refusal comes before the model is built
     with redirect_stdout(sys.stderr):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.streams import write_report
 
 FORMATS = ("full", "json", "html")
 
@@ -62,10 +63,9 @@ def command(
         from vlmdoctor.look import document
 
         text = document.render(looks, data, target)
-    if output_file is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    else:
-        from vlmdoctor.cli.output import write_whole
+    from vlmdoctor.cli.output import write_whole
 
+    if output_file is None:
+        write_report(text, commands=False)
+    else:
         write_whole(output_file, text)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import os
 import pkgutil
 import sys
 import traceback
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
 import vlmdoctor.cli
-from vlmdoctor import __version__
-from vlmdoctor.cli.quick import QuickGroup, quick_command
+from vlmdoctor import __version__, streams
+from vlmdoctor.cli.quick import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import NotRestored, UserError
+from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, text_of, without_commands
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+INTERRUPTED = 130  # as shells have it
 NOT_COMMANDS = {"main", "output", "quick"}
 
 
@@ -66,57 +68,61 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 def run() -> None:
     """Runs the command line and exits: 0 clean, 1 findings, 2 anything that allows no judgement."""
     arguments = sys.argv[1:]
-    _speak_unicode()
+    streams.prepare()
+    said = sys.stderr  # the user's code may put others in its place
     try:
-        build_app(arguments[0] if arguments else None)(args=arguments)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nobody is left to be told.
-        _drop_output()
-        sys.exit(2)
-    except NotRestored as error:
-        print(f"vlmdoctor: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            _drop_output()
-            print(f"vlmdoctor: can't write: {error.strerror}.", file=sys.stderr)
-        elif is_user_error(error):
-            print(f"vlmdoctor: {error}", file=sys.stderr)
-            if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
-                traceback.print_exception(error.__cause__)
-        else:
-            traceback.print_exc()
-            print(
-                "vlmdoctor: this is a fault of vlmdoctor itself, not of your model; please report it with "
-                "the lines above.",
-                file=sys.stderr,
-            )
-        sys.exit(2)
-
-
-def _drop_output() -> None:
-    """Sends what is still to be written to nowhere: Python would fail once more when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _speak_unicode() -> None:
-    """Makes the standard streams take every character: a locale such as POSIX allows for ASCII only.
-
-    Terminals read UTF-8 nearly everywhere, whatever the locale says. A stream that was closed is replaced.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-            continue
-        if not hasattr(stream, "reconfigure"):
-            continue
         try:
-            "✓✗×…─█".encode(stream.encoding)
-        except UnicodeError:
-            stream.reconfigure(encoding="utf-8")
-        # A name of a file, or a variable, may hold bytes that are no text at all.
-        stream.reconfigure(errors="backslashreplace")
+            build_app(arguments[0] if arguments else None)(args=arguments)
+        finally:
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(_failed(error, arguments, said))
+
+
+def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
+    """Says what ended the program; the exit status."""
+    error = error.__cause__ if isinstance(error, Ended) and isinstance(error.__cause__, Exception) else error
+    if isinstance(error, Ended | KeyboardInterrupt):
+        print("vlmdoctor: interrupted.", file=said)
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output has gone (`| head`): nobody is left to be told.
+        streams.drop(sys.stdout)
+    elif isinstance(error, OSError) and error.errno in _FULL:
+        streams.drop(sys.stdout)
+        print(f"vlmdoctor: can't write: {error.strerror}.", file=said)
+    elif isinstance(error, NotRestored) or is_user_error(error):
+        print(f"vlmdoctor: {text_of(error, BLOCK)}", file=said)
+        if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
+            print(_traceback(error.__cause__), file=said)
+    elif (file := _shadowing()) is not None:
+        print(
+            f"vlmdoctor: {plain_line(str(file))} stands in front of the package '{file.stem}' that vlmdoctor "
+            f"needs, and fails as one ({raised(error)}); rename it, or run from another folder.",
+            file=said,
+        )
+    else:
+        print(_traceback(error), file=said)
+        print(
+            "vlmdoctor: this is a fault of vlmdoctor itself, not of your model; please report it with "
+            "the lines above.",
+            file=said,
+        )
+    return 2
+
+
+def _shadowing() -> Path | None:
+    from vlmdoctor.shadowing import shadowing  # which is needed where all else has failed
+
+    return shadowing()
+
+
+def _traceback(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error)).rstrip("\n")
+    # Its end says most, and a chain of recursion is long.
+    return without_commands(plain_lines(lines[-BLOCK:]))
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vlmdoctor import reporters, settings
+from vlmdoctor import boundary, reporters, settings, streams
 from vlmdoctor.errors import UserError
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, renamed, select_rules
@@ -136,8 +135,7 @@ def deliver(report: Report, output: OutputOptions) -> NoReturn:
     """Prints or writes the report and exits with its status."""
     text = render(report, output)
     if output.output_file is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        streams.write_report(text, commands=output.output_format == "github")
     else:
         write_whole(output.output_file, text)
     raise typer.Exit(exit_status(report, output))
@@ -157,11 +155,19 @@ def write_whole(path: Path, text: str) -> None:
     import tempfile
 
     try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+        if boundary.exists(path) and not boundary.is_file(path):
+            if boundary.is_dir(path):
+                raise UserError(f"can't write {path}: it is a folder; choose another file.")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return
+        # A short name of its own: that of the file may be as long as names can be.
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",
+            dir=path.parent,
+            prefix=".vlmdoctor.",
+            delete=False,
         ) as stream:
             temporary = Path(stream.name)
             try:
@@ -172,5 +178,5 @@ def write_whole(path: Path, text: str) -> None:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-    except OSError as error:
-        raise UserError(f"can't write {path}: {error.strerror}; choose another file.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't write {path}: {boundary.reason(error)}; choose another file.") from None

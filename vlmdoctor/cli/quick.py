@@ -10,6 +10,9 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import raised
+
 
 class _Quick:
     """Leaves conversion to Typer only where a value was given that is to become something else.
@@ -40,8 +43,24 @@ def _processing(parameter: Any, texts: tuple[str, ...]) -> Any:
     return process_value
 
 
+class Ended(Exception):
+    """What Typer would answer with a status of its own, which ours gives another meaning; see `__cause__`."""
+
+
 class QuickGroup(_Quick, TyperGroup):
     """The group of the commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; an interruption and a reader that has gone are not left to Typer."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise Ended from error
+        except Exception:
+            raise
+        except BaseException as error:
+            # No command ends in this way by itself: the user's code did.
+            raise UserError(f"what was to be examined ended the program: {raised(error)}.") from error
 
 
 def quick_command(texts: tuple[str, ...]) -> type[TyperCommand]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -14,7 +13,9 @@ import typer
 from minivlm.options import with_train_options
 from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
+from vlmdoctor.boundary import whole_number
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.plain_text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ def command(
             command=shlex.join(["vlmdoctor", *sys.argv[1:]]),
         )
 
-    rank = int(os.environ.get("RANK", "0") or 0)
+    rank = whole_number("RANK")
     state = LiveState()
     stage = "" if config.stage == "sft" else f", stage {config.stage}"
     state.title = f"{config.preset} on {config.data}{stage}"
@@ -195,7 +196,7 @@ def _examples(session: Session) -> list[dict[str, Any]]:
         with redirect_stdout(sys.stderr):
             return ask_examples(run.out, run.config)
     except Exception as error:
-        _complain(f"the trained model could not be asked for examples: {' '.join(str(error).split())}")
+        _complain(f"the trained model could not be asked for examples: {first_line(error)}")
         return []
 
 
@@ -206,7 +207,7 @@ def _environment() -> dict[str, Any]:
     try:
         seen = snapshot()
     except Exception as error:
-        _complain(f"the environment could not be noted: {error}")
+        _complain(f"the environment could not be noted: {first_line(error)}")
         return {}
     gpus = {"GPUs": ", ".join(seen.names)} if seen.gpus else {}
     return {"python": seen.python, "platform": seen.platform, "cpus": seen.cpus, **gpus, **seen.packages}

@@ -6,12 +6,13 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
 from vlmdoctor.evidence.placement import Placement
+from vlmdoctor.plain_text import first_line, text_of
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -53,11 +54,11 @@ def _without_weights(target: str) -> bool:
     """Whether the target is a configuration without weights, or with more than memory can hold."""
     from vlmdoctor.targets.checkpoint import PICKLES, SAFE_WEIGHTS, too_large
 
-    path = Path(target).expanduser()
-    if path.suffix != ".json" and not (path / "config.json").is_file():
+    path = boundary.expanded(target)
+    if path.suffix != ".json" and not boundary.is_file(path / "config.json"):
         return False
-    folder = path if path.is_dir() else path.parent
-    return too_large(folder) or not any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLES))
+    folder = path if boundary.is_dir(path) else path.parent
+    return too_large(folder) or not any(boundary.is_file(folder / name) for name in (*SAFE_WEIGHTS, *PICKLES))
 
 
 # Imports and modules make many objects that live on: Python's default of 700 has them searched for garbage
@@ -123,7 +124,7 @@ def dry_run(
         told = blamed(target, weightless, plan, f"raises {error.raised}")
         if not told.found:
             raise
-        facts = {"not_built": str(error)}
+        facts = {"not_built": text_of(error)}
         return judge(rules, NotThere(told), command="check", target=target, fail_on=fail_on, facts=facts)
     subject = resolved.subject
     made = resolved.facts.get("batch") == MADE
@@ -171,7 +172,7 @@ def dry_run(
                         with without_pixels():
                             return resized.batch(subject.model, subject.model.config)
                     except (RuntimeError, IndexError, ValueError) as error:
-                        raise Unavailable(f"no such batch could be made: {error}") from error
+                        raise Unavailable(f"no such batch could be made: {first_line(error)}") from error
 
                 try:
                     cost = outlook(subject, plan, shapes, sized_batch if made else None)

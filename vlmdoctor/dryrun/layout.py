@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.unwritten import UNWRITTEN
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import raised
 
 
 @contextlib.contextmanager
@@ -60,9 +61,7 @@ def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise Unavailable(
-            f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}"
-        ) from error
+        raise Unavailable(f"{type(model).__name__} can't be copied: {raised(error)}") from error
 
 
 def _abstract(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

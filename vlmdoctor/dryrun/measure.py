@@ -16,6 +16,7 @@ from vlmdoctor.dryrun.ranks import blocks_of, local, ranks, sharded, without_wei
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.subject import canonical_name
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def measure(subject: Subject, plan: Plan, batch: Any = None) -> Measured:
             except (Unavailable, ValueUnknown):
                 raise error from None  # nobody knows whether the assumption is to blame
     except (ValueUnknown, NotImplementedError) as error:
-        raise Unavailable(f"the dry run can't carry {error}") from error
+        raise Unavailable(f"the dry run can't carry {first_line(error)}") from error
 
 
 def _under(subject: Subject, plan: Plan, batch: Any, spread: bool = False) -> Measured:
@@ -164,4 +165,4 @@ def _quiet() -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

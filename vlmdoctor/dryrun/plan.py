@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.dryrun.cost import gpu_named
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.subject import ROLES, Subject, canonical_name, role_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ def _adapted(model: Any, plan: Plan) -> Any:
         try:
             model.set_attn_implementation(plan.attention)
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{type(model).__name__} has no attention '{plan.attention}': {error}") from error
+            raise UserError(
+                f"{type(model).__name__} has no attention '{plan.attention}': {first_line(error)}"
+            ) from error
     if plan.lora is not None:
         model = _with_adapters(model, plan.lora)
     if plan.freeze:
@@ -156,7 +159,7 @@ def _adapted(model: Any, plan: Plan) -> Any:
         try:
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
-            raise UserError(f"gradient checkpointing can't be enabled: {error}.") from error
+            raise UserError(f"gradient checkpointing can't be enabled: {first_line(error)}.") from error
         model.train()
     return model
 
@@ -192,7 +195,7 @@ def _with_adapters(model: Any, rank: int) -> Any:
         with torch.device("meta"):
             return get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear"))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"--lora can't be applied to {type(model).__name__}: {error}") from error
+        raise UserError(f"--lora can't be applied to {type(model).__name__}: {first_line(error)}") from error
 
 
 def shapes_under(subject: Subject, plan: Plan, batch: Any = None) -> Shapes:

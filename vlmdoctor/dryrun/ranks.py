@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.plain_text import first_line
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def ranks(world_size: int) -> Iterator[Any]:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.testing._internal.distributed.fake_pg import FakeStore
     except ImportError as error:
-        raise Unavailable(f"this PyTorch can't stand in for other ranks: {error}") from error
+        raise Unavailable(f"this PyTorch can't stand in for other ranks: {first_line(error)}") from error
     if not dist.is_available() or dist.is_initialized():
         raise Unavailable("this process is in a process group already")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -68,7 +69,7 @@ def sharded(model: nn.Module, mesh: Any, autocast: torch.dtype | None = None) ->
         for block in (*blocks, model):
             fully_shard(block, mesh=mesh, mp_policy=policy)
     except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise Unavailable(f"FSDP2 can't shard {type(model).__name__}: {first}") from error
     return model
 

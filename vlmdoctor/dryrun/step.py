@@ -20,6 +20,7 @@ from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.ranks import local
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.invoke import run
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.subject import canonical_name
 from vlmdoctor.unchanged import copy_of
 
@@ -134,7 +135,7 @@ def dry_step(
 
 def _needing_a_value(error: Exception) -> str | None:
     """The operator that met a tensor without a value, where torch itself said so."""
-    text = str(error)
+    text = text_of(error)
     return next((name for name, said in _WITHOUT_VALUE.items() if said in text), None)
 
 

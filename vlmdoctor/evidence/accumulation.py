@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import passed
+from vlmdoctor.plain_text import text_of
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -74,7 +75,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
             same = loss(num_items_in_batch=torch.tensor(count, device=labels.device))
             more = loss(num_items_in_batch=torch.tensor(TIMES * count, device=labels.device))
         except Exception as error:
-            told = (str(error).strip().splitlines() or [""])[0][:200]
+            told = text_of(error, 200).partition("\n")[0]
             return Accumulation(type(inner).__name__, True, alone, raised=f"{type(error).__name__}: {told}")
     return Accumulation(type(inner).__name__, True, alone, same, more)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.sandbox.files import size_of
 from vlmdoctor.sandbox.weight_files import refuse_header, shards
 
@@ -90,12 +91,12 @@ class CheckpointFiles:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
-                if "mmap" not in str(error):
+                if "mmap" not in text_of(error):
                     raise
                 # Files of torch before 1.6 can't be mapped.
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            if "weights_only" in str(error).lower():
+            if "weights_only" in text_of(error).lower():
                 raise UserError(
                     f"the checkpoint {path} is a pickle that needs code to be run, and code in checkpoints "
                     f"is never run; save its state dict as safetensors."
@@ -215,5 +216,5 @@ def sample_of(source: Any, shape: tuple[int, ...], shared_rows: int) -> torch.Te
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = text_of(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

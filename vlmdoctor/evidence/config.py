@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import text_of
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -221,7 +222,7 @@ def _save(outer: Any, model: Any) -> tuple[tuple[str, ...], str | None]:
     try:
         left = remove_tied_weights_from_state_dict(state, model)
     except RuntimeError as error:
-        return (), str(error).strip().splitlines()[0][:MOST_TEXT]
+        return (), text_of(error).partition("\n")[0][:MOST_TEXT]
     except Exception:
         return (), None  # an unknown version: the dry run has nothing to say
     filled = getattr(model, "all_tied_weights_keys", None) or {}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlmdoctor.evidence.data import Trouble
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.unchanged import same_random_states
 
 SAMPLES, TOGETHER = 16, 4
@@ -134,7 +135,7 @@ def _trouble(name: str, error: Exception, columns: tuple[str, ...] = ()) -> Trou
     from vlmdoctor.evidence.raised import frames_of, place_of, shown_path
 
     place = place_of(frames_of(error))
-    first_line = (str(error).strip().splitlines() or [""])[0][:200]
+    first_line = text_of(error, 200).partition("\n")[0]
     return Trouble(
         name,
         f"{type(error).__name__}{f': {first_line}' if first_line else ''}",

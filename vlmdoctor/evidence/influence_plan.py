@@ -9,6 +9,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model, attempts_text
 from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.evidence.reference import Reference
+from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import Subject
 
 SECONDS = 60.0  # no further change is tried after so long: a large model on a CPU
@@ -49,7 +50,7 @@ def measure(subject: Subject) -> Influence:
             except Unavailable as unavailable:
                 reason = str(unavailable)
             except Exception as error:
-                reason = f"the changed batch raises {type(error).__name__}: {str(error)[:120]}"
+                reason = f"the changed batch raises {raised(error, 120)}"
         if reason is not None:
             untried |= {name: reason for name in names if name not in tried and name not in untried}
     return Influence(tried, untried, reference.scale, reference.rounding)

@@ -15,6 +15,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.batch_rows import parts_of
 from vlmdoctor.evidence.micro_batches import BatchNorm, MicroBatches
 from vlmdoctor.evidence.trials import Trials, innermost
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.subject import Subject, canonical_name
 
 SAME = 1e-3  # of the largest number: inputs that are no further apart are the same but for rounding
@@ -80,10 +81,8 @@ def compared(subject: Subject) -> MicroBatches:
             with watch.on(None if number else watch.keep):
                 loss = trials.run(part).loss
         except Exception as error:
-            if _ONE_ROW not in str(error) or watch.running is None:
-                raise Unavailable(
-                    f"the batch can't be split: {type(error).__name__}: {str(error)[:120]}"
-                ) from error
+            if _ONE_ROW not in text_of(error) or watch.running is None:
+                raise Unavailable(f"the batch can't be split: {raised(error, 120)}") from error
             raised = watch.running
             break
         if loss is None:

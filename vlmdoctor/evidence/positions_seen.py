@@ -21,6 +21,7 @@ from vlmdoctor.evidence.data_model import max_positions, text_config
 from vlmdoctor.evidence.inputs import Inputs, placeholders
 from vlmdoctor.evidence.positions import Counted, Own, Place, Positions
 from vlmdoctor.evidence.trials import innermost
+from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import Subject, canonical_name, role_of
 from vlmdoctor.unchanged import copy_of
 
@@ -158,7 +159,7 @@ def _own(model: nn.Module, inputs: Inputs, used: torch.Tensor | None, valid: tor
     try:
         made = function(**given)
     except Exception as error:
-        raise Unavailable(f"{OWN} raises {type(error).__name__}: {str(error)[:120]}") from error
+        raise Unavailable(f"{OWN} raises {raised(error, 120)}") from error
     own = made[0] if isinstance(made, tuple) else made
     own = own.detach().cpu() if isinstance(own, torch.Tensor) else own
     if len(used) == getattr(own, "ndim", 0) + 1 and own.ndim == 3:

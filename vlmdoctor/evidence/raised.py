@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.evidence.failure import Failure, TensorFact
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.subject import canonical_name
 
 _HERE = str(Path(__file__).resolve().parents[1]) + os.sep
@@ -98,7 +99,7 @@ def failure_of(error: BaseException, model: nn.Module) -> Failure:
         inputs = tuple(facts(given))
     return Failure(
         type=type(error).__name__,
-        message=str(error).strip()[:600],
+        message=text_of(error, 600),
         module=names[running.module] if running is not None else None,
         module_class=type(running.module).__name__ if running is not None else None,
         file=shown_path(place.file) if place else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.plain_text import raised, text_of
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -81,7 +82,7 @@ def _tried(subject: Subject) -> Resume:
     try:
         _load(loaded, _states(going))
     except Exception as error:
-        told = (str(error).strip().splitlines() or [""])[0][:200]
+        told = text_of(error, 200).partition("\n")[0]
         return Resume(_learning(going), raised=f"{type(error).__name__}: {told}")
     unsaved = _unsaved(going[0], loaded[0])
     states = [sum(len(optimizer.state) for optimizer in parts[1]) for parts in (going, loaded)]
@@ -118,7 +119,7 @@ def _step(subject: Subject, parts: Parts, seed: int) -> None:
     except Unavailable:
         raise
     except Exception as error:
-        raise Unavailable(f"a training step fails ({type(error).__name__}: {error})") from error
+        raise Unavailable(f"a training step fails ({raised(error)})") from error
 
 
 def _states(parts: Parts) -> Any:

@@ -14,6 +14,8 @@ from vlmdoctor.evidence.origin import line_that_made
 from vlmdoctor.evidence.raised import LiveFrame, is_users, line_of, module_names, shown_path
 from vlmdoctor.evidence.rotary import Repair, Rotary
 from vlmdoctor.evidence.rotary_tables import StoredTable, stored_tables
+from vlmdoctor.plain_text import raised as raised_in_words
+from vlmdoctor.plain_text import text_of
 from vlmdoctor.unchanged import unchanged
 
 _TABLE = re.compile(r"(\w*_)?(cos|sin|freqs?|rope|rotary|pos_emb|position_embeddings)(_\w+)?(\[\d\])?")
@@ -101,7 +103,7 @@ def _clash(error: BaseException, frame: LiveFrame) -> _Clash | None:
     queries = {
         name: t for name, t in tensors.items() if _QUERY.fullmatch(name) and _is_real(t) and t.ndim > 2
     }
-    match = _MISMATCH.search(str(error))
+    match = _MISMATCH.search(text_of(error))
     if match is None:
         return _clash_asserted(error, tables, queries)
     sizes, dimension = {int(match[1]), int(match[2])}, int(match[3])
@@ -183,6 +185,6 @@ def _try_repair(
             result = run()
             loss = None if result is None else float(result)
         except Exception as raised:
-            error = f"{type(raised).__name__}: {str(raised)[:200]}"
+            error = raised_in_words(raised, 200)
     names = tuple(table.name for table in tables)
     return Repair(head_dim, tables[0].theta, names, loss, error)

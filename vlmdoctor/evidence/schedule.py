@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.training_args import TrainingArgs
+from vlmdoctor.plain_text import raised
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -100,9 +101,7 @@ def simulate(scheduler: Any, group: int, steps: int, per_step: int) -> tuple[Cur
     try:
         copied = _copy(scheduler)
     except Exception as error:
-        raise Unavailable(
-            f"the scheduler can't be copied ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        raise Unavailable(f"the scheduler can't be copied ({raised(error)})") from error
     stride = max(1, -(-steps // (POINTS - FIRST)))
     # The first steps one by one: a schedule that was made for a few steps goes up and down among them.
     wanted = sorted({*range(min(steps, FIRST)), *range(0, steps, stride), steps - 1})
@@ -118,7 +117,7 @@ def simulate(scheduler: Any, group: int, steps: int, per_step: int) -> tuple[Cur
         except Unavailable:
             raise
         except Exception as error:
-            raise Unavailable(f"the schedule can't be simulated ({type(error).__name__}: {error})") from error
+            raise Unavailable(f"the schedule can't be simulated ({raised(error)})") from error
         return _stepped(copied, group, wanted, per_step)
 
 
@@ -131,7 +130,7 @@ def _stepped(scheduler: Any, group: int, wanted: list[int], per_step: int) -> tu
             try:
                 scheduler.step()
             except Exception as error:  # such as a OneCycleLR that is stepped past its end
-                return (*found, (done // per_step, rate)), f"{type(error).__name__}: {error}"
+                return (*found, (done // per_step, rate)), raised(error)
             done += 1
         found.append((step, float(settings["lr"])))
     return tuple(found), None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.failure import Failure
+from vlmdoctor.plain_text import first_line
 
 if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
@@ -174,7 +175,7 @@ def shapes_of(
             if step.error is not None:
                 raise error from step.error  # nobody knows whether the assumption is to blame
     except ValueUnknown as error:
-        raise Unavailable(f"the dry run can't carry {error}") from error
+        raise Unavailable(f"the dry run can't carry {first_line(error)}") from error
     except NotImplementedError as error:
         raise Unavailable(f"the dry run can't carry an operator: {_first_line(error)}") from error
     failure = None if step.error is None else failure_of(step.error, twin)
@@ -235,7 +236,7 @@ def _untouched(model: Any) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _size_of(batch: Any) -> tuple[int | None, int | None]:

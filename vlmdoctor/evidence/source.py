@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.plain_text import plain_line
 
 DEPTH = "static"
 
@@ -20,6 +23,7 @@ SKIPPED_FOLDERS = {
     *(".git", ".hg", ".svn", "node_modules", "site-packages", "dist-packages", "__pycache__", ".tox", ".nox"),
     *(".ipynb_checkpoints", ".eggs", "wandb", "mlruns"),
 }
+NO_FILES = {"/proc", "/sys", "/dev"}  # of the kernel's, and endless
 LARGEST = 20_000_000
 MOST_FILES = 20_000
 _COMPOSE = re.compile(r"(docker-)?compose([.-][\w.-]*)?\.ya?ml")
@@ -167,10 +171,12 @@ def scan(paths: Iterable[Path]) -> Source:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
+    if boundary.is_dir(path):
         yield from _walk(path)
-    elif not path.exists():
+    elif not boundary.exists(path):
         raise UserError(f"there is no file or folder {path}.")
+    elif not boundary.is_file(path):
+        raise UserError(f"{path} is no regular file; give a {KINDS_IN_WORDS}, or a folder.")
     elif kind_of(path) is None:
         raise UserError(f"{path} is of no kind that is read here; give a {KINDS_IN_WORDS}, or a folder.")
     else:
@@ -184,11 +190,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             name
             for name in folders
             if name not in SKIPPED_FOLDERS
-            and not any((here / name / mark).exists() for mark in ("pyvenv.cfg", "conda-meta"))
+            and str(here / name) not in NO_FILES
+            and not any(boundary.exists(here / name / mark) for mark in ("pyvenv.cfg", "conda-meta"))
         )
         for name in sorted(names):
             file = here / name
-            if kind_of(file) is not None and file.is_file():
+            if kind_of(file) is not None and boundary.is_file(file):
                 yield file
 
 
@@ -212,11 +219,9 @@ def _found_in(file: Path) -> list[Setting | OnCpu | Launch]:
     from vlmdoctor.evidence import source_containers, source_python, source_shell
 
     try:
-        if file.stat().st_size > LARGEST:
-            raise Unavailable(f"larger than {LARGEST // 1_000_000} MB")
-        data = file.read_bytes()
-    except OSError as error:
-        raise Unavailable(error.strerror or "can't be read") from None
+        data = boundary.read_bytes(file, LARGEST)
+    except boundary.Unreadable as error:
+        raise Unavailable(error.reason) from None
     kind = kind_of(file) or "python"
     if not _may_matter(kind, data):
         return []
@@ -229,9 +234,14 @@ def _found_in(file: Path) -> list[Setting | OnCpu | Launch]:
         "compose": source_containers.in_compose,
     }[kind]
     try:
-        return list(reader(str(file), text))
-    except RecursionError:
+        return [_plain(place) for place in reader(str(file), text)]
+    except (RecursionError, MemoryError):
         raise Unavailable("nested too deeply") from None
+
+
+def _plain(place: Setting | OnCpu | Launch) -> Setting | OnCpu | Launch:
+    """The same, with the text of the file as it may be shown; values are judged as they are."""
+    return dataclasses.replace(place, file=plain_line(place.file), code=plain_line(place.code))
 
 
 def _may_matter(kind: str, data: bytes) -> bool:

@@ -14,6 +14,7 @@ from vlmdoctor.evidence.source import OnCpu, Setting, is_test
 from vlmdoctor.evidence.source_cpu import on_cpu
 from vlmdoctor.evidence.source_flow import Event, Statement, before, events, statements
 from vlmdoctor.evidence.source_watched import is_watched, read_by_cuda, readers
+from vlmdoctor.plain_text import shown_integer
 
 _TRAINS = re.compile(
     r"\.backward\(|\boptimizer\.step\(|\boptim\w*\.(Adam|SGD|RMS)|\b\w*Trainer\(|\btrainer\.(train|fit)\("
@@ -211,6 +212,10 @@ def _text(node: ast.expr) -> str | None:
             and isinstance(node.op, ast.USub)
             and isinstance(node.operand, ast.Constant)
         ):
-            return f"-{node.operand.value}"
-        return str(node.value) if isinstance(node, ast.Constant) else None
+            return f"-{_constant(node.operand)}"
+        return _constant(node) if isinstance(node, ast.Constant) else None
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _constant(node: ast.Constant) -> str:
+    return shown_integer(node.value) if type(node.value) is int else str(node.value)

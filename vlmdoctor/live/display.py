@@ -15,6 +15,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.live.spark import UNICODE, signs_for
 from vlmdoctor.live.state import LiveState
 from vlmdoctor.live.view import GLYPHS, draw
+from vlmdoctor.plain_text import first_line, plain_line
 from vlmdoctor.run_verdict import percent
 
 # Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1 %.
@@ -38,7 +39,7 @@ class LiveView:
         try:
             self._frame = draw(self._state, self._console.width, self._signs)
         except Exception as error:
-            self._frame = Text(f" step {self._state.step}: the view can't be drawn ({error})")
+            self._frame = Text(f" step {self._state.step}: the view can't be drawn ({first_line(error)})")
         return self._frame
 
     def start(self) -> None:
@@ -59,7 +60,7 @@ class LiveView:
 
     def say(self, sentence: str) -> None:
         """Prints a sentence above the view."""
-        self._console.print(sentence, markup=False, highlight=False)
+        self._console.print(plain_line(sentence), markup=False, highlight=False, emoji=False)
 
     def stop(self, *, keep: bool = True) -> None:
         """Leaves the last state of the view standing, or takes it away; a second call does nothing."""
@@ -102,7 +103,7 @@ class PlainLines:
         """Prints one line at once."""
         if not self._unicode:
             sentence = sentence.encode("ascii", "replace").decode("ascii")
-        print(sentence, file=self._stream, flush=True)
+        print(plain_line(sentence), file=self._stream, flush=True)
 
     def stop(self, *, keep: bool = True) -> None:
         """Nothing has to be taken down."""

@@ -14,6 +14,7 @@ from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live.display import Display
 from vlmdoctor.live.preflight import preflight
 from vlmdoctor.live.state import LiveState
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
 from vlmdoctor.run_conclusion import judge_run
@@ -175,7 +176,7 @@ class Session(Callback):
         try:
             report = preflight(run, self._wishes.preflight_rules, fail_on=self._wishes.fail_on)
         except Exception as error:
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = first_line(error)
             self._display.say(
                 f"the checks before the first step could not be made, so they are left out: {said}"
             )

@@ -11,6 +11,7 @@ from rich.text import Text
 from vlmdoctor.finding import Severity
 from vlmdoctor.live.spark import UNICODE, Signs, clock, count, figure, small, sparkline
 from vlmdoctor.live.state import LiveState, Part
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.run_verdict import percent
 from vlmdoctor.subject import ROLES, layer_of, role_of
 
@@ -39,7 +40,9 @@ def draw(state: LiveState, width: int, signs: Signs = UNICODE) -> Text:
 
 def _lines(state: LiveState, width: int, signs: Signs) -> Iterator[Text]:
     yield _spread(
-        Text.assemble((" vlmdoctor train", "bold"), "  ", state.title), Text(state.place, "dim"), width
+        Text.assemble((" vlmdoctor train", "bold"), "  ", plain_line(state.title)),
+        Text(plain_line(state.place), "dim"),
+        width,
     )
     yield from _model(state, width)
     yield Text()

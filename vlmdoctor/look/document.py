@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from vlmdoctor.finding import plain
 from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look
 from vlmdoctor.look.summary import shares, stop_line
+from vlmdoctor.reporters.json import as_json
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.data import Data, Row
@@ -32,7 +32,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         "vocabulary": vars(data.words) | {"names": {str(i): name for i, name in data.words.names}},
         "pictures": [vars(picture) | {"fits": dict(picture.fits)} for picture in data.pictures],
     }
-    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(plain(document), ensure_ascii=False)
 
 
 def _sample(look: Look) -> dict[str, Any]:

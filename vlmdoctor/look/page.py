@@ -14,7 +14,9 @@ from vlmdoctor.evidence.data import Data
 from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look, Token, Turn
 from vlmdoctor.look.summary import notes, shares, stop_line, visible
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.reporters.full import GLYPHS, finding_rows
+from vlmdoctor.reporters.html import inert
 from vlmdoctor.rules.places import counted
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
     learned, tokens = sum(look.supervised for look in looks), sum(len(row.ids) for row in rows)
     padding = sum(row.count("padding") for row in rows)
     images = sum(len(look.images) for look in looks)
+    target = plain_line(target)
     title = f"What {target} is given"
     tiles = (
         ("samples", f"{len(looks)}", ""),
@@ -56,7 +59,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         f"<h2>Sample by sample</h2>{_legend()}",
         *(_sample(look) for look in looks),
     )
-    return (
+    return inert(
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
@@ -121,7 +124,7 @@ def _sample(look: Look) -> str:
     shown = f"<div class='pictures{many}'>{pictures}</div>" if pictures else ""
     said = "".join(f"<p class='say'><small>{escape(_sentence(note))}</small></p>" for note in look.notes)
     return (
-        f"<section class='sample'><h3>{escape(row.name)} <small>{escape(' · '.join(parts))}</small></h3>"
+        f"<section class='sample'><h3>{escape(look.name)} <small>{escape(' · '.join(parts))}</small></h3>"
         f"{said}<div class='body'>{shown}<dl class='turns'>{turns}</dl></div></section>"
     )
 

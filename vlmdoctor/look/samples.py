@@ -10,6 +10,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence import data_pictures
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.data_read import Reader, read
+from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -53,6 +54,14 @@ class Look:
     turns: tuple[Turn, ...]
     images: tuple[PIL.Image.Image, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(plain_line, self.notes)))
+
+    @property
+    def name(self) -> str:
+        """What the sample is called, as it may be shown."""
+        return plain_line(self.row.name)
 
     @property
     def supervised(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmdoctor.evidence.data import ROLES, Data, Row
+from vlmdoctor.plain_text import plain_line
 
 SHOWN = ("system", "user", "assistant", "stop", "image", "marker", "other", "padding")
 assert set(SHOWN) == set(ROLES)
@@ -49,6 +50,7 @@ def stop_line(rows: Sequence[Row], data: Data) -> str:
         return "what the stop token is, is not known"
     there = sum(row.count("stop") for row in rows)
     learned = sum(row.count("stop", supervised=True) for row in rows)
+    name = plain_line(name)
     if not there:
         return f"{name} does not occur: the model does not learn to stop"
     if not learned:
@@ -60,10 +62,10 @@ def notes(data: Data) -> list[str]:
     """What could not be told, and why."""
     if data.roles_unknown is None:
         return []
-    return [f"who speaks is not known: {data.roles_unknown}"]
+    return [plain_line(f"who speaks is not known: {data.roles_unknown}")]
 
 
 def visible(text: str) -> str:
     """A token's text with line breaks, tabs and control characters made visible."""
     text = text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(char if char.isprintable() else "·" for char in text)
+    return plain_line("".join(char if char.isprintable() else "·" for char in text))

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
@@ -18,10 +19,10 @@ def subject_to_look_at(text: str, trust_remote_code: bool) -> Subject:
     Raises:
         UserError: It can't be built, or there is nothing in it to look at.
     """
-    path = Path(text).expanduser()
-    if path.suffix == ".json" and path.is_file():
+    path = boundary.expanded(text)
+    if path.suffix == ".json" and boundary.is_file(path):
         path = path.parent
-    if path.is_dir() and text != "minivlm":
+    if boundary.is_dir(path) and text != "minivlm":
         return _folder(path, trust_remote_code)
     from vlmdoctor.target import resolve
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look, Token, Turn
 from vlmdoctor.look.summary import notes, shares, stop_line, visible
+from vlmdoctor.plain_text import plain_line, without_commands
 from vlmdoctor.reporters.full import GLYPHS
 from vlmdoctor.reporters.full import STYLES as FINDING_STYLES
 from vlmdoctor.rules.places import counted
@@ -59,7 +60,7 @@ def render(looks: Sequence[Look], data: Data, target: str, *, color: bool, width
     for look in looks:
         _print_sample(console, look, color)
     _print_summary(console, looks, data, target)
-    return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))
+    return without_commands("\n".join(line.rstrip() for line in stream.getvalue().split("\n")))
 
 
 def _print_sample(console: Console, look: Look, color: bool) -> None:
@@ -69,7 +70,7 @@ def _print_sample(console: Console, look: Look, color: bool) -> None:
         parts.append("no labels")
     else:
         parts.append(f"{look.supervised} learned ({look.supervised / max(1, len(row.ids)):.0%})")
-    console.print(Rule(Text(f"{row.name}: {', '.join(parts)}", style="bold"), align="left", style="dim"))
+    console.print(Rule(Text(f"{look.name}: {', '.join(parts)}", style="bold"), align="left", style="dim"))
     if look.images:
         shown = look.images[:MOST_IMAGES]
         console.print()
@@ -155,7 +156,11 @@ def preview(image: PIL.Image.Image, color: bool) -> RenderableType:
 def _print_summary(console: Console, looks: Sequence[Look], data: Data, target: str) -> None:
     rows = [look.row for look in looks]
     console.print(
-        Rule(Text(f"{target}: {counted(len(rows), 'sample')}", style="bold"), align="left", style="dim")
+        Rule(
+            Text(f"{plain_line(target)}: {counted(len(rows), 'sample')}", style="bold"),
+            align="left",
+            style="dim",
+        )
     )
     console.print()
     table = Table.grid(padding=(0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import closing_line
 
@@ -17,4 +18,4 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         lines.append(f"{place}{finding.severity}: {finding.message} [{finding.rule} {finding.code}]")
     if not quiet:
         lines.append(closing_line(report))
-    return "".join(line + "\n" for line in lines)
+    return without_commands("".join(line + "\n" for line in lines))

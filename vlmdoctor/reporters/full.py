@@ -15,6 +15,7 @@ from vlmdoctor.contract import shown
 from vlmdoctor.dryrun.shown import print_dry_run
 from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Severity
+from vlmdoctor.plain_text import plain_line, shown_integer, without_commands
 from vlmdoctor.report import Report
 
 MOST_REASONS = 4  # in the closing line
@@ -51,7 +52,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
             console.print(Text(f"note     {text}", style="dim"))
         console.print(_closing(report, console.width))
     # Rich pads cells with blanks, which only get in the way of copying.
-    return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))
+    return without_commands("\n".join(line.rstrip() for line in stream.getvalue().split("\n")))
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
@@ -124,7 +125,9 @@ def _value(value: object) -> str:
         return f"[{shown}{', …' if len(value) > 6 else ''}]"
     if hasattr(value, "items"):
         return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
-    return str(value) if value != "" else '""'
+    if isinstance(value, int):
+        return shown_integer(value)
+    return plain_line(str(value)) or '""'
 
 
 def _print_contract(console: Console, report: Report) -> None:

@@ -6,6 +6,7 @@ from html import escape
 
 from vlmdoctor.dryrun.shown import dry_run_html
 from vlmdoctor.finding import Finding
+from vlmdoctor.plain_text import COMMAND as _COMMAND
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
@@ -23,7 +24,7 @@ STYLE = """
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """A self-contained page; colour and width are the browser's matter."""
     title = f"vlmdoctor {escape(report.command)} {escape(report.target)}"
-    return (
+    return inert(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         f"<title>{title}</title>"
@@ -33,12 +34,19 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     )
 
 
+def inert(page: str) -> str:
+    """`page`, whose lines are carried out by nobody who prints it: in a browser it reads the same."""
+    if "::" not in page and "##" not in page:
+        return page
+    return _COMMAND.sub(lambda match: f"{match[1]}&#58;" if match[0] != "#" else "&#35;", page)
+
+
 def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
     table = dry_run_html(report.facts)
     closing = f"<p>{escape(closing_line(report))}</p>"
-    return f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>"
+    return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>")
 
 
 def section(finding: Finding) -> str:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import finding_rows
+from vlmdoctor.reporters.html import inert
 
 # XML 1.0 has no way of writing these, escaped or not.
 _IMPOSSIBLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -46,7 +47,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         for key, count in counts.items():
             element.set(key, str(count))
     ElementTree.indent(suites)
-    return "<?xml version='1.0' encoding='utf-8'?>\n" + ElementTree.tostring(suites, "unicode") + "\n"
+    text = ElementTree.tostring(suites, "unicode")
+    return f"<?xml version='1.0' encoding='utf-8'?>\n{inert(text)}\n"
 
 
 def _case(suite: ElementTree.Element, report: Report, name: str) -> ElementTree.Element:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 from vlmdoctor.finding import Finding
+from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
+# A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
+_LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
 _VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! incomplete"}
 
 
@@ -21,7 +24,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         parts.append(_table("not run", "reason", report.skipped))
     if not quiet:
         parts.append(_text(closing_line(report)))
-    return "\n\n".join(parts) + "\n"
+    return without_commands("\n\n".join(parts) + "\n")
 
 
 def _finding(finding: Finding) -> str:
@@ -46,14 +49,14 @@ def _table(first: str, second: str, rows: tuple[tuple[str, str], ...]) -> str:
 def _text(text: str) -> str:
     """`text` on one line, with nothing in it that Markdown or HTML would take for its own."""
     line = re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()
-    line = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", line)
+    line = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", line)
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _cell(text: str) -> str:
     """Links stay links; lines stay lines."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return "<br>".join(line if line.startswith("https://") else _text(line) for line in lines)
+    return "<br>".join(line if _LINK.fullmatch(line) else _text(line) for line in lines)
 
 
 def _code(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from vlmdoctor import __version__
 from vlmdoctor.finding import Finding, Severity, plain
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import finding_rows
+from vlmdoctor.reporters.json import as_json
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
@@ -46,7 +46,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
             }
         ],
     }
-    return json.dumps(log, indent=2, allow_nan=False) + "\n"
+    return as_json(log, ensure_ascii=True)
 
 
 def _rule(code: str, report: Report) -> dict[str, Any]:

@@ -160,4 +160,7 @@ def _rank() -> int:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())
-    return int(os.environ.get("RANK") or 0)
+    try:
+        return int(os.environ.get("RANK") or 0)
+    except ValueError:
+        return 0  # no launcher's: watching goes on

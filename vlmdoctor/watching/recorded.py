@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.plain_text import first_line, raised
 from vlmdoctor.watching import schema
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Parameters, Steps]:
         return _parameters(info, tracks), _steps(info, rows, tracks)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"the run folder '{folder}' is not as vlmdoctor writes it ({type(error).__name__}: {error}); "
+            f"the run folder '{folder}' is not as vlmdoctor writes it ({raised(error)}); "
             f"was it written by another version, or changed by hand?"
         ) from error
 
@@ -117,7 +118,7 @@ def _read_whole(path: Path, missing: dict[str, Any] | None = None) -> dict[str, 
     except OSError as error:
         raise UserError(f"'{path}' can't be read ({error.strerror}).") from error
     except ValueError as error:
-        raise UserError(f"'{path}' holds no JSON ({error}).") from error
+        raise UserError(f"'{path}' holds no JSON ({first_line(error)}).") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not as vlmdoctor writes it: it holds no JSON object.")
     return content

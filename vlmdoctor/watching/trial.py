@@ -15,6 +15,7 @@ from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.hidden import hidden_parameters
+from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.unchanged import copy_of, unchanged
 from vlmdoctor.watching.held import innermost
@@ -53,7 +54,7 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
             except Unavailable:
                 raise
             except Exception as error:
-                raise Unavailable(f"a training step fails ({type(error).__name__}: {error})") from error
+                raise Unavailable(f"a training step fails ({raised(error)})") from error
             finally:
                 for optimizer in own:
                     optimizer.state.clear()  # memory that the weights' return may need
@@ -69,9 +70,7 @@ def _own_optimizers(subject: Subject) -> tuple[list[Any], list[Any]]:
     try:
         return copy.deepcopy((given, optimizers(subject.lr_scheduler)), {id(each): each for each in held})
     except Exception as error:
-        raise Unavailable(
-            f"the optimizer can't be copied for a trial ({type(error).__name__}: {error})"
-        ) from error
+        raise Unavailable(f"the optimizer can't be copied for a trial ({raised(error)})") from error
 
 
 def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
@@ -84,7 +83,7 @@ def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
         return copied_together(subject.model, given, schedulers)
     except Exception as error:
         raise Unavailable(
-            f"the model and its optimizer can't be copied for a trial ({type(error).__name__}: {error})"
+            f"the model and its optimizer can't be copied for a trial ({raised(error)})"
         ) from error
 
 

@@ -9,6 +9,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Driver, Gpu, Nvml, Process
 from vlmdoctor.evidence.environment.models import capability_of
+from vlmdoctor.plain_text import first_line
 
 NOT_SHOWN = "nvidia-smi does not show it"
 _THROTTLES = {
@@ -35,7 +36,7 @@ def read(text: str, name: str) -> Environment:
         # From the root element on, so that a document type, and entities with it, is never looked at.
         log = ElementTree.fromstring(text[start:end] + "</nvidia_smi_log>")
     except ElementTree.ParseError as error:
-        raise UserError(f"{name} is not valid XML ({error}).") from None
+        raise UserError(f"{name} is not valid XML ({first_line(error)}).") from None
     version = _text(log, "driver_version")
     hidden = ("torch", "packages", "requires", "variables", "libraries", "extensions", "openmp", "pci")
     unseen = dict.fromkeys((*hidden, "host", "live", "nodes", "archs", "accelerate_cpu"), NOT_SHOWN)

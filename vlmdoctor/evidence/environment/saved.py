@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.environment import Environment
 
@@ -57,13 +58,7 @@ def load(path: Path) -> Environment:
     Raises:
         UserError: The file can't be read or is nothing of that kind.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is larger than {LARGEST // 1_000_000} MB; give a snapshot or a report.")
-        text = decoded(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror or 'it is no file'}.") from None
-    return understand(text, str(path))
+    return understand(decoded(boundary.read_bytes(path, LARGEST)), str(path))
 
 
 def understand(text: str, name: str) -> Environment:
