@@ -116,8 +116,6 @@ class Finding:
             object.__setattr__(self, "certainty", Certainty.PROVEN)
         elif isinstance(self.cause, Inferred):
             object.__setattr__(self, "certainty", Certainty.INFERRED)
-
-    def __post_init__(self) -> None:
         optional = {name: getattr(self, name) for name in ("file", "cause")}
         _make_plain(
             self,
