@@ -15,7 +15,9 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.detection.models import make
 from tests.vlmdoctor.test_folder import whole  # noqa: F401 (a fixture)
+from vlmdoctor.target import resolve
 
 LLAMA = {
     "hidden_size": 32,
@@ -238,3 +240,28 @@ def test_code_that_is_trusted_keeps_its_quantiser_and_no_kernel() -> None:
     found = cleaned(values, "config.json", trusted=True)
     assert found.values == {"quantization_config": {"quant_method": "awq"}, "attn_implementation": None}
     assert found.quantised is None
+
+
+@pytest.mark.parametrize("kind", ["llava", "gpt2", "mixtral"])
+@pytest.mark.parametrize("without", ["nothing", "dtype", "generation_config.json"])
+def test_a_folder_is_loaded_as_transformers_loads_it(tmp_path: Path, kind: str, without: str) -> None:
+    model = make(kind).model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    config = json.loads((tmp_path / "config.json").read_text())
+    if without == "dtype":
+        config.pop("dtype")
+        (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
+    elif without != "nothing":
+        (tmp_path / without).unlink(missing_ok=True)
+    ours = resolve(str(tmp_path), makes_batch=False).subject.model
+    theirs = type(model).from_pretrained(tmp_path)
+    for one, other in (
+        (ours.state_dict(), theirs.state_dict()),
+        (dict(ours.named_buffers()), dict(theirs.named_buffers())),
+    ):
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert all(one[name].dtype == other[name].dtype for name in one)
+    assert ours.config.to_dict() == theirs.config.to_dict()
+    assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
+    assert ours.config.name_or_path == theirs.config.name_or_path == str(tmp_path)

@@ -13,7 +13,6 @@ from vlmdoctor.errors import UserError
 MOST_TEXT = 64 << 20  # bytes: the largest index of a model with a million tensors is smaller
 MOST_DEPTH = 64  # of lists and objects in each other: real configurations have fewer than ten
 MOST_DIGITS = 300  # of an integer: more than any float holds
-MOST_HEADER = 100_000_000  # bytes of a safetensors header: the format's own limit
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmdoctor.sandbox.files import Unreadable, is_regular, open_regular, parse_json, read_json
 
-MOST_HEADER = 32 << 20  # bytes: of some 300,000 tensors, in one file
+MOST_HEADER = 8 << 20  # bytes: of some 80,000 tensors, in one file
 _LENGTH = struct.Struct("<Q")
 
 

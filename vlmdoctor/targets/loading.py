@@ -50,7 +50,12 @@ def loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any], 
 
     with contextlib.ExitStack() as opened:
         pieces: dict[str, Any] = {}
-        for path in weight_files(folder):
+        # Some classes keep a part in a file of its own; the names are the class's.
+        named = [folder / name for name in getattr(type(config), "extra_files", ())]
+        more = [path for path in named if is_regular(path)]
+        for path in more:
+            refuse_header(path)
+        for path in (*weight_files(folder), *more):
             file = opened.enter_context(safe_open(str(path), framework="pt"))
             pieces.update((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
         model = model_class.from_pretrained(
@@ -58,10 +63,11 @@ def loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any], 
             config=config,
             state_dict=pieces,
             dtype=getattr(config, "dtype", None) or _dtype(pieces),
-            generation_config=_generation(folder, values) if model_class.can_generate() else None,
             local_files_only=True,
             **options,
         )
+    if model.can_generate() and hasattr(model, "adjust_generation_fn"):
+        model.generation_config = _generation(folder, values)
     model.config.name_or_path = model.name_or_path = str(folder)
     return model
 
@@ -95,7 +101,7 @@ def _generation(folder: Path, values: dict[str, Any]) -> Any:
 
     file = folder / "generation_config.json"
     read = read_json(file, _MOST_SETTINGS) if is_regular(file) else None
-    named = read if isinstance(read, dict) else {**values, "_from_model_config": True}
+    named = read if isinstance(read, dict) else values
     # A name of a method would take the method's place.
     kept = {
         name: value
@@ -103,7 +109,11 @@ def _generation(folder: Path, values: dict[str, Any]) -> Any:
         if not name.startswith("__") and not callable(getattr(GenerationConfig, name, None))
     }
     try:
-        return GenerationConfig.from_dict(kept)
+        if named is values:
+            return GenerationConfig.from_model_config(kept)
+        made = GenerationConfig.from_dict(kept)
+        made._original_object_hash = hash(made)  # by which transformers sees later changes
+        return made
     except Exception as error:
         from vlmdoctor.targets.weightless import first_line
 
