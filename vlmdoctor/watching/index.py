@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 from torch import Tensor, nn
@@ -34,6 +36,8 @@ class Index:
             for name, parameter in module._parameters.items()
         }
         self._owners = [owners.get(id(parameter), (_nowhere, "", 0)) for _, parameter in named]
+        self._at_hand: list[Tensor | None] | None = None
+        self._looking = False
         self.names = [name for name, _ in named]
         self.ids = [id(parameter) for _, parameter in named]
         self.sizes = np.array([parameter.numel() for _, parameter in named], dtype=np.float64)
@@ -42,12 +46,25 @@ class Index:
 
     def tensors(self) -> list[Tensor | None]:
         """The parameters; None in the place of one that is gone or was exchanged."""
+        if self._at_hand is not None:
+            return self._at_hand
         found: list[Tensor | None] = []
         for owner, name, identity in self._owners:
             module = owner()
             tensor = None if module is None else module._parameters.get(name)
             found.append(tensor if id(tensor) == identity else None)
+        if self._looking:
+            self._at_hand = found
         return found
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Inside, while nothing of the run's own goes on, the parameters are looked up once only."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking, self._at_hand = False, None
 
     def trainable(self) -> np.ndarray:
         """[N] bool: which of them require gradients now."""

@@ -184,7 +184,8 @@ class Sensor:
     def _in_optimizer(self, function: Callable[..., None], *args: Any) -> None:
         self._in_hook = True
         try:
-            function(*args)
+            with self.index.at_hand():
+                function(*args)
         except Exception as error:
             self._failed(error)
         finally:
