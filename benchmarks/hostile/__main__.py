@@ -8,6 +8,7 @@ python -m benchmarks.hostile --only cli:1234                  # one input again,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -45,18 +46,21 @@ def main() -> int:
         return _again(given.only, known, given.seed)
     results: list[Result] = []
     started = time.monotonic()
-    items = list(_items([known[name] for name in chosen], given.inputs, given.seed))
+    groups = [known[name] for name in chosen]
+    counts = shares(groups, given.inputs)
+    total = sum(counts.values())
 
     def seen(result: Result) -> None:
         results.append(result)
         if result.faults:
             print(
-                f"[{len(results):5}/{len(items)}] {result.reference}: {result.faults[0]}",
+                f"[{len(results):5}/{total}] {result.reference}: {result.faults[0]}",
                 file=sys.stderr,
                 flush=True,
             )
 
-    run_all(items, given.jobs, seen)
+    with contextlib.suppress(KeyboardInterrupt):  # what was found until then is printed
+        run_all(_items(groups, counts, given.seed), given.jobs, seen)
     print(failures(results, given.seed))
     print(table(results, time.monotonic() - started))
     if given.json:
@@ -64,9 +68,8 @@ def main() -> int:
     return int(any(result.faults for result in results))
 
 
-def _items(chosen: list[InputClass], total: int, seed: int) -> Iterator[Item]:
+def _items(chosen: list[InputClass], counts: dict[str, int], seed: int) -> Iterator[Item]:
     """The classes by turns, so that a run that is stopped early has tried all of them."""
-    counts = shares(chosen, total)
     rows = [_numbered(one, seed, counts[one.name]) for one in chosen]
     for turn in itertools.zip_longest(*rows):
         yield from (item for item in turn if item is not None)

@@ -77,7 +77,7 @@ _TARGETS = (
         "sys:exit",
         "builtins:quit",
     ),
-    *("builtins:input", "builtins:breakpoint", "antigravity:x", "this:x", "script.py", "script.py:build"),
+    *("builtins:input", "antigravity:x", "this:x", "script.py", "script.py:build"),
     *(
         "script.py:",
         "script.py:missing",

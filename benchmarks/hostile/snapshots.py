@@ -31,8 +31,8 @@ _XML = """<?xml version="1.0" ?>
 <temperature><gpu_temp>{}</gpu_temp></temperature></gpu></nvidia_smi_log>
 """
 _BOMB = (
-    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "hostile">'
-    + "".join(f'<!ENTITY b{i} "{f"&b{i - 1 if i else ""};" * 10}">' for i in range(12))
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "hostile">'
+    + "".join('<!ENTITY b%d "%s">' % (i, f"&b{i - 1};" * 10) for i in range(1, 12))
     + "]><nvidia_smi_log><driver_version>&b11;</driver_version></nvidia_smi_log>"
 )
 _OUTSIDE = (

@@ -168,7 +168,9 @@ def _folder_name(text: str, form: str) -> Trial:
 
 def _variable(text: str, form: str) -> Trial:
     value = as_argument(text)
-    env = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "HF_HOME"), value)
+    env = dict.fromkeys(
+        ("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "HF_HOME"), value
+    )
     return _trial("variables", ["check-env"], {}, form, env=env)
 
 

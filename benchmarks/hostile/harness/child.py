@@ -34,7 +34,10 @@ from benchmarks.hostile.harness.trial import (
 MEMORY = 4 << 30  # bytes of address space above what the interpreter has
 LARGEST_FILE = 1 << 29
 _LOG = 200  # the descriptor of the log: out of the way of those that a command opens
-_PLAIN_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
+_PLAIN_VARIABLES = (
+    *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS"),
+    "MPLCONFIGDIR",  # where matplotlib's list of fonts was made before, which takes seconds
+)
 
 
 def environment(trial: Trial, sandbox: Path) -> dict[str, str]:

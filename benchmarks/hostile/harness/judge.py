@@ -58,19 +58,20 @@ def _ending(trial: Trial, outcome: Outcome) -> Iterator[str]:
     if outcome.megabytes > MOST_MEGABYTES:
         yield f"memory: more than {MOST_MEGABYTES:.0f} MB {_place(outcome.stack)}"
     if outcome.status == 2 and not own and trial.call is None:
-        yield from _message(trial, stderr)
+        yield from _message(trial, outcome, _COLOURS.sub("", stderr))
 
 
-def _message(trial: Trial, stderr: str) -> Iterator[str]:
-    """Status 2 comes with one sentence."""
+def _message(trial: Trial, outcome: Outcome, stderr: str) -> Iterator[str]:
+    """Status 2 comes with one sentence; where a report was made, it is the report that says why."""
     if trial.streams in (CLOSED_ERR, FULL_ERR, GONE):
         return
     lines = [line for line in stderr.splitlines() if line.strip()]
     if any(line.lstrip().startswith("Usage:") for line in lines):
         return
     own = [number for number, line in enumerate(lines) if line.startswith("vlmdoctor: ")]
+    if not own and (outcome.stdout.strip() or outcome.written):
+        return
     if not lines:
-        # Where nothing ran or a rule crashed, it is the report that says so.
         yield "message: none on standard error"
     elif not own:
         yield f"message: not a sentence of its own, {_short(lines[-1])}"

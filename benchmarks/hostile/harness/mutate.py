@@ -81,7 +81,7 @@ def _change(rng: random.Random, container: Any, key: Any) -> None:
         case 2:
             container[key] = {"a": old}
         case 3 if isinstance(old, int | float) and not isinstance(old, bool):
-            container[key] = rng.choice((-old, old * 2, old + 1, old / 3, str(old), old * 10**9, 0))
+            container[key] = rng.choice((-old, old * 2, old + 1, old % 7 + 0.5, str(old), old * 10**9, 0))
         case 4 if isinstance(container, dict):
             container[text(rng)] = container.pop(key)
         case 5 if isinstance(old, list | dict) and old:
@@ -170,7 +170,7 @@ def spoiled_lines(rng: random.Random, raw: bytes) -> bytes:
                 start, _, _ = line.partition(b":")
                 lines[at] = start + b": " + text(rng).encode("utf-8", "surrogatepass")
             case 5:
-                lines[at] = line * 2000
+                lines[at] = (line * 2000)[:500_000] if len(line) < 10_000 else line
             case _:
                 lines[at] = line[:cut] + text(rng).encode("utf-8", "surrogatepass") + line[cut:]
     return b"\n".join(lines)

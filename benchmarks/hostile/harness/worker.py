@@ -25,6 +25,7 @@ from benchmarks.hostile.harness.trial import BAIT, IN, OUT, Trial, materialise
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a child leaves running becomes a child of this process
 _GRACE = 1.0  # seconds that what a command started has to end after it
+_PATIENCE = 6  # how many times the seconds of a trial may pass where others use the machine
 # Commands whose imports are made once, before any input is run.
 _WARM = (
     ("check-env", "--from", "nothing"),
@@ -62,6 +63,7 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
+        import matplotlib.font_manager
         import transformers  # noqa: F401
 
         import vlmdoctor.rulebook
@@ -147,12 +149,32 @@ class Worker:
 
 
 def _wait(pid: int, seconds: float) -> bool:
-    """Whether the process ended in time; it is not yet reaped."""
+    """Whether the process ended in time; it is not yet reaped.
+
+    On a busy machine time passes without work: `seconds` are of work, or of waiting for something that
+    does not come.
+    """
     descriptor = os.pidfd_open(pid)
+    started, still_since, worked = time.monotonic(), time.monotonic(), 0.0
     try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        while not select.select([descriptor], [], [], 0.5)[0]:
+            now, work = time.monotonic(), _work(pid)
+            if work > worked + 0.02:
+                still_since, worked = now, work
+            if work > seconds or now - still_since > seconds or now - started > _PATIENCE * seconds:
+                return False
+        return True
     finally:
         os.close(descriptor)
+
+
+def _work(pid: int) -> float:
+    """Seconds of work of a process, with those of its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _show_stack(pid: int) -> None:
