@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from benchmarks.hostile.harness.bases import RUN
+from benchmarks.hostile.harness.bases import RECORDED
 from benchmarks.hostile.harness.texts import argument, as_argument, as_file_name, file_name
 from benchmarks.hostile.harness.trial import (
     PLAIN,
@@ -368,7 +368,7 @@ def _files(rng: random.Random, argv: list[str]) -> dict[str, Content]:
     }
     files |= {f"in/{name}": content for name, content in made.items() if name in stem}
     if "run" in stem and "report" in argv:
-        files["out/run"] = Base(RUN)
+        files["out/run"] = Base(RECORDED)
         files["in/run"] = Link("../out/run")
     if rng.random() < 0.15:
         files["in/pyproject.toml"] = rng.choice(_PYPROJECTS)

@@ -1,11 +1,11 @@
-"""Run folders for `report` and `train --resume`: torn, mutated and missing files, wrong manifests and states."""
+"""Run folders for `report` and `train --resume`: torn, mutated, missing; wrong manifests and states."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 
-from benchmarks.hostile.harness.bases import RUN
+from benchmarks.hostile.harness.bases import RECORDED, RUN
 from benchmarks.hostile.harness.mutate import dumped, mutated, value
 from benchmarks.hostile.harness.outcome import Outcome
 from benchmarks.hostile.harness.texts import TEXTS, as_argument, as_file_name, text, utf8
@@ -41,7 +41,7 @@ def _one(rng: random.Random, index: int) -> Trial:
 
 def _reported(rng: random.Random) -> Trial:
     folder = "run" if rng.random() < 0.8 else as_file_name(as_argument(rng.choice(TEXTS)))
-    files: dict[str, Content] = {f"out/{folder}": Base(RUN)}
+    files: dict[str, Content] = {f"out/{folder}": Base(RECORDED)}
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         name = rng.choice((*_FILES, "run.jsonl", "run.json"))
         files[f"out/{folder}/{name}"] = _content(rng, name)

@@ -32,7 +32,7 @@ _XML = """<?xml version="1.0" ?>
 """
 _BOMB = (
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "hostile">'
-    + "".join('<!ENTITY b%d "%s">' % (i, f"&b{i - 1};" * 10) for i in range(1, 12))
+    + "".join("<!ENTITY b{} '{}'>".format(i, f"&b{i - 1};" * 10) for i in range(1, 12))
     + "]><nvidia_smi_log><driver_version>&b11;</driver_version></nvidia_smi_log>"
 )
 _OUTSIDE = (

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 
-from benchmarks.hostile.harness.bases import MODEL, RUN, TEXT_MODEL, configurations
+from benchmarks.hostile.harness.bases import MODEL, RECORDED, TEXT_MODEL, configurations
 from benchmarks.hostile.harness.texts import TEXTS, as_argument, as_file_name, utf8
 from benchmarks.hostile.harness.trial import Base, Content, Edit, Trial, numbered
 
@@ -53,7 +53,8 @@ class Net(nn.Module):
     def forward(self, input_ids, labels):
         {forward}
         logits = self.head(self.embed(input_ids))
-        return {{"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}}
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {{"loss": loss, "logits": logits}}
 {after}
 def build():
     {build}
@@ -72,7 +73,7 @@ def _python(
     return {"in/script.py": utf8(f"import torch\nfrom torch import nn\nT = {text!a}\n{body}")}
 
 
-_FORWARD = ["check", "script.py:build", "--depth", "backward"]
+_FORWARD = ["check", "script.py:build", "--depth", "forward", "--budget", "3"]
 
 
 def _module_name(text: str, form: str) -> Trial:
@@ -115,7 +116,8 @@ def _parameter_name(text: str, form: str) -> Trial:
 
 def _optimizer_name(text: str, form: str) -> Trial:
     body = (
-        "def build():\n    m = nn.Linear(2, 2)\n    o = torch.optim.SGD([{'params': m.parameters(), 'name': T}], lr=0.0)\n"
+        "def build():\n    m = nn.Linear(2, 2)\n"
+        "    o = torch.optim.SGD([{'params': m.parameters(), 'name': T}], lr=0.0)\n"
         "    return m, torch.ones(1, 2), o\n"
     )
     files: dict[str, Content] = {
@@ -191,8 +193,10 @@ def _snapshot_value(text: str, form: str) -> Trial:
 def _pasted_value(text: str, form: str) -> Trial:
     report = (
         f"PyTorch version: 2.4.0+cu121{text}\nIs debug build: False\nCUDA used to build PyTorch: 12.1\n"
-        f"OS: {text}\nPython version: 3.11 {text}\nIs CUDA available: True\nGPU models and configuration: GPU 0: {text}\n"
-        f"Nvidia driver version: 535.{text}\n\nVersions of relevant libraries:\n[pip3] numpy=={text}\n[pip3] torch==2.4.0\n"
+        f"OS: {text}\nPython version: 3.11 {text}\nIs CUDA available: True\n"
+        f"GPU models and configuration: GPU 0: {text}\n"
+        f"Nvidia driver version: 535.{text}\n\nVersions of relevant libraries:\n"
+        f"[pip3] numpy=={text}\n[pip3] torch==2.4.0\n"
     )
     return _trial("values of a report", ["check-env", "--from", "s"], {"in/s": utf8(report)}, form)
 
@@ -235,7 +239,7 @@ def _run_value(text: str, form: str) -> Trial:
     nonfinite = {"event": "nonfinite", "step": 4, "what": text, "where": text, "module": text, "kind": text}
     rows = "\n".join(json.dumps(row) for row in (finding, nonfinite, {"event": text, "step": 1}))
     files: dict[str, Content] = {
-        "out/run": Base(RUN),
+        "out/run": Base(RECORDED),
         "out/run/run.jsonl": Edit("append:" + rows, 0),
         "out/run/run.json": Edit("texts:" + text, 0),
         "out/run/summary.json": Edit("texts:" + text, 0),
@@ -247,7 +251,7 @@ def _run_value(text: str, form: str) -> Trial:
 
 def _run_name(text: str, form: str) -> Trial:
     name = as_file_name(as_argument(text))
-    files: dict[str, Content] = {f"out/{name}": Base(RUN)}
+    files: dict[str, Content] = {f"out/{name}": Base(RECORDED)}
     return _trial(
         "a run's name", ["report", f"../out/{name}", "--no-draw"], files, form, may_change=("home/*",)
     )

@@ -13,9 +13,13 @@ from benchmarks.hostile.harness.trial import Base, Content, Edit, Fifo, Link, Sp
 
 NAME = "templates"
 
+_DOUBLING = (
+    "{{% set ns = namespace(x='ab') %}}{{% for i in range({}) %}}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}"
+    "{{{{ ns.x }}}}"
+)
 _ENDLESS = (
     "{% for i in range(10**12) %}{% endfor %}",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
     "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{% macro m(x) %}{{ m(x + x) }}{% endmacro %}{{ m('a') }}",
@@ -30,11 +34,11 @@ _ENDLESS = (
     "{{ ('<' * 200000)|striptags }}",
     "{{ ('a@' * 100000)|urlize }}",
     "{{ ('<a' * 100000)|striptags|length }}",
-    "{% set ns = namespace(n=[]) %}{% for i in range(99999) %}{% set ns.n = ns.n + [ns.n] %}{% endfor %}{{ ns.n }}",
+    "{% set ns = namespace(n=[]) %}{% for i in range(99999) %}{% set ns.n = ns.n + [ns.n] %}{% endfor %}",
 )
 _LARGE = (
-    "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
-    "{% set ns = namespace(x='ab') %}{% for i in range(26) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    _DOUBLING.format(99),
+    _DOUBLING.format(26),
     "{{ 'a' * 10 ** 10 }}",
     "{{ 'a ' * 10 ** 8 }}",
     "{{ '<image>' * 10 ** 6 }}",

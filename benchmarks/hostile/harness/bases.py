@@ -1,4 +1,4 @@
-"""What inputs start from: right ones, made once and copied. A mutation of nothing right finds nothing deep."""
+"""What inputs start from: right ones, made once and copied."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Weights, tokenizer, processor and chat template of a tiny LLaVA; a run of minivlm with two checkpoints.
-MODEL, TEXT_MODEL, RUN = "model", "text model", "run"
+# Weights, tokenizer and chat template of a tiny LLaVA, with its processor, and of a tiny Llama; a run of
+# minivlm with two checkpoints, and what is recorded of it alone.
+MODEL, TEXT_MODEL, RUN, RECORDED = "model", "text model", "run", "recorded"
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
@@ -43,6 +44,8 @@ class Bases:
 
     def __call__(self, name: str) -> Path:
         place = self.folder / name.replace(" ", "-")
+        if name == RECORDED and not place.exists():
+            _copied(self(RUN), place)
         if not place.exists():
             pid = os.fork()
             if not pid:
@@ -51,6 +54,16 @@ class Bases:
         if not place.exists():
             raise RuntimeError(f"the base '{name}' can't be made")
         return place
+
+
+def _copied(run: Path, place: Path) -> None:
+    """The files that are read to judge a run; checkpoints are large."""
+    made = Path(tempfile.mkdtemp(dir=place.parent))
+    for file in run.iterdir():
+        if file.suffix in (".json", ".jsonl"):
+            shutil.copy(file, made)
+    with contextlib.suppress(OSError):
+        made.rename(place)
 
 
 def _make(name: str, place: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from benchmarks.hostile.harness.outcome import KEPT, Outcome
 from benchmarks.hostile.harness.trial import CANARY, CLOSED_ERR, CLOSED_OUT, FULL_ERR, FULL_OUT, GONE, Trial
 
-MOST_MEGABYTES = 2500.0
+MOST_MEGABYTES = 1000.0
 MOST_WORDS = 1500  # characters of a sentence, beside what it repeats of the command line
 SHOWN = 160
 

@@ -6,7 +6,7 @@ A module may have, besides:
     def judge(trial, outcome): ...      yields further faults
     FORGIVEN = ("read",)                kinds of faults of the common judge that are none in this class
 
-What has no such NAME and `inputs`, such as a trial of its own with a `main()`, is left alone and not imported.
+What has no NAME and `inputs`, such as a trial of its own with a `main()`, is not imported.
 """
 
 from __future__ import annotations

@@ -52,17 +52,19 @@ def table(results: Iterable[Result], seconds: float) -> str:
     """Tried and failed by class, and the kinds of failures of each."""
     tried: Counter[str] = Counter()
     failed: Counter[str] = Counter()
+    took: Counter[str] = Counter()
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for result in results:
         name = result.reference.partition(":")[0]
         tried[name] += 1
         failed[name] += bool(result.faults)
+        took[name] += result.outcome.seconds if result.outcome else 0  # type: ignore[assignment]
         kinds[name].update({kind(fault) for fault in result.faults})
-    lines = ["", f"{'class':12} {'tried':>6} {'failed':>6}  kinds"]
+    lines = ["", f"{'class':12} {'tried':>6} {'failed':>6} {'s each':>6}  kinds"]
     for name in sorted(tried):
         shown = ", ".join(f"{one} {count}" for one, count in kinds[name].most_common())
-        lines.append(f"{name:12} {tried[name]:6} {failed[name]:6}  {shown}")
-    lines.append(f"{'all':12} {tried.total():6} {failed.total():6}  in {seconds:.0f} s")
+        lines.append(f"{name:12} {tried[name]:6} {failed[name]:6} {took[name] / tried[name]:6.2f}  {shown}")
+    lines.append(f"{'all':12} {tried.total():6} {failed.total():6}         in {seconds:.0f} s")
     return "\n".join(lines)
 
 
@@ -98,7 +100,13 @@ def document(results: Iterable[Result], seed: int) -> dict[str, Any]:
         for result in rows
         if result.faults
     ]
-    return {"seed": seed, "tried": dict(_tried(rows)), "failed": failed}
+    slowest = sorted(rows, key=lambda r: -(r.outcome.seconds if r.outcome else 0))[:20]
+    return {
+        "seed": seed,
+        "tried": dict(_tried(rows)),
+        "slowest": {r.reference: round(r.outcome.seconds, 1) for r in slowest if r.outcome},
+        "failed": failed,
+    }
 
 
 def _tried(results: Iterable[Result]) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -99,7 +100,7 @@ class Trial:
     @property
     def output_format(self) -> str:
         """The format that was asked for."""
-        for before, after in zip(self.argv, self.argv[1:], strict=False):
+        for before, after in itertools.pairwise(self.argv):
             if before == "--output-format":
                 return after
         return next((a.partition("=")[2] for a in self.argv if a.startswith("--output-format=")), "full")

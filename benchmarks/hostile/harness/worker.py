@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import itertools
 import os
 import pickle
 import re
@@ -63,7 +64,7 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
-        import matplotlib.font_manager
+        import matplotlib.font_manager  # noqa: F401
         import transformers  # noqa: F401
 
         import vlmdoctor.rulebook
@@ -72,9 +73,12 @@ class Worker:
         vlmdoctor.rulebook.all_rules()
         build_app(None)
         for argv in _WARM:
-            for name in self._modules_of(argv):
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
+            self._import(self._modules_of(argv))
+
+    def _import(self, names: list[str]) -> None:
+        for name in names:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     def _modules_of(self, argv: tuple[str, ...]) -> list[str]:
         """What a command imports, seen in a child so that nothing else of it stays here."""
@@ -133,6 +137,7 @@ class Worker:
         left = _left_running(ended)
         log = (logs / "log").read_text(encoding="utf-8", errors="replace") if (logs / "log").exists() else ""
         own = _own_megabytes()
+        self._import([line[7:] for line in log.splitlines() if line.startswith("module ")])
         return Outcome(
             status=os.waitstatus_to_exitcode(status) if ended else None,
             stdout=_head(logs / "stdout"),
@@ -144,7 +149,9 @@ class Worker:
             events=tuple(line[6:] for line in log.splitlines() if line.startswith("event ")),
             left_running=left,
             written=_written(trial, sandbox),
-            stack="\n".join(line for line in log.splitlines() if not line.startswith("event "))[-4000:],
+            stack="\n".join(line for line in log.splitlines() if not line.startswith(("event ", "module ")))[
+                -4000:
+            ],
         )
 
 
@@ -230,7 +237,7 @@ def _written(trial: Trial, sandbox: Path) -> bytes | None:
 
 
 def _pairs(argv: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    return zip(argv, argv[1:], strict=False)
+    return itertools.pairwise(argv)
 
 
 def main(pipe: Any, scratch: str) -> None:
