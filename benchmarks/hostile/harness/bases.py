@@ -17,6 +17,7 @@ from typing import Any
 # minivlm with two checkpoints, and what is recorded of it alone.
 MODEL, TEXT_MODEL, RUN, RECORDED = "model", "text model", "run", "recorded"
 
+_HERE = Path(__file__).parent
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
@@ -32,7 +33,7 @@ _TRAIN = (
 @functools.cache
 def configurations() -> dict[str, dict[str, Any]]:
     """Configurations of small models by model type, as their `config.json` has them."""
-    return json.loads(Path(__file__).with_name("configs.json").read_text(encoding="utf-8"))
+    return json.loads((_HERE / "configs.json").read_text(encoding="utf-8"))
 
 
 class Bases:
@@ -44,8 +45,8 @@ class Bases:
 
     def __call__(self, name: str) -> Path:
         place = self.folder / name.replace(" ", "-")
-        if name == RECORDED and not place.exists():
-            _copied(self(RUN), place)
+        if name == RECORDED:
+            return _HERE / "recorded"
         if not place.exists():
             pid = os.fork()
             if not pid:
@@ -56,19 +57,12 @@ class Bases:
         return place
 
 
-def _copied(run: Path, place: Path) -> None:
-    """The files that are read to judge a run; checkpoints are large."""
-    made = Path(tempfile.mkdtemp(dir=place.parent))
-    for file in run.iterdir():
-        if file.suffix in (".json", ".jsonl"):
-            shutil.copy(file, made)
-    with contextlib.suppress(OSError):
-        made.rename(place)
-
-
 def _make(name: str, place: Path) -> None:
     """Never returns: makes the folder beside its place, moves it there, and ends the process."""
     makers: dict[str, Callable[[Path], Path]] = {MODEL: _llava, TEXT_MODEL: _llama, RUN: _run}
+    told = os.dup(2)
+    for number in (1, 2):  # bars of progress
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     try:
         made = makers[name](Path(tempfile.mkdtemp(dir=place.parent)))
         with contextlib.suppress(OSError):  # another process was faster
@@ -76,7 +70,7 @@ def _make(name: str, place: Path) -> None:
         shutil.rmtree(made.parent if made.parent != place.parent else made, ignore_errors=True)
         os._exit(0)
     except BaseException as error:
-        print(f"the base '{name}' can't be made: {error!r}", file=sys.stderr)
+        os.write(told, f"the base '{name}' can't be made: {error!r}\n".encode())
         os._exit(1)
 
 
@@ -172,8 +166,6 @@ def _run(folder: Path) -> Path:
     from vlmdoctor.cli.main import run
 
     os.chdir(folder)
-    for number in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     sys.argv = ["vlmdoctor", *_TRAIN]
     with contextlib.suppress(SystemExit):
         run()

@@ -29,7 +29,7 @@ _COMMANDS = (
 )
 # GitHub's runner takes the older form from anywhere in a line.
 _OLD_COMMAND = re.compile(rf"##\[(?:{_COMMANDS})[ \]]", re.IGNORECASE)
-_COMMAND = re.compile(r"(?m)^\s*::.*$")
+_COMMAND = re.compile(r"(?m)^\s*::[A-Za-z].*$")
 _OWN_ANNOTATION = re.compile(r"::(?:error|warning|notice) [^\n]*::")
 _FRAME = re.compile(r'File "[^"]*?((?:vlmdoctor|minivlm|benchmarks)/[^"]*)", line (\d+)(?:,? in (\w+))?')
 _STATUSES = (0, 1, 2)

@@ -26,6 +26,7 @@ from benchmarks.hostile.harness.trial import BAIT, IN, OUT, Trial, materialise
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: what a child leaves running becomes a child of this process
 _GRACE = 1.0  # seconds that what a command started has to end after it
+_STILL = 0.4  # share of them after which a process that does nothing counts as waiting for ever
 _PATIENCE = 6  # how many times the seconds of a trial may pass where others use the machine
 # Commands whose imports are made once, before any input is run.
 _WARM = (
@@ -168,7 +169,7 @@ def _wait(pid: int, seconds: float) -> bool:
             now, work = time.monotonic(), _work(pid)
             if work > worked + 0.02:
                 still_since, worked = now, work
-            if work > seconds or now - still_since > seconds or now - started > _PATIENCE * seconds:
+            if work > seconds or now - still_since > _STILL * seconds or now - started > _PATIENCE * seconds:
                 return False
         return True
     finally:
