@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from benchmarks.hostile.harness.outcome import KEPT, Outcome
 from benchmarks.hostile.harness.trial import CANARY, CLOSED_ERR, CLOSED_OUT, FULL_ERR, FULL_OUT, GONE, Trial
 
-MOST_MEGABYTES = 1000.0
+MOST_MEGABYTES = 1500.0
 MOST_WORDS = 1500  # characters of a sentence, beside what it repeats of the command line
 SHOWN = 160
 
@@ -66,8 +66,8 @@ def _message(trial: Trial, outcome: Outcome, stderr: str) -> Iterator[str]:
     if trial.streams in (CLOSED_ERR, FULL_ERR, GONE):
         return
     lines = [line for line in stderr.splitlines() if line.strip()]
-    if any(line.lstrip().startswith("Usage:") for line in lines):
-        return
+    if any(line.lstrip().startswith(("Usage:", "╭─ Error")) for line in lines):
+        return  # the command line's own way of saying what is wrong with it
     own = [number for number, line in enumerate(lines) if line.startswith("vlmdoctor: ")]
     if not own and (outcome.stdout.strip() or outcome.written):
         return
@@ -111,14 +111,12 @@ def _texts(trial: Trial, outcome: Outcome) -> Iterator[str]:
     if outcome.written is not None:
         told["the file"] = outcome.written
     for place, data in told.items():
-        if trial.encoding == "utf-8":
-            try:
-                text = data.decode("utf-8") if len(data) < KEPT else data.decode("utf-8", "ignore")
-            except UnicodeDecodeError:
+        try:
+            text = data.decode("utf-8") if len(data) < KEPT else data.decode("utf-8", "ignore")
+        except UnicodeDecodeError:
+            if trial.encoding == "utf-8":
                 yield f"not UTF-8: {place} in {trial.output_format}"
-                text = data.decode("utf-8", "replace")
-        else:
-            text = data.decode(trial.encoding, "replace")
+            text = data.decode("utf-8" if trial.encoding == "utf-8" else trial.encoding, "replace")
         yield from _foreign(trial, place, text)
     report = outcome.written if outcome.written is not None else outcome.stdout
     asked = (
