@@ -10,6 +10,7 @@ from benchmarks.hostile.harness.mutate import dumped, mutated, value
 from benchmarks.hostile.harness.outcome import Outcome
 from benchmarks.hostile.harness.texts import TEXTS, as_argument, as_file_name, text, utf8
 from benchmarks.hostile.harness.trial import Base, Content, Edit, Fifo, Folder, Link, Sparse, Trial, numbered
+from benchmarks.hostile.weights import PICKLE
 
 NAME = "runs"
 
@@ -100,6 +101,9 @@ def _resumed(rng: random.Random) -> Trial:
         case 0 | 1:
             # Well formed, and the manifest agrees: what is wrong is what it says.
             files[f"{last}/training_state.pt"] = Edit("state", rng.randrange(2**32))
+            files[f"{last}/manifest.json"] = Edit("manifest", 0)
+        case 2 if rng.random() < 0.3:
+            files[f"{last}/training_state.pt"] = PICKLE
             files[f"{last}/manifest.json"] = Edit("manifest", 0)
         case 2:
             files[f"{last}/training_state.pt"] = Edit("bytes", rng.randrange(2**32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -70,6 +71,13 @@ class _Desk:
         self.pipe.send(None if item is None else item[2])
 
     def stop(self) -> None:
+        """Has it end by itself where it waits for work, and ends it where it is at something."""
+        if self.pipe.closed:
+            return
+        if self.item is None:
+            with contextlib.suppress(OSError):
+                self.pipe.send(None)
+            self.process.join(10)
         self.process.kill()
         self.process.join()
         self.pipe.close()

@@ -150,9 +150,9 @@ class Worker:
             events=tuple(line[6:] for line in log.splitlines() if line.startswith("event ")),
             left_running=left,
             written=_written(trial, sandbox),
-            stack="\n".join(line for line in log.splitlines() if not line.startswith(("event ", "module ")))[
-                -4000:
-            ],
+            stack=_shortened(
+                "\n".join(line for line in log.splitlines() if not line.startswith(("event ", "module ")))
+            ),
         )
 
 
@@ -226,6 +226,10 @@ def _head(path: Path) -> bytes:
             return stream.read(KEPT)
     except OSError:
         return b""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) < 8000 else f"{text[:4000]}\n…\n{text[-4000:]}"
 
 
 def _written(trial: Trial, sandbox: Path) -> bytes | None:
