@@ -92,7 +92,7 @@ class Trial:
     streams: str = PLAIN
     encoding: str = "utf-8"
     may_change: tuple[str, ...] = (f"{OUT}/*", f"{HOME}/*")
-    seconds: float = 20.0
+    seconds: float = 10.0
     fresh: bool = False
     call: str | None = None
     argument: object = None

@@ -228,7 +228,9 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _shortened(text: str) -> str:
+def _shortened(log: str) -> str:
+    """Stacks and tracebacks of a log, without their middle where that is long."""
+    text = "\n".join(line for line in log.splitlines() if not line.startswith(("event ", "module ")))
     return text if len(text) < 8000 else f"{text[:4000]}\n…\n{text[-4000:]}"
 
 
