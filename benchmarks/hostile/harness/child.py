@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import os
@@ -33,6 +34,7 @@ from benchmarks.hostile.harness.trial import (
 
 MEMORY = 2 << 30  # bytes of address space above what the interpreter has
 LARGEST_FILE = 1 << 29
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG: it ends with the worker that forked it
 _LOG = 200  # the descriptor of the log: out of the way of those that a command opens
 _PLAIN_VARIABLES = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS"),
@@ -53,6 +55,7 @@ def run_trial(trial: Trial, sandbox: Path, log: Path) -> NoReturn:
     """Never returns: the process ends with the status that the command's own process would have."""
     status = 70
     try:
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         os.setsid()
         _signals()
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), _LOG)
