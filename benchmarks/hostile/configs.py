@@ -167,6 +167,10 @@ _POWERFUL: dict[str, tuple[Any, ...]] = {
     "tokenizer_class": ("evil", "os", "../x", 5),
     "processor_class": ("evil", 5),
 }
+_CODE = (
+    *("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation"),
+    *("auto_map", "quantization_config", "architectures", "model_type"),
+)
 _EVIL = b"open('EXECUTED', 'w').close()\nclass Config: pass\nclass Model: pass\n"
 _GPUS = ("h100", "a100-40", "4090", "t4")
 
@@ -195,6 +199,10 @@ def _changed(rng: random.Random, config: dict[str, Any]) -> Any:
         case 3:
             for _ in range(rng.choice((1, 2, 5))):
                 _part(rng, config)[text(rng)] = value(rng)
+        case 4:
+            # Alone and at the top, where nothing else ends the reading before it.
+            field = rng.choice(_CODE)
+            config[field] = copy.deepcopy(rng.choice(_POWERFUL[field]))
         case _:
             for _ in range(rng.choice((1, 1, 2))):
                 field = rng.choice(list(_POWERFUL))

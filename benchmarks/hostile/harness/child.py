@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,12 +68,37 @@ def run_trial(trial: Trial, sandbox: Path, log: Path) -> NoReturn:
         os.chdir(sandbox / IN)
         limit_resources()
         faulthandler.register(signal.SIGUSR1, file=_LOG, all_threads=False)
+        # Semaphores of children are not the concern of the tracker that the worker shares with its parent.
+        resource_tracker.register = resource_tracker.unregister = lambda *_: None  # type: ignore[assignment]
         sys.addaudithook(_hook(sandbox))
+        if "--trust-remote-code" not in trial.argv:
+            _set_traps()
         status = _ended(trial)
     except BaseException:
         os.write(_LOG, traceback.format_exc().encode(errors="backslashreplace"))
     finally:
         os._exit(status)
+
+
+def _set_traps() -> None:
+    """Ways to foreign code that would need a package or a connection that is not here: asking is enough."""
+    from transformers import dynamic_module_utils
+    from transformers.integrations import hub_kernels
+
+    for module, name in (
+        (hub_kernels, "load_and_register_attn_kernel"),
+        (hub_kernels, "get_kernel"),
+        (dynamic_module_utils, "get_class_from_dynamic_module"),
+    ):
+        setattr(module, name, _trap(name))
+
+
+def _trap(name: str) -> Callable[..., NoReturn]:
+    def trap(*arguments: Any, **_: Any) -> NoReturn:
+        os.write(_LOG, f"event code {name}({arguments[:1]!a})\n".encode())
+        raise ImportError(f"{name} is not to be reached")
+
+    return trap
 
 
 def limit_resources() -> None:

@@ -13,7 +13,19 @@ from benchmarks.hostile.harness.trial import Trial
 
 # The gravest first; kinds of classes' own judges come between these and the rest.
 _GRAVEST = (
-    *("executed", "network", "program", "write", "changed", "lost", "read", "hung", "memory", "killed by"),
+    *(
+        "executed",
+        "code",
+        "network",
+        "program",
+        "write",
+        "changed",
+        "lost",
+        "read",
+        "hung",
+        "memory",
+        "killed by",
+    ),
     *("left running", "left", "script", "command", "unplain", "traceback", "status", "crashed", "malformed"),
     *("not UTF-8", "message"),
 )

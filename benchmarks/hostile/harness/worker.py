@@ -66,7 +66,7 @@ class Worker:
 
         torch.set_num_threads(1)
         import matplotlib.font_manager  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers.integrations.hub_kernels  # noqa: F401
 
         import vlmdoctor.rulebook
         from vlmdoctor.cli.main import build_app
