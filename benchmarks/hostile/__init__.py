@@ -1,0 +1,1 @@
+"""Hostile input for `vlmdoctor`: generated from a seed, run in forked children, judged, counted by class."""
