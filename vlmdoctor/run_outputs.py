@@ -66,16 +66,11 @@ def publish(
         ("loss.png and grads.png", lambda: _draw(recording, report, taught)),
         ("report.html", lambda: _write_page(recording, report, taught)),
     )
-    failed: dict[str, list[str]] = {}
     for what, job in jobs:
         try:
             job()
-        except OSError as error:  # the same for all of them where the disk is full
-            failed.setdefault(_said(OSError(error.strerror or str(error))), []).append(what)
         except Exception as error:
-            failed.setdefault(_said(error), []).append(what)
-    for reason, names in failed.items():
-        complain(f"{_listed(names)} could not be made: {reason}")
+            complain(f"{what} could not be made: {_said(error)}")
     return taught
 
 
