@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.agreement import Agreement
 from vlmdoctor.proving import prove
 from vlmdoctor.report import Report
@@ -84,17 +84,29 @@ def check(
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
+    from vlmdoctor.sandbox.session import Session
     from vlmdoctor.target import subject_of
 
-    subject = subject_of(subject, "the given Subject")
-    return examine(
-        subject,
-        target=type(subject.model).__name__,
-        rules=select_rules(model_rules(), select, extend_select, ignore),
-        depth=depth,
-        budget=budget,
-        fail_on=fail_on,
-    )
+    rules = select_rules(model_rules(), select, extend_select, ignore)
+    session = Session(subject)
+    try:
+        with session:
+            try:
+                subject = subject_of(subject, "the given Subject")
+            except WouldMove as refusal:
+                raise UserError(
+                    f"no batch can be read from what was given: {refusal}; give `batch`."
+                ) from None
+            return examine(
+                subject,
+                target=type(subject.model).__name__,
+                rules=rules,
+                depth=depth,
+                budget=budget,
+                fail_on=fail_on,
+            )
+    finally:
+        session.close()
 
 
 def model_rules() -> list[Rule]:
@@ -127,22 +139,39 @@ def examine(
     gather = BudgetedGatherer(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
+    rules = list(rules)
+    from vlmdoctor.sandbox.session import Session
+
+    session = Session(subject)
+    try:
+        with session as not_kept, _uncompiled():
+            known = {**({"not_kept": not_kept} if not_kept else {}), **(facts or {})}
+            return _examined(subject, gather, rules, known, target=target, fail_on=fail_on)
+    finally:
+        session.close()
+
+
+def _examined(
+    subject: Subject,
+    gather: BudgetedGatherer,
+    rules: list[Rule],
+    facts: Mapping[str, Any],
+    *,
+    target: str,
+    fail_on: str,
+) -> Report:
     parameters = list(subject.model.parameters())
     known = {
         "model": type(subject.model).__name__,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-    rules = list(rules)
-    with _uncompiled():
-        report = judge(
-            rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
-        )
-        agreement = gather.gathered.get(Agreement)
-        if agreement is not None and agreement.seen:
-            terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
-            report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
-        return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
+    report = judge(rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **facts})
+    agreement = gather.gathered.get(Agreement)
+    if agreement is not None and agreement.seen:
+        terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
+        report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
+    return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:

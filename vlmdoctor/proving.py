@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import NotProven, Unavailable
+from vlmdoctor.errors import NotProven, Unavailable, WouldMove
 from vlmdoctor.finding import Finding, Proof
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
 from vlmdoctor.subject import Subject
@@ -101,10 +102,11 @@ def prove(
             finding = dataclasses.replace(
                 finding, cause=". Seen: ".join(filter(None, (finding.cause, str(seen))))
             )
-        except Unavailable as reason:
+        except (Unavailable, WouldMove) as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:
             reasons[finding.rule] = f"the attempt failed ({type(error).__name__}: {str(error)[:200]})"
+        raise_if_interrupted()
         proven.append(_said_to_be_inferred(finding))
     facts = {**report.facts, **({"not_proven": reasons} if reasons else {})}
     return dataclasses.replace(report, findings=tuple(_ranked(proven, gone)), facts=facts)
@@ -124,11 +126,11 @@ def _tried(
     from vlmdoctor.bench import bench_for
     from vlmdoctor.unchanged import unchanged
 
-    with unchanged(subject.model):
+    with unchanged(subject):
 
         def between() -> AbstractContextManager[None]:
             # The model itself must be as it was before each attempt: it may keep tensors of the last.
-            return nullcontext() if repair.COPIES else unchanged(subject.model)
+            return nullcontext() if repair.COPIES else unchanged(subject)
 
         def mended() -> tuple[Any, Tried]:
             bench = bench_for(subject, copied=repair.COPIES)

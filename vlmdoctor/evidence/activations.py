@@ -55,7 +55,7 @@ def watch_activations(subject: Subject, forward: Forward) -> Numerics:
         module: canonical_name(f"{name}.").rstrip(".") or type(module).__name__
         for name, module in model.named_modules()
     }
-    with unchanged(subject.model), contextlib.ExitStack() as hooks, warnings.catch_warnings():
+    with unchanged(subject), contextlib.ExitStack() as hooks, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module in model.modules():
             hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)

@@ -59,7 +59,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Alignment:
     try:
         ids, labels = _ids_and_labels(subject)
         label_shift, matched = _label_shift(ids, labels)
-        with unchanged(subject.model):
+        with unchanged(subject):
             loss, logits = _loss_and_logits(subject)
             if logits is None and subject.model.training:
                 subject.model.eval()  # in training some models apply the head to supervised tokens only
@@ -70,7 +70,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Alignment:
             value = float(loss)
         shift = _which(value, losses)
     except Unavailable:
-        with unchanged(subject.model):
+        with unchanged(subject):
             found = seen_alignment(subject)
         if found is None:
             raise

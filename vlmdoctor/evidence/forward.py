@@ -67,7 +67,7 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Forward:
 
     loss = logits = failure = rotary = None
     supervised = supervised_tokens(batch := standard(subject.model, subject.batch, subject.loss_fn))
-    with unchanged(subject.model):
+    with unchanged(subject):
         try:
             with watched_losses() as calls:
                 loss, logits = forward()

@@ -18,7 +18,7 @@ FEWEST = 2  # places of each kind
 
 def look(subject: Subject) -> Join:
     """Two passes over the batch of `subject`."""
-    with unchanged(subject.model):
+    with unchanged(subject):
         trials = Trials(subject)
         inputs = trials.inputs
         if inputs.ids is None or inputs.reads_labels or not inputs.images:

@@ -29,7 +29,7 @@ _FUNCTIONS = {
 def listen(subject: Subject) -> LossTerms:
     """One pass over the batch of `subject`, in the mode that its model is in."""
     model = innermost(subject.model) if subject.loss_fn is None else subject.model
-    with unchanged(subject.model), torch.no_grad(), warnings.catch_warnings(), _Listener() as listener:
+    with unchanged(subject), torch.no_grad(), warnings.catch_warnings(), _Listener() as listener:
         warnings.simplefilter("ignore")
         random.seed(0)
         torch.manual_seed(0)

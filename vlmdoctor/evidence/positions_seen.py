@@ -46,7 +46,7 @@ def watch_positions(subject: Subject) -> Positions:
     text = valid & ~media
     given = next((name for name in _GIVEN if _fitting(inputs.fields.get(name), ids) is not None), None)
     seen: dict[str, torch.Tensor] = {}
-    with unchanged(subject.model), torch.no_grad(), warnings.catch_warnings():
+    with unchanged(subject), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         random.seed(0)
         torch.manual_seed(0)

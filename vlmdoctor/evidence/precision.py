@@ -62,5 +62,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Precision:
     from vlmdoctor.unchanged import unchanged
 
     passed(gather)
-    with unchanged(subject.model):
+    with unchanged(subject):
         return watched(subject)

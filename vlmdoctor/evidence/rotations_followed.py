@@ -40,7 +40,7 @@ def followed(subject: Subject) -> Rotations:
         raise Unavailable("no rotary positions were found")
     follower = _Follower(stored)
     with (
-        unchanged(subject.model),
+        unchanged(subject),
         torch.no_grad(),
         _told_where(subject.model, follower),
         _seeded(makers, follower),
