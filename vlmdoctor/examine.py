@@ -84,13 +84,13 @@ def check(
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
-    from vlmdoctor.sandbox.session import Session
     from vlmdoctor.target import subject_of
+    from vlmdoctor.unchanged import unchanged_subject
 
     rules = select_rules(model_rules(), select, extend_select, ignore)
-    session = Session(subject)
+    kept = unchanged_subject(subject, values=False)
     try:
-        with session:
+        with kept:
             try:
                 subject = subject_of(subject, "the given Subject")
             except WouldMove as refusal:
@@ -104,9 +104,15 @@ def check(
                 depth=depth,
                 budget=budget,
                 fail_on=fail_on,
+                facts={"not_kept": not_kept_by(kept)},
             )
     finally:
-        session.close()
+        kept.close()
+
+
+def not_kept_by(kept: Any) -> list[dict[str, str]]:
+    """What an `Unchanged` can't restore or did not look into, as plain values."""
+    return [{"at": at, "why": why} for at, why in kept.not_kept]
 
 
 def model_rules() -> list[Rule]:
@@ -140,15 +146,19 @@ def examine(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
     rules = list(rules)
-    from vlmdoctor.sandbox.session import Session
+    from vlmdoctor.unchanged import unchanged_subject
 
-    session = Session(subject)
+    kept = unchanged_subject(subject)
     try:
-        with session as not_kept, _uncompiled():
-            known = {**({"not_kept": not_kept} if not_kept else {}), **(facts or {})}
+        with kept, _uncompiled():
+            known = dict(facts or {})
+            not_kept = [*known.pop("not_kept", ()), *not_kept_by(kept)]
+            if not_kept:
+                known["not_kept"] = list({one["at"]: one for one in reversed(not_kept)}.values())[::-1]
             return _examined(subject, gather, rules, known, target=target, fail_on=fail_on)
     finally:
-        session.close()
+        # Once more: an exception may have come between any two instructions of leaving it.
+        kept.close()
 
 
 def _examined(

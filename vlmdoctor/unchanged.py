@@ -15,13 +15,14 @@ from vlmdoctor.sandbox import process, sources, tensors
 from vlmdoctor.sandbox.copies import copy_of
 from vlmdoctor.sandbox.iterators import Refusing, twin_of
 from vlmdoctor.sandbox.reach import Reach, shown
-from vlmdoctor.sandbox.signals import deliver
+from vlmdoctor.sandbox.signals import Interruptions, deliver
 
 __all__ = ["Unchanged", "copy_of", "same_random_states", "unchanged", "unchanged_data", "unchanged_subject"]
 
 Undo = Callable[[], Any]
 RUN = ("model", "loss_fn")
 DATA = ("train_dataset", "data_collator")
+SMALL_BYTES = 1 << 20
 REST = ("batch", "optimizer", "lr_scheduler", *DATA)
 
 
@@ -43,27 +44,36 @@ def unchanged(what: Any, *, learns: bool = False) -> Unchanged:
 
 def unchanged_data(subject: Any) -> Unchanged:
     """As `unchanged`, for the dataset and the collator."""
-    return Unchanged({name: getattr(subject, name, None) for name in DATA}, values=True)
+    return Unchanged({name: getattr(subject, name, None) for name in DATA}, clears=False)
 
 
-def unchanged_subject(subject: Any) -> Unchanged:
+def unchanged_subject(subject: Any, *, values: bool = True) -> Unchanged:
     """As `unchanged`, for all that a Subject has; gradients stay where they are.
 
     The values of tensors that the model and the loss lead to are not kept: `unchanged` does that, where they
     are run.
+
+    Args:
+        values: False where nothing is run at all: then the values of no tensor are kept.
     """
     roots = {name: getattr(subject, name, None) for name in (*RUN, *REST)}
-    return Unchanged(roots, run_apart=True)
+    return Unchanged(roots, keeps="others" if values else "none")
 
 
 _open = threading.local()
 
 
 class Unchanged:
-    """What restores some objects when it is left; see `unchanged`.
+    """What restores some objects when it is left; see `unchanged`. Signals are guarded inside.
 
     Restoring may be repeated, goes on past errors and raises the first at the end. What was entered later and
     not left, for instance since an exception came in between, is restored first.
+
+    Args:
+        roots: What is walked from, by name.
+        learns: As in `unchanged`.
+        keeps: The values of which tensors: `all`, `others` than those of the model and the loss, or `none`.
+        clears: Whether gradients are set aside.
 
     Attributes:
         not_kept: (where, why) of what can't be restored, or was not looked into.
@@ -74,22 +84,23 @@ class Unchanged:
         roots: Mapping[str, Any],
         *,
         learns: bool = False,
-        values: bool = False,
-        run_apart: bool = False,
+        keeps: str = "all",
+        clears: bool = True,
     ) -> None:
         self.roots, self.learns = roots, learns
-        self.run_apart, self.clears = run_apart, not (run_apart or values)
+        self.keeps, self.clears = keeps, clears and keeps == "all"
         self.not_kept: list[tuple[str, str]] = []
         self._undo: list[Undo] = []
+        self._signals = Interruptions()  # guarded from outside mostly: then this one does nothing
         self._reach: Reach | None = None
 
     def __enter__(self) -> Unchanged:
-        entered = _entered()
-        entered.append(self)
         try:
+            self._signals.__enter__()
+            _entered().append(self)
             self._keep()
         except BaseException:
-            self.restore()
+            self.close()
             raise
         deliver()
         return self
@@ -97,8 +108,18 @@ class Unchanged:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.restore()
+        try:
+            self.restore()
+        finally:
+            self._signals.__exit__(kind, error, trace)
         deliver()
+
+    def close(self) -> None:
+        """Does once more what leaving has done: an exception may have come between any two instructions."""
+        try:
+            self.restore()
+        finally:
+            self._signals.close()
 
     def reached(self) -> list[torch.Tensor]:
         """Every tensor that the objects lead to."""
@@ -108,13 +129,10 @@ class Unchanged:
         """Each undo is there before its change is made. They are done in the reverse order."""
         push = self._undo.append
         self._undo += reversed(process.random_states())
-        reach = self._reach = Reach(self._first_roots())
-        own = set(reach.tensors)
-        if self.run_apart:
-            # What the model and the loss lead to first, so that it is known which tensors are theirs.
-            first = set(own)
-            reach.extend({name: self.roots[name] for name in self.roots if name not in RUN})
-            own = set(reach.tensors) - first
+        # What is run comes first, so that it is known which tensors are theirs.
+        reach = self._reach = Reach({name: self.roots[name] for name in RUN if name in self.roots})
+        run = set(reach.tensors)
+        reach.extend({name: self.roots[name] for name in self.roots if name not in RUN})
         self.not_kept += [(shown(path), f"{why}: not looked into") for path, why in reach.left_out]
         for kind, source, path in reach.sources:
             undo = sources.keep(kind, source)
@@ -124,20 +142,20 @@ class Unchanged:
                 push(undo)
         every = list(reach.tensors.values())
         tensors.set_gradients_aside(every, push, clear=self.clears)
-        mine = [tensor for tensor in every if id(tensor) in own]
-        if self.run_apart and sum(tensor.nbytes for tensor in mine) > tensors.KEPT_BYTES:
-            mine = [tensor for tensor in mine if not _belongs_to_optimizer(tensor, self.roots)]
-        kept = tensors.to_keep(mine, self.roots.get("model"), learns=self.learns)
-        self._undo += reversed(tensors.keep_values(kept, learns=self.learns))
+        if self.keeps == "others":
+            every = [tensor for tensor in every if id(tensor) not in run]
+            if sum(tensor.nbytes for tensor in every) > tensors.KEPT_BYTES:
+                # Optimizers are copied wherever one steps: their large tensors are not written to.
+                every = [tensor for tensor in every if tensor.nbytes <= SMALL_BYTES]
+        if self.keeps != "none":
+            kept = tensors.to_keep(every, self.roots.get("model"), learns=self.learns)
+            self._undo += reversed(tensors.keep_values(kept, learns=self.learns))
         if self.clears:
             push(lambda: tensors.free_gradients(every))
         push(lambda: _emptied(reach.empty))
         self._undo += [holder.restore for holder in reach.holders]
         self._undo += reversed(process.settings())
         self._put_twins(reach)
-
-    def _first_roots(self) -> dict[str, Any]:
-        return {name: one for name, one in self.roots.items() if not self.run_apart or name in RUN}
 
     def _put_twins(self, reach: Reach) -> None:
         """A copy in the place of every iterator, and a refusal where there can be none."""
@@ -190,10 +208,6 @@ def _emptied(containers: list[Any]) -> None:
     for one in containers:
         if one:
             one.clear()
-
-
-def _belongs_to_optimizer(tensor: torch.Tensor, roots: Mapping[str, Any]) -> bool:
-    return tensor.nbytes > 1 << 20 and roots.get("optimizer") is not None
 
 
 @contextlib.contextmanager

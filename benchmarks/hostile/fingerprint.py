@@ -194,14 +194,9 @@ def _place(file: Any) -> str:
     if file.closed:
         return "closed"
     try:
-        return str(os.lseek(file.fileno(), 0, os.SEEK_CUR)) + (
-            f" {file.tell()}" if not isinstance(file, io.TextIOBase) else ""
-        )
-    except (OSError, ValueError, io.UnsupportedOperation):
-        try:
-            return str(file.tell())
-        except (OSError, io.UnsupportedOperation):
-            return "unknown"
+        return str(file.tell())
+    except (OSError, ValueError):  # it is being iterated over, or nothing can be sought in it
+        return "unknown"
 
 
 def _digest(tensor: torch.Tensor) -> str:

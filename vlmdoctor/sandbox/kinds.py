@@ -31,7 +31,7 @@ SKIPPED = frozenset(
     (
         *("logging", "threading", "importlib", "abc", "typing", "inspect", "asyncio", "concurrent", "weakref"),
         *("ctypes", "subprocess", "multiprocessing", "pathlib", "datetime", "decimal", "fractions", "enum"),
-        *("zoneinfo", "ast", "tempfile", "signal", "unittest", "_pytest", "pytest", "PIL", "tokenizers"),
+        *("zoneinfo", "ast", "signal", "unittest", "_pytest", "pytest", "PIL", "tokenizers"),
         *("pyarrow", "wandb", "mlflow", "tensorboard", "rich", "tqdm", "huggingface_hub", "triton"),
     )
 )
@@ -112,7 +112,7 @@ _BY_BASE: dict[type, str] = {
     array.array: "bytes",
     random.SystemRandom: ATOM,
     random.Random: "python random",
-    io.IOBase: "file",
+    io.IOBase.__mro__[1]: "file",  # the base of those in C, too
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +35,7 @@ def random_states() -> list[Undo]:
 
 def settings() -> list[Undo]:
     """What sets every other setting of the process that a pass may change."""
-    return [*_of_torch(), _modes(), _stance(), *_hooks(), *_of_numpy(), _warnings(), _environment(), _folder()]
+    return [*_of_torch(), _modes(), _stance(), _workers(), *_hooks(), *_of_numpy(), _warnings(), _environment(), _folder()]
 
 
 def _of_torch() -> list[Undo]:
@@ -89,6 +91,21 @@ def _stance() -> Undo:
     def restore() -> None:
         if kept is not None and compiler._stance is not kept:
             compiler._set_stance(kept)
+
+    return restore
+
+
+def _workers() -> Undo:
+    """DataLoaders set a handler for the end of their workers, once for the whole process."""
+    watched = sys.modules.get("torch.utils.data._utils.signal_handling")
+    if watched is None or watched._SIGCHLD_handler_set or not hasattr(signal, "SIGCHLD"):
+        return lambda: None
+    kept = signal.getsignal(signal.SIGCHLD)
+
+    def restore() -> None:
+        if watched._SIGCHLD_handler_set and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, kept)
+            watched._SIGCHLD_handler_set = False
 
     return restore
 

@@ -212,7 +212,8 @@ def expanded_buffer() -> Subject:
 def hooks_and_modules_added() -> Subject:
     def touch(model: Any, x: Tensor) -> None:
         model.block.register_forward_hook(lambda *_: None)
-        model.block.weight.register_hook(lambda g: g)
+        if model.block.weight.requires_grad:
+            model.block.weight.register_hook(lambda g: g)
         model.add_module(f"extra{len(list(model.children()))}", nn.Linear(1, 1))
         model.lm_head.training = False
 
