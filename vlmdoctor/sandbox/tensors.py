@@ -92,9 +92,12 @@ def set_gradients_aside(tensors: Iterable[torch.Tensor], push: Callable[[Undo], 
     leaves = [tensor for tensor in tensors if tensor.is_leaf and not tensor.is_inference()]
     gradients = [(leaf, leaf.grad, leaf.requires_grad) for leaf in leaves]
     # They are held by autograd too, so that emptying the dictionary is what silences them.
-    after = [getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in leaves]
-    silenced = [(hooks, hooks.copy()) for hooks in after if hooks]
-    backward = [(leaf, hooks, hooks and hooks.copy()) for leaf in leaves for hooks in (leaf._backward_hooks,)]
+    hooks = [
+        (leaf, name, held, {} if held is None else held.copy())
+        for leaf in leaves
+        for name in ("_post_accumulate_grad_hooks", "_backward_hooks")
+        for held in (getattr(leaf, name, None),)
+    ]
 
     def gradients_back() -> None:
         for leaf, gradient, requires in gradients:
@@ -104,19 +107,15 @@ def set_gradients_aside(tensors: Iterable[torch.Tensor], push: Callable[[Undo], 
                 leaf.grad = gradient
 
     def hooks_back() -> None:
-        for hooks, kept in silenced:
-            if hooks.keys() != kept.keys():
-                hooks.clear()
-                hooks.update(kept)
-        for leaf, was, kept in backward:
-            now = leaf._backward_hooks
-            if now is not was:
+        for leaf, name, held, kept in hooks:
+            now = getattr(leaf, name, None)
+            if now is not held:
                 if now:
                     now.clear()
-                leaf._backward_hooks = was
-            if was is not None and was.keys() != kept.keys():
-                was.clear()
-                was.update(kept)
+                setattr(leaf, name, held)
+            if held is not None and held.keys() != kept.keys():
+                held.clear()
+                held.update(kept)
 
     push(gradients_back)
     push(hooks_back)
@@ -124,8 +123,9 @@ def set_gradients_aside(tensors: Iterable[torch.Tensor], push: Callable[[Undo], 
         for leaf, gradient, _ in gradients:
             if gradient is not None:
                 leaf.grad = None
-        for hooks, _ in silenced:
-            hooks.clear()
+        for _, name, held, _ in hooks:
+            if held and name == "_post_accumulate_grad_hooks":
+                held.clear()
 
 
 def free_gradients(tensors: Iterable[torch.Tensor]) -> None:
