@@ -25,6 +25,7 @@ from benchmarks.hostile.families_state.tiny import Tiny, subject
 from benchmarks.hostile.fingerprint import changed, fingerprint
 from vlmdoctor.subject import Subject
 
+_PAUSES = random.Random(0)  # not the random state that is compared
 KINDS = ("sigint", "two-sigint", "sigalrm", "sigterm", "memory-error")
 
 
@@ -76,7 +77,7 @@ def _sent(kind: str, after: float, done: threading.Event) -> None:
         return
     number = {"sigalrm": signal.SIGALRM, "sigterm": signal.SIGTERM}.get(kind, signal.SIGINT)
     signal.pthread_kill(main, number)
-    if kind == "two-sigint" and not done.wait(random.uniform(0.0001, 0.02)):
+    if kind == "two-sigint" and not done.wait(_PAUSES.uniform(0.0001, 0.02)):
         signal.pthread_kill(main, number)
 
 

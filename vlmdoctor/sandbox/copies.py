@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ def copy_of(batch: Any, depth: int = 0) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(batch, numpy.ndarray):
         return batch.copy()
+    if kind is types.SimpleNamespace:
+        return kind(**{name: copy_of(value, depth + 1) for name, value in vars(batch).items()})
     return _own(batch, depth) if _is_plain(kind) else batch
 
 
