@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vlmdoctor.errors import Unavailable, WouldMove
-from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 
 DEPTHS = ("static", "shapes", "forward", "backward", "steps")
 

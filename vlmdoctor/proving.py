@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import NotProven, Unavailable, WouldMove
 from vlmdoctor.finding import Finding, Proof
-from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.subject import Subject
 
 

@@ -26,7 +26,16 @@ import torch
 from torch import nn
 
 ATOMS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, range)
-SKIPPED = ("logging", "threading", "importlib", "typing", "weakref", "multiprocessing", "_thread", "tokenizers")
+SKIPPED = (
+    "logging",
+    "threading",
+    "importlib",
+    "typing",
+    "weakref",
+    "multiprocessing",
+    "_thread",
+    "tokenizers",
+)
 FIELDS = ("model", "batch", "loss_fn", "optimizer", "lr_scheduler", "train_dataset", "data_collator")
 SHOWN = 60  # characters of a value
 
@@ -97,7 +106,10 @@ def _own(one: Any) -> Iterator[tuple[str, str]]:
         yield "state", _hash(one.getstate())
     elif isinstance(one, types.GeneratorType):
         frame = one.gi_frame
-        yield "place", "ended" if frame is None else f"{frame.f_lasti} {sorted(map(str, _plain(frame.f_locals)))}"
+        yield (
+            "place",
+            "ended" if frame is None else f"{frame.f_lasti} {sorted(map(str, _plain(frame.f_locals)))}",
+        )
     elif isinstance(one, itertools.count):
         yield "place", repr(one)
     elif isinstance(one, enumerate):
@@ -143,9 +155,7 @@ def _parts(one: Any) -> Iterator[tuple[str, Any]]:
         if _is_users(one.__module__):
             data = (types.FunctionType, classmethod, staticmethod, property, types.MemberDescriptorType)
             for name, value in vars(one).items():
-                if isinstance(value, types.FunctionType):
-                    yield f".{name}", value
-                elif not name.startswith("__") and not isinstance(value, data):
+                if isinstance(value, types.FunctionType) or (not name.startswith("__") and not isinstance(value, data)):
                     yield f".{name}", value
         return
     kind = type(one)
@@ -239,7 +249,9 @@ def _process() -> Iterator[tuple[str, str]]:
     yield "process threads", str(sorted(t.name for t in threading.enumerate() if not t.daemon))
     yield "process children", str(sorted(c.pid or 0 for c in multiprocessing.active_children()))
     yield "process modes", f"{torch._C._len_torch_function_stack()} {torch._C._len_torch_dispatch_stack()}"
-    hooks = [len(v) for k, v in sorted(vars(modules).items()) if k.startswith("_global") and hasattr(v, "clear")]
+    hooks = [
+        len(v) for k, v in sorted(vars(modules).items()) if k.startswith("_global") and hasattr(v, "clear")
+    ]
     hooks += [len(v) for k, v in sorted(vars(optimizers).items()) if k.startswith("_global")]
     yield "process global hooks", str(hooks)
     handlers = {number.name: signal.getsignal(number) for number in signal.Signals}

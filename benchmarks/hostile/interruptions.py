@@ -126,7 +126,9 @@ def _seconds(made: Subject) -> float:
 
 def main() -> int:
     """Prints how each kind ended, and what was changed; 1 where something was."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile.interruptions", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hostile.interruptions", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--moments", type=int, default=200)
     parser.add_argument("--kind", choices=KINDS, action="append")
     given = parser.parse_args()

@@ -36,7 +36,9 @@ def traces(make: Callable[[], Subject]) -> tuple[list[str], Any]:
 
 def main() -> int:
     """Prints each family that was changed and how; 1 where there is one."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile.state", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hostile.state", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--corpus", action="store_true", help="also the healthy corpus")
     parser.add_argument("--every", type=int, default=1, help="only each so many of the corpus")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="those whose name fits")
@@ -68,7 +70,9 @@ def main() -> int:
             outcomes[name] = {"changed": [f"{type(error).__name__}: {error}"], "ran": 0}
         outcomes[name]["seconds"] = round(time.process_time() - started, 2)
         if outcomes[name]["changed"]:
-            print(f"[{number}/{len(makers)}] {name}", *outcomes[name]["changed"][:6], sep="\n    ", flush=True)
+            print(
+                f"[{number}/{len(makers)}] {name}", *outcomes[name]["changed"][:6], sep="\n    ", flush=True
+            )
     traced = [name for name, outcome in outcomes.items() if outcome["changed"]]
     print(f"{len(outcomes)} tried, {len(traced)} changed")
     if given.json:

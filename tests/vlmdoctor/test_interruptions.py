@@ -53,7 +53,8 @@ def _total(parts: tuple[str, ...]) -> int:
 
 
 @pytest.mark.parametrize(
-    "parts", [("vlmdoctor/unchanged", "vlmdoctor/sandbox/tensors"), ("vlmdoctor/watching", "vlmdoctor/evidence")]
+    "parts",
+    [("vlmdoctor/unchanged", "vlmdoctor/sandbox/tensors"), ("vlmdoctor/watching", "vlmdoctor/evidence")],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_an_exception_between_any_two_instructions_leaves_no_trace(parts: tuple[str, ...]) -> None:
@@ -89,7 +90,9 @@ def _handler(number: int, raised: type[BaseException]) -> Iterator[None]:
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGALRM, TimeIsUpError), (signal.SIGTERM, SystemExit)],
 )
 @pytest.mark.parametrize("call", [0, 3])
-def test_what_a_handler_raises_in_a_forward_pass_passes(number: int, raised: type[BaseException], call: int) -> None:
+def test_what_a_handler_raises_in_a_forward_pass_passes(
+    number: int, raised: type[BaseException], call: int
+) -> None:
     # The bound method of a built-in iterator is not looked into: it counts on through every restoring.
     number_of = itertools.count().__next__
 
@@ -110,40 +113,35 @@ def test_a_signal_that_arrives_while_something_is_restored_waits(monkeypatch: py
     before = fingerprint(made)
     with _handler(signal.SIGALRM, TimeIsUpError):
         kept = unchanged(made)
-        with pytest.raises(TimeIsUpError):
-            with kept:
-                made.model.calls[0] += 1
-                made.model.block.weight.data.zero_()
-                kept._undo.append(lambda: signal.raise_signal(signal.SIGALRM))
+        with pytest.raises(TimeIsUpError), kept:
+            made.model.calls[0] += 1
+            made.model.block.weight.data.zero_()
+            kept._undo.append(lambda: signal.raise_signal(signal.SIGALRM))
         assert changed(before, fingerprint(made)) == [] or made.model.calls == [0]
     assert bool(made.model.block.weight.any())
 
 
 def test_two_quick_signals_raise_once_and_leave_the_handler() -> None:
-    with _handler(signal.SIGINT, KeyboardInterrupt):
-        with pytest.raises(KeyboardInterrupt):
-            with Interruptions():
-                try:
-                    signal.raise_signal(signal.SIGINT)
-                finally:
-                    signal.raise_signal(signal.SIGINT)
+    with _handler(signal.SIGINT, KeyboardInterrupt), pytest.raises(KeyboardInterrupt), Interruptions():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_swallowed_exception_of_a_handler_is_raised_in_the_end() -> None:
-    with _handler(signal.SIGALRM, TimeIsUpError), pytest.raises(TimeIsUpError):
-        with Interruptions():
-            try:
-                signal.raise_signal(signal.SIGALRM)
-            except TimeIsUpError:
-                pass
+    with _handler(signal.SIGALRM, TimeIsUpError), pytest.raises(TimeIsUpError), Interruptions():
+        try:
+            signal.raise_signal(signal.SIGALRM)
+        except TimeIsUpError:
+            pass
 
 
 def test_a_handler_that_the_user_sets_inside_stays() -> None:
     before = signal.getsignal(signal.SIGALRM)
     try:
-        with _handler(signal.SIGTERM, SystemExit):
-            with Interruptions():
-                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        with _handler(signal.SIGTERM, SystemExit), Interruptions():
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGALRM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGALRM, before)

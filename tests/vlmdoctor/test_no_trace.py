@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import vlmdoctor
 from benchmarks.hostile.families_state import FAMILIES
-from benchmarks.hostile.families_state.tiny import Tiny, subject, touching
+from benchmarks.hostile.families_state.tiny import touching
 from benchmarks.hostile.fingerprint import changed, fingerprint
 from vlmdoctor.errors import WouldMove
 from vlmdoctor.sandbox.iterators import Refusing, twin_of
@@ -23,7 +22,12 @@ from vlmdoctor.unchanged import copy_of, unchanged
 
 SAMPLE = (
     *("ema-in-dict", "ema-slots", "queue-deque", "moco-momentum-encoder", "batch-norm-in-object"),
-    *("batch-norm-in-closure", "gradient-of-a-hidden-parameter", "expanded-buffer", "hooks-and-modules-added"),
+    *(
+        "batch-norm-in-closure",
+        "gradient-of-a-hidden-parameter",
+        "expanded-buffer",
+        "hooks-and-modules-added",
+    ),
     *("counter", "counter-of-class", "counter-of-module", "counter-in-closure", "array-of-numpy"),
     *("array-of-objects", "bytes-and-numbers", "cache-in-order", "iterator-count", "iterator-of-list"),
     *("random-torch", "random-numpy", "random-python", "hostile-objects", "cycles", "loss-closure"),
@@ -191,11 +195,9 @@ def test_a_file_that_is_being_iterated_over_is_not_moved(tmp_path: Any) -> None:
 def test_restoring_goes_on_past_an_error_and_raises_at_the_end() -> None:
     made = touching(lambda m, x: None, first={"a": 1}, last={"a": 1})
     kept = unchanged(made)
-    with pytest.raises(ZeroDivisionError):
-        with kept:
-            kept._undo.insert(len(kept._undo) // 2, lambda: 1 // 0)
-            made.model.first["a"] = made.model.last["a"] = 2
-            made.model.block.weight.data.zero_()
+    with pytest.raises(ZeroDivisionError), kept:
+        kept._undo.insert(len(kept._undo) // 2, lambda: 1 // 0)
+        made.model.first["a"] = made.model.last["a"] = 2
+        made.model.block.weight.data.zero_()
     assert made.model.first == made.model.last == {"a": 1}
     assert bool(made.model.block.weight.any())
-

@@ -43,7 +43,9 @@ def _is_plain(kind: type) -> bool:
     """Whether an object of this class is nothing but its attributes."""
     if issubclass(kind, torch.nn.Module) or kind_of(kind)[0] != "object" or isinstance(kind, type(Mapping)):
         return False
-    return kind.__new__ is object.__new__ and (dataclasses.is_dataclass(kind) or kind.__reduce_ex__ is object.__reduce_ex__)
+    return kind.__new__ is object.__new__ and (
+        dataclasses.is_dataclass(kind) or kind.__reduce_ex__ is object.__reduce_ex__
+    )
 
 
 def _own(one: Any, depth: int) -> Any:

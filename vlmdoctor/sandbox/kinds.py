@@ -29,7 +29,17 @@ ATOMS = frozenset(
 # Objects of these packages belong to the process, to other threads, or keep themselves; PIL's close files on the way.
 SKIPPED = frozenset(
     (
-        *("logging", "threading", "importlib", "abc", "typing", "inspect", "asyncio", "concurrent", "weakref"),
+        *(
+            "logging",
+            "threading",
+            "importlib",
+            "abc",
+            "typing",
+            "inspect",
+            "asyncio",
+            "concurrent",
+            "weakref",
+        ),
         *("ctypes", "subprocess", "multiprocessing", "pathlib", "datetime", "decimal", "fractions", "enum"),
         *("zoneinfo", "ast", "signal", "unittest", "_pytest", "pytest", "PIL", "tokenizers"),
         *("pyarrow", "wandb", "mlflow", "tensorboard", "rich", "tqdm", "huggingface_hub", "triton"),
@@ -41,7 +51,21 @@ SKIPPED_OF_TORCH = (
 )
 # Iterators of Python's own, of which a copy can be made that moves by itself.
 _PLAIN_ITERATORS = tuple(
-    type(iter(one)) for one in ([], (), {}, {}.values(), {}.items(), set(), "", "ä", b"", bytearray(), range(0), range(1 << 70))
+    type(iter(one))
+    for one in (
+        [],
+        (),
+        {},
+        {}.values(),
+        {}.items(),
+        set(),
+        "",
+        "ä",
+        b"",
+        bytearray(),
+        range(0),
+        range(1 << 70),
+    )
 ) + (type(reversed([])), type(reversed({})))
 COPIED_ITERATORS = frozenset(
     (
@@ -136,7 +160,7 @@ def _numbers(mro: tuple[type, ...]) -> str | None:
 def is_users(module: str) -> bool:
     """Whether a module is the user's own: neither Python's, nor an installed package's, nor this one's."""
     root = module.partition(".")[0]
-    if root in sys.stdlib_module_names and root != "__main__" or root in ("vlmdoctor", "torch", ""):
+    if (root in sys.stdlib_module_names and root != "__main__") or root in ("vlmdoctor", "torch", ""):
         return False
     file = getattr(sys.modules.get(module) or sys.modules.get(root), "__file__", None) or ""
     return "site-packages" not in file and "dist-packages" not in file

@@ -35,7 +35,17 @@ def random_states() -> list[Undo]:
 
 def settings() -> list[Undo]:
     """What sets every other setting of the process that a pass may change."""
-    return [*_of_torch(), _modes(), _stance(), _workers(), *_hooks(), *_of_numpy(), _warnings(), _environment(), _folder()]
+    return [
+        *_of_torch(),
+        _modes(),
+        _stance(),
+        _workers(),
+        *_hooks(),
+        *_of_numpy(),
+        _warnings(),
+        _environment(),
+        _folder(),
+    ]
 
 
 def _of_torch() -> list[Undo]:
@@ -53,7 +63,9 @@ def _of_torch() -> list[Undo]:
         undo.append(
             _setting(partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
         )
-        undo.append(_setting(partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device)))
+        undo.append(
+            _setting(partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device))
+        )
     for name in ("benchmark", "deterministic", "enabled"):
         backend = torch.backends.cudnn
         undo.append(_setting(partial(getattr, backend, name), partial(setattr, backend, name)))

@@ -217,7 +217,13 @@ class Reach:
 
 def _unseekable(file: Any) -> str | None:
     """Why the place in a file can't be restored; None where it can, empty where nothing is read from it."""
-    if type(file) not in (io.BufferedReader, io.BufferedRandom, io.FileIO, io.TextIOWrapper, io.BufferedWriter):
+    if type(file) not in (
+        io.BufferedReader,
+        io.BufferedRandom,
+        io.FileIO,
+        io.TextIOWrapper,
+        io.BufferedWriter,
+    ):
         return f"an open file of type {type(file).__name__}"
     try:
         raw = file.buffer if isinstance(file, io.TextIOWrapper) else file

@@ -142,7 +142,11 @@ def loader_with_workers_kept() -> Subject:
 def collator_with_generator() -> Subject:
     class Masking:
         def __init__(self) -> None:
-            self.noise, self.calls, self.recent = torch.Generator().manual_seed(1), 0, collections.deque([0], 4)
+            self.noise, self.calls, self.recent = (
+                torch.Generator().manual_seed(1),
+                0,
+                collections.deque([0], 4),
+            )
 
         def __call__(self, samples: list[Any]) -> Any:
             self.calls += 1
