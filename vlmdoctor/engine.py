@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vlmdoctor.errors import Unavailable
+from vlmdoctor.errors import Unavailable, WouldMove
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 
 DEPTHS = ("static", "shapes", "forward", "backward", "steps")
 
@@ -47,12 +48,18 @@ class Gatherer:
         if evidence_class in self._refused:
             raise self._refused[evidence_class]
         try:
-            self._gathered[evidence_class] = gathered = self._probe(evidence_class)
+            gathered = self._probe(evidence_class)
+            raise_if_interrupted()
+            self._gathered[evidence_class] = gathered
+        except WouldMove as refusal:
+            refused = Unavailable(str(refusal))
         except Unavailable as reason:
+            raise_if_interrupted()
             # It is kept, and its frames would keep what the probe held, such as the graph of a loss.
             refused = reason.with_traceback(None)
             refused.__cause__ = refused.__context__ = None
         except Exception as error:
+            raise_if_interrupted()
             self._refused[evidence_class] = error
             raise
         else:
@@ -118,9 +125,11 @@ def judge(
                         raise
                     evidence[parameter] = None
             found = list(candidate.function(**evidence))
-        except Unavailable as reason:
+            raise_if_interrupted()
+        except (Unavailable, WouldMove) as reason:
             skipped.append((candidate.name, str(reason)))
         except Exception as error:
+            raise_if_interrupted()
             crashed.append((candidate.name, raised(error, 1000)))
         else:
             ran.append(candidate)

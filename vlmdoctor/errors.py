@@ -33,6 +33,14 @@ class Unavailable(Exception):
     """A probe can't gather its evidence here; the message is the reason shown beside the skipped rules."""
 
 
+class WouldMove(BaseException):
+    """A probe was about to move something of the user's that can't be put back; the message says what.
+
+    No Exception, so that neither a probe nor the user's code takes it for a failure of the model. The engine
+    makes an `Unavailable` of it.
+    """
+
+
 class NotProven(Unavailable):
     """A repair did not find the cause; the message is what it saw on the way, which goes into the finding."""
 

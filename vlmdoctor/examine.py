@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.agreement import Agreement
 from vlmdoctor.examining import examining
 from vlmdoctor.proving import prove
@@ -83,16 +83,34 @@ def check(
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
     from vlmdoctor.target import subject_of
+    from vlmdoctor.unchanged import unchanged_subject
 
-    subject = subject_of(subject, "the given Subject")
-    return examine(
-        subject,
-        target=type(subject.model).__name__,
-        rules=select_rules(model_rules(), select, extend_select, ignore),
-        depth=depth,
-        budget=budget,
-        fail_on=fail_on,
-    )
+    rules = select_rules(model_rules(), select, extend_select, ignore)
+    kept = unchanged_subject(subject, values=False)
+    try:
+        with kept:
+            try:
+                subject = subject_of(subject, "the given Subject")
+            except WouldMove as refusal:
+                raise UserError(
+                    f"no batch can be read from what was given: {refusal}; give `batch`."
+                ) from None
+            return examine(
+                subject,
+                target=type(subject.model).__name__,
+                rules=rules,
+                depth=depth,
+                budget=budget,
+                fail_on=fail_on,
+                facts={"not_kept": not_kept_by(kept)},
+            )
+    finally:
+        kept.close()
+
+
+def not_kept_by(kept: Any) -> list[dict[str, str]]:
+    """What an `Unchanged` can't restore or did not look into, as plain values."""
+    return [{"at": at, "why": why} for at, why in kept.not_kept]
 
 
 def model_rules() -> list[Rule]:
@@ -123,22 +141,43 @@ def examine(
     gather = BudgetedGatherer(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
+    rules = list(rules)
+    from vlmdoctor.unchanged import unchanged_subject
+
+    kept = unchanged_subject(subject)
+    try:
+        with examining(), kept, _uncompiled():
+            known = dict(facts or {})
+            not_kept = [*known.pop("not_kept", ()), *not_kept_by(kept)]
+            if not_kept:
+                known["not_kept"] = list({one["at"]: one for one in reversed(not_kept)}.values())[::-1]
+            return _examined(subject, gather, rules, known, target=target, fail_on=fail_on)
+    finally:
+        # Once more: an exception may have come between any two instructions of leaving it.
+        kept.close()
+
+
+def _examined(
+    subject: Subject,
+    gather: BudgetedGatherer,
+    rules: list[Rule],
+    facts: Mapping[str, Any],
+    *,
+    target: str,
+    fail_on: str,
+) -> Report:
     parameters = list(subject.model.parameters())
     known = {
         "model": type(subject.model).__name__,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-    rules = list(rules)
-    with examining(), _uncompiled():
-        report = judge(
-            rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **(facts or {})}
-        )
-        agreement = gather.gathered.get(Agreement)
-        if agreement is not None and agreement.seen:
-            terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
-            report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
-        return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
+    report = judge(rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **facts})
+    agreement = gather.gathered.get(Agreement)
+    if agreement is not None and agreement.seen:
+        terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
+        report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
+    return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
-from vlmdoctor.errors import NotProven, Unavailable
+from vlmdoctor.errors import NotProven, Unavailable, WouldMove
 from vlmdoctor.finding import Certainty, Finding, Proof
 from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.subject import Subject
 
 
@@ -102,10 +103,11 @@ def prove(
             finding = dataclasses.replace(
                 finding, cause=". Seen: ".join(filter(None, (finding.cause, str(seen))))
             )
-        except Unavailable as reason:
+        except (Unavailable, WouldMove) as reason:
             reasons[finding.rule] = str(reason)
         except Exception as error:
             reasons[finding.rule] = f"the attempt failed ({raised(error, 200)})"
+        raise_if_interrupted()
         proven.append(_with_certainty(finding))
     facts = {**report.facts, **({"not_proven": reasons} if reasons else {})}
     return dataclasses.replace(report, findings=tuple(_ranked(proven, gone)), facts=facts)
@@ -125,11 +127,11 @@ def _tried(
     from vlmdoctor.bench import bench_for
     from vlmdoctor.unchanged import unchanged
 
-    with unchanged(subject.model):
+    with unchanged(subject):
 
         def between() -> AbstractContextManager[None]:
             # The model itself must be as it was before each attempt: it may keep tensors of the last.
-            return nullcontext() if repair.COPIES else unchanged(subject.model)
+            return nullcontext() if repair.COPIES else unchanged(subject)
 
         def mended() -> tuple[Any, Tried]:
             bench = bench_for(subject, copied=repair.COPIES)

@@ -1,184 +1,221 @@
-"""Running a model and leaving it bit for bit as it was."""
+"""Running the user's objects and leaving them bit for bit as they were."""
 
 from __future__ import annotations
 
-import random
-import signal
-import sys
+import contextlib
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlmdoctor.hidden import hidden_parameters
-from vlmdoctor.kept import Kept
+from vlmdoctor.sandbox import process, sources, tensors
+from vlmdoctor.sandbox.copies import copy_of
+from vlmdoctor.sandbox.iterators import Refusing, twin_of
+from vlmdoctor.sandbox.reach import Reach, shown
+from vlmdoctor.sandbox.signals import Interruptions, deliver
 
-# Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this
-# many bytes all of them are kept aside; in larger models only those known to do it.
-KEPT_BYTES = 256 << 20
+__all__ = ["Unchanged", "copy_of", "same_random_states", "unchanged", "unchanged_data", "unchanged_subject"]
 
-# Exactly these types: subclasses may refuse to be emptied and filled again.
-_CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
+Undo = Callable[[], Any]
+RUN = ("model", "loss_fn")
+DATA = ("train_dataset", "data_collator")
+SMALL_BYTES = 1 << 20
+REST = ("batch", "optimizer", "lr_scheduler", *DATA)
 
 
-@contextmanager
-def unchanged(model: nn.Module, *, learns: bool = False) -> Iterator[None]:
-    """Whatever happens to `model` and the random states inside is undone afterwards, also after an exception.
+def unchanged(what: Any, *, learns: bool = False) -> Unchanged:
+    """Whatever happens inside to a model and its loss is undone afterwards, also after an exception.
 
-    Undone are parameters, buffers and other tensors held by modules, gradients, training modes, hooks,
-    plain attributes and containers of modules, the random states (Python, numpy, torch, CUDA), the
-    default dtype and whether gradients are enabled. Gradients are set aside, so that inside every
-    `.grad` is None; hooks that run after a gradient was accumulated (an optimizer may sit in one) do not run.
+    Undone is all that they lead to: tensors, gradients, hooks, attributes, containers, numpy arrays,
+    generators of random numbers, positions of iterators and files, variables of functions, attributes of the
+    user's classes; and the settings of the process. Gradients are set aside: inside, every `.grad` is None;
+    hooks that run after a gradient was accumulated (an optimizer may sit in one) do not run.
 
     Args:
+        what: A Subject, of which the model and the loss are run, or a module.
         learns: Optimizer steps are taken inside: all weights are kept, however many, and out of the way.
     """
-    restore_random = _random_states()
-    restore_modules = [_module_state(module) for module in model.modules()]
-    # Also those that no module has registered: backward writes their gradients all the same.
-    parameters = _unique([*model.parameters(), *hidden_parameters(model).values()])
-    kept = _tensors_to_keep(model, parameters, every=learns)
-    tensors = Kept(kept, aside=learns, owner=model)
-    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
-    # They are held by autograd too, so that emptying the dictionary is what silences them.
-    hooks = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters]
-    accumulate_hooks = [(registered, registered.copy()) for registered in hooks if registered]
-    grad_enabled, default_dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    for parameter, _, _ in gradients:
-        parameter.grad = None
-    for registered, _ in accumulate_hooks:
-        registered.clear()
-    try:
-        with _same_versions(kept):
-            yield
-    finally:
-        with _uninterrupted():
-            torch.set_grad_enabled(grad_enabled)
-            torch.set_default_dtype(default_dtype)
-            for restore in restore_modules:
-                restore()
-            for parameter in parameters:
-                parameter.grad = None  # their memory is free for what comes back
-            try:
-                tensors.restore()
-            finally:  # what could not be put back costs nothing else
-                for parameter, gradient, requires_grad in gradients:
-                    if parameter.requires_grad != requires_grad:
-                        parameter.requires_grad_(requires_grad)
-                    parameter.grad = gradient
-                for registered, kept_hooks in accumulate_hooks:
-                    registered.clear()
-                    registered.update(kept_hooks)
-                restore_random()
+    roots = {"model": what} if isinstance(what, nn.Module) else {n: getattr(what, n, None) for n in RUN}
+    return Unchanged(roots, learns=learns)
 
 
-@contextmanager
-def _same_versions(tensors: list[torch.Tensor]) -> Iterator[None]:
-    """A graph that is still needed refuses tensors that were written to, although they are put back."""
-    with ExitStack() as stack:
-        for tensor in tensors:
-            if not tensor.is_inference():
-                stack.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
-        yield
+def unchanged_data(subject: Any) -> Unchanged:
+    """As `unchanged`, for the dataset and the collator."""
+    return Unchanged({name: getattr(subject, name, None) for name in DATA}, clears=False)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until what is inside is done: weights that are half put back are lost."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    caught: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *told: caught.append(told))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if caught:
-            handler(*caught[0])
+def unchanged_subject(subject: Any, *, values: bool = True) -> Unchanged:
+    """As `unchanged`, for all that a Subject has; gradients stay where they are.
+
+    The values of tensors that the model and the loss lead to are not kept: `unchanged` does that, where they
+    are run.
+
+    Args:
+        values: False where nothing is run at all: then the values of no tensor are kept.
+    """
+    roots = {name: getattr(subject, name, None) for name in (*RUN, *REST)}
+    return Unchanged(roots, keeps="others" if values else "none")
 
 
-@contextmanager
+_open = threading.local()
+
+
+class Unchanged:
+    """What restores some objects when it is left; see `unchanged`. Signals are guarded inside.
+
+    Restoring may be repeated, goes on past errors and raises the first at the end. What was entered later and
+    not left, for instance since an exception came in between, is restored first.
+
+    Args:
+        roots: What is walked from, by name.
+        learns: As in `unchanged`.
+        keeps: The values of which tensors: `all`, `others` than those of the model and the loss, or `none`.
+        clears: Whether gradients are set aside.
+
+    Attributes:
+        not_kept: (where, why) of what can't be restored, or was not looked into.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        *,
+        learns: bool = False,
+        keeps: str = "all",
+        clears: bool = True,
+    ) -> None:
+        self.roots, self.learns = roots, learns
+        self.keeps, self.clears = keeps, clears and keeps == "all"
+        self.not_kept: list[tuple[str, str]] = []
+        self._undo: list[Undo] = []
+        self._signals = Interruptions()  # guarded from outside mostly: then this one does nothing
+        self._reach: Reach | None = None
+
+    def __enter__(self) -> Unchanged:
+        try:
+            self._signals.__enter__()
+            _entered().append(self)
+            self._keep()
+        except BaseException:
+            self.close()
+            raise
+        deliver()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.restore()
+        finally:
+            self._signals.__exit__(kind, error, trace)
+        deliver()
+
+    def close(self) -> None:
+        """Does once more what leaving has done: an exception may have come between any two instructions."""
+        try:
+            self.restore()
+        finally:
+            self._signals.close()
+
+    def reached(self) -> list[torch.Tensor]:
+        """Every tensor that the objects lead to."""
+        return [] if self._reach is None else list(self._reach.tensors.values())
+
+    def _keep(self) -> None:
+        """Each undo is there before its change is made. They are done in the reverse order."""
+        push = self._undo.append
+        self._undo += reversed(process.random_states())
+        # What is run comes first, so that it is known which tensors are theirs.
+        reach = self._reach = Reach({name: self.roots[name] for name in RUN if name in self.roots})
+        run = set(reach.tensors)
+        reach.extend({name: self.roots[name] for name in self.roots if name not in RUN})
+        self.not_kept += [(shown(path), f"{why}: not looked into") for path, why in reach.left_out]
+        for kind, source, path in reach.sources:
+            undo = sources.keep(kind, source)
+            if undo is None:
+                self.not_kept.append((shown(path), f"an array of {source.nbytes / 2**20:,.0f} MiB"))
+            else:
+                push(undo)
+        every = list(reach.tensors.values())
+        tensors.set_gradients_aside(every, push, clear=self.clears)
+        if self.keeps == "others":
+            every = [tensor for tensor in every if id(tensor) not in run]
+            if sum(tensor.nbytes for tensor in every) > tensors.KEPT_BYTES:
+                # Optimizers are copied wherever one steps: their large tensors are not written to.
+                every = [tensor for tensor in every if tensor.nbytes <= SMALL_BYTES]
+        if self.keeps != "none":
+            kept = tensors.to_keep(every, self.roots.get("model"), learns=self.learns)
+            self._undo += reversed(tensors.keep_values(kept, self.roots.get("model"), learns=self.learns))
+        if self.clears:
+            push(lambda: tensors.free_gradients(every))
+        push(lambda: _emptied(reach.empty))
+        self._undo += [holder.restore for holder in reach.holders]
+        self._undo += reversed(process.settings())
+        self._put_twins(reach)
+
+    def _put_twins(self, reach: Reach) -> None:
+        """A copy in the place of every iterator, and a refusal where there can be none."""
+        twins: dict[int, Any] = {}
+        for holder, place, one, path, what in reach.moving:
+            if id(one) not in twins:
+                twin = twin_of(one)
+                if twin is None:
+                    where = shown(path)
+                    what = what or f"an iterator of type {type(one).__name__}"
+                    self.not_kept.append((where, f"{what} can't be put back"))
+                    twin = Refusing(f"it would move {where}: {what} can't be put back")
+                twins[id(one)] = twin
+            if holder is not None:
+                with contextlib.suppress(Exception):  # it refuses to be written to: then it is only named
+                    holder.put(place, twins[id(one)])
+
+    def restore(self) -> None:
+        """Puts everything back; does so any number of times."""
+        entered = _entered()
+        raised: list[BaseException] = []
+        while self in entered and entered[-1] is not self:
+            _insistently(entered[-1].restore, raised)
+        for undo in reversed(self._undo):
+            _insistently(undo, raised)
+        while self in entered:
+            entered.remove(self)
+        if raised:
+            raise raised[0]
+
+
+def _insistently(undo: Undo, raised: list[BaseException]) -> None:
+    """Does it once more where it was interrupted: nothing of it may be left out."""
+    for _ in range(2):
+        try:
+            undo()
+        except BaseException as error:
+            raised.append(error)
+        else:
+            return
+
+
+def _entered() -> list[Unchanged]:
+    if not hasattr(_open, "entered"):
+        _open.entered = []
+    return _open.entered
+
+
+def _emptied(containers: list[Any]) -> None:
+    for one in containers:
+        if one:
+            one.clear()
+
+
+@contextlib.contextmanager
 def same_random_states() -> Iterator[None]:
     """The random states are afterwards what they were before, whatever is drawn inside."""
-    restore = _random_states()
+    undo = process.random_states()
     try:
         yield
     finally:
-        restore()
-
-
-def copy_of(batch: Any) -> Any:
-    """`batch` with its own tensors and containers, so that a model that edits its inputs edits a copy."""
-    if isinstance(batch, torch.Tensor):
-        return batch.detach().clone().requires_grad_(batch.requires_grad)
-    if isinstance(batch, Mapping):
-        return {key: copy_of(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(copy_of(value) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(copy_of(value) for value in batch)
-    return batch
-
-
-def _random_states() -> Any:
-    python = random.getstate()
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    # Where numpy was never imported nobody can have drawn from it.
-    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
-    numpy = numpy_random.get_state() if numpy_random is not None else None
-
-    def restore() -> None:
-        random.setstate(python)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        if numpy is not None:
-            numpy_random.set_state(numpy)
-
-    return restore
-
-
-def _module_state(module: nn.Module) -> Any:
-    attributes = dict(vars(module))
-    # Hooks live in dictionaries among the attributes, so that they are covered too.
-    containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
-
-    def restore() -> None:
-        current = vars(module)
-        for name in [name for name in current if name not in attributes]:
-            del current[name]
-        for name, value in attributes.items():
-            if current.get(name, module) is not value:
-                current[name] = value
-        for value, kept in containers:
-            if isinstance(value, list):
-                value[:] = kept
-            else:
-                value.clear()
-                value.update(kept)
-
-    return restore
-
-
-def _tensors_to_keep(model: nn.Module, parameters: list[nn.Parameter], *, every: bool) -> list[torch.Tensor]:
-    keep: list[torch.Tensor] = list(model.buffers())
-    for module in model.modules():
-        keep += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
-        if getattr(module, "max_norm", None) is not None and isinstance(
-            getattr(module, "weight", None), nn.Parameter
-        ):
-            keep.append(module.weight)
-    if every or sum(parameter.nbytes for parameter in parameters) <= KEPT_BYTES:
-        keep += parameters
-    return [tensor for tensor in _unique(keep) if not tensor.is_meta and tensor.layout is torch.strided]
-
-
-def _unique(tensors: Any) -> list[Any]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
+        for each in undo:
+            each()

@@ -1,1 +1,1 @@
-"""Hostile input for `vlmdoctor`: generated from a seed, run in forked children, judged, counted by class."""
+"""What vlmdoctor must withstand: hostile input by class, and states that it must leave as they were."""

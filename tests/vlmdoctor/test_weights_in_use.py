@@ -181,7 +181,7 @@ def test_nothing_is_changed_by_looking():
 
 def test_weights_of_a_large_model_are_put_back_too(monkeypatch: pytest.MonkeyPatch):
     """Of large models the general net keeps no copy: what a probe writes it has to undo itself."""
-    monkeypatch.setattr("vlmdoctor.unchanged.KEPT_BYTES", 0)
+    monkeypatch.setattr("vlmdoctor.sandbox.tensors.KEPT_BYTES", 0)
     model = Model(_clamp)
     subject = Subject(model, batch=(torch.randn(4, 6),))
     clamped = model.last.weight.detach().clamp(-0.1, 0.1)

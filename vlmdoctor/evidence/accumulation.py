@@ -68,7 +68,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
 
     # Compiling once more for each way to call it would take longer than all the rest.
     model = getattr(subject.model, "_orig_mod", subject.model)
-    with unchanged(model), torch.no_grad():
+    with unchanged(subject), torch.no_grad():
         model.eval()
         alone = loss()
         try:

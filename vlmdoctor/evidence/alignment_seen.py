@@ -60,7 +60,7 @@ class LossAlignment:
         label_shift, matched = _label_shift(ids, labels)
         loss, logits = outcome.loss, outcome.logits
         if logits is None and subject.model.training:
-            with unchanged(subject.model):
+            with unchanged(subject):
                 subject.model.eval()  # in training some models apply the head to supervised tokens only
                 loss, logits = run(subject.model, copy_of(subject.batch), subject.loss_fn)
         if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):

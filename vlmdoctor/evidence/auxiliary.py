@@ -49,7 +49,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Auxiliary:
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     model, outputs = innermost(subject.model), []
-    with unchanged(subject.model), torch.enable_grad():
+    with unchanged(subject), torch.enable_grad():
         handle = model.register_forward_hook(lambda module, given, output: outputs.append(output))
         batch = copy_of(subject.batch)
         try:

@@ -76,7 +76,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     parameters = list(subject.model.named_parameters())
     failure = None
     gradients: list[Gradient] = []
-    with unchanged(subject.model), torch.enable_grad():
+    with unchanged(subject), torch.enable_grad():
         loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
         if loss is None:
             raise Unavailable("the model gave a loss once and then none")

@@ -227,8 +227,10 @@ def count(rows: Iterable[Row], role: str, *, supervised: bool = False) -> int:
 def probe(subject: Subject, gather: Callable[[type], object]) -> Data:
     """Looks at the batch, and at some samples of the dataset as the collator makes batches of them."""
     from vlmdoctor.evidence.data_read import read
+    from vlmdoctor.unchanged import unchanged_data
 
-    data = read(subject)
+    with unchanged_data(subject):
+        data = read(subject)
     if not data.rows and not data.pictures and not data.troubles and not data.shapes:
         raise Unavailable("no batch was given" if subject.batch is None else "the batch has no token ids")
     return data

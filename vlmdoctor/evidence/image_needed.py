@@ -53,5 +53,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageNeeded:
         raise Unavailable("no parameter gets a gradient")
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject.model):
+    with unchanged(subject):
         return tried(subject, forward.loss)

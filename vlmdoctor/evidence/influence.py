@@ -82,5 +82,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
         raise Unavailable("a forward pass needs all processes here")
     if broken := nonfinite_weights(subject.model):
         raise Unavailable(f"{broken[0]} holds NaN or infinity")
-    with unchanged(subject.model):
+    with unchanged(subject):
         return measure(subject)

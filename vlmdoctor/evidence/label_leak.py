@@ -42,5 +42,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> LabelLeak:
     passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject.model):
+    with unchanged(subject):
         return look(subject)

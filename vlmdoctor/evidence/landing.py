@@ -76,5 +76,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Landing:
     passed(gather, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject.model):
+    with unchanged(subject):
         return look(subject)

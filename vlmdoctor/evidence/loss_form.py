@@ -91,5 +91,5 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> LossForm:
     passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject.model):
+    with unchanged(subject):
         return read_form(subject)

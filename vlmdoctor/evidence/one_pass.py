@@ -150,13 +150,13 @@ class OnePass:
         self._made: dict[str, Any] = {}
         observers = self._observers(subject, gather)
         outcome = Outcome()
-        with unchanged(subject.model):
+        with unchanged(subject):
             observable = innermost(subject.model) is subject.model
             if observable:
                 outcome = self._listen(subject, observers, first=True)
             if not observable or outcome.error is not None:
                 _forget(outcome)
-                with unchanged(subject.model):
+                with unchanged(subject):
                     # What counts is the pass that the run makes, with all that is around the model.
                     plain, _ = _attempt(subject, (), as_given=True)
                     self.forward = forward.read(subject, plain)
@@ -201,7 +201,7 @@ class OnePass:
         """For models that fail while all listen: each has a pass of its own, `together` tried first."""
         groups = [observers] if together and len(observers) > 1 else [{n: o} for n, o in observers.items()]
         for group in groups:
-            with unchanged(subject.model):
+            with unchanged(subject):
                 outcome = self._listen(subject, group)
             if outcome.error is None:
                 continue

@@ -102,7 +102,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Overfit:
     scheduled = bool(optimizers(subject.lr_scheduler))
     if users is not None and users.falls and not runs_away(users):
         return Overfit(users, scheduled=scheduled, kind=kind)
-    with unchanged(subject.model):
+    with unchanged(subject):
         return Overfit(users, our_tries(subject), scheduled, kind)
 
 

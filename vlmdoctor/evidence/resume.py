@@ -61,7 +61,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Resume:
         raise Unavailable("the model is too large to be copied several times")
     # Each copy of a compiled model would be compiled anew.
     plain = dataclasses.replace(subject, model=getattr(subject.model, "_orig_mod", subject.model))
-    with unchanged(plain.model), torch.enable_grad(), warnings.catch_warnings():
+    with unchanged(plain), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedulers that do not know that their copied optimizer stepped
         return _tried(plain)
 

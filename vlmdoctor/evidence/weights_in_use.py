@@ -74,7 +74,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
         for group in getattr(one, "param_groups", ())
         for p in group["params"]
     }
-    with unchanged(subject.model), torch.enable_grad():
+    with unchanged(subject), torch.enable_grad():
         before = _values(named)
         leaves = _leaves(subject)
         changed = [name for name, was in before.items() if not torch.equal(was, _sample(named[name]))]

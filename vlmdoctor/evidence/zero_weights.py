@@ -66,7 +66,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ZeroWeights:
     if not zeros:
         return ZeroWeights(still=len(still), reached=reached)
     asleep = {name: named[name] for name in still}
-    with unchanged(subject.model), torch.enable_grad():
+    with unchanged(subject), torch.enable_grad():
         kept = {name: p.detach().clone() for name, p in zeros.items()}
         try:
             for p in zeros.values():

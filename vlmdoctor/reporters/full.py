@@ -145,6 +145,8 @@ def _print_contract(console: Console, report: Report) -> None:
 def _print_unrun(console: Console, report: Report) -> None:
     rows = [("skipped", name, reason) for name, reason in report.skipped]
     rows += [("crashed", name, error) for name, error in report.crashed]
+    not_kept = report.facts.get("not_kept", ())
+    rows += [("not kept", "", f"{one['at']}: {one['why']}") for one in not_kept]
     if not rows:
         return
     table = Table.grid(padding=(0, 2))

@@ -14,7 +14,6 @@ from vlmdoctor import invoke
 from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.hidden import hidden_parameters
 from vlmdoctor.plain_text import raised
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.unchanged import copy_of, unchanged
@@ -42,10 +41,10 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
             raise Unavailable(f"no {what} was given")
     if any(parameter.device.type == "cpu" and parameter.is_shared() for parameter in model.parameters()):
         raise Unavailable("other processes share the weights, and would learn along")
-    with unchanged(model, learns=True), torch.enable_grad(), warnings.catch_warnings():
+    with unchanged(subject, learns=True) as kept, torch.enable_grad(), warnings.catch_warnings():
         # What numpy and torch say about the numbers of a run that diverges is for the rules to tell.
         warnings.simplefilter("ignore")
-        own, schedulers = _own_optimizers(subject)
+        own, schedulers = _own_optimizers(subject, kept.reached())
         model.train()
         with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
             try:
@@ -62,10 +61,9 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
     return Steps(steps=seen.steps, tracks=seen.tracks, nonfinite=seen.nonfinite)
 
 
-def _own_optimizers(subject: Subject) -> tuple[list[Any], list[Any]]:
-    """Copies of the optimizers and schedulers that hold the very parameters of the model."""
-    model = subject.model
-    held = (*model.modules(), *model.parameters(), *model.buffers(), *hidden_parameters(model).values())
+def _own_optimizers(subject: Subject, reached: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:
+    """Copies of the optimizers and schedulers that hold the very parameters of the model and the loss."""
+    held = (*subject.model.modules(), *reached)
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     try:
         return copy.deepcopy((given, optimizers(subject.lr_scheduler)), {id(each): each for each in held})
