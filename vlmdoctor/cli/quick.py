@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.errors import NotRestored, UserError
 from vlmdoctor.plain_text import raised
 
 
@@ -56,7 +56,7 @@ class QuickGroup(_Quick, TyperGroup):
             return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError, OSError) as error:
             raise Ended from error
-        except Exception:
+        except (Exception, NotRestored):
             raise
         except BaseException as error:
             # No command ends in this way by itself: the user's code did.

@@ -15,7 +15,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.batch_rows import parts_of
 from vlmdoctor.evidence.micro_batches import BatchNorm, MicroBatches
 from vlmdoctor.evidence.trials import Trials, innermost
-from vlmdoctor.plain_text import text_of
+from vlmdoctor.plain_text import raised, text_of
 from vlmdoctor.subject import Subject, canonical_name
 
 SAME = 1e-3  # of the largest number: inputs that are no further apart are the same but for rounding
@@ -75,7 +75,7 @@ def compared(subject: Subject) -> MicroBatches:
     rows, parts = parts_of(trials.inputs, trials.model, subject)
     watch = _Watch(norms)
     losses: list[float] = []
-    raised = None
+    stopped_in = None
     for number, part in enumerate(parts):
         try:
             with watch.on(None if number else watch.keep):
@@ -83,7 +83,7 @@ def compared(subject: Subject) -> MicroBatches:
         except Exception as error:
             if _ONE_ROW not in text_of(error) or watch.running is None:
                 raise Unavailable(f"the batch can't be split: {raised(error, 120)}") from error
-            raised = watch.running
+            stopped_in = watch.running
             break
         if loss is None:
             raise Unavailable("a part of the batch gives no loss")
@@ -101,9 +101,9 @@ def compared(subject: Subject) -> MicroBatches:
     return MicroBatches(
         rows=rows,
         loss=whole,
-        losses=() if raised else tuple(losses),
+        losses=() if stopped_in else tuple(losses),
         norms=tuple(watch.found.values()),
-        raised=raised,
+        raised=stopped_in,
         experts=trials.has_experts,
         rounding=rounding,
     )
