@@ -28,7 +28,7 @@ import transformers
 from transformers.models.auto import modeling_auto as auto
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.shapes import shapes_of
+from vlmdoctor.probes.dry_run.shapes import shapes_of
 from vlmdoctor.targets.synthetic import batch_for, consistent, default_config
 
 LONGEST = 60  # seconds of processor time for one family

@@ -71,7 +71,7 @@ def compared(model: Any, batch: Any, setting: str = "plain") -> dict[str, float]
     """What training of a real model said and took, in bytes."""
     import torch
 
-    from vlmdoctor.dryrun.layout import laid_out
+    from vlmdoctor.dryrun.meta_copy import laid_out
     from vlmdoctor.dryrun.optimizers import optimizer_bytes
     from vlmdoctor.dryrun.step import dry_step
 
@@ -143,7 +143,7 @@ def one_size(name: str) -> dict[str, float]:
     import torch
     import transformers
 
-    from vlmdoctor.evidence.shapes import shapes_of
+    from vlmdoctor.probes.dry_run.shapes import shapes_of
     from vlmdoctor.targets.synthetic import batch_for, consistent
 
     width, layers = SIZES[name]

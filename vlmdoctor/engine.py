@@ -21,9 +21,9 @@ DEPTHS = ("static", "shapes", "forward", "backward", "steps")
 class Gatherer:
     """Gathers each kind of evidence at most once.
 
-    The module that defines an evidence class also defines `probe(subject, gather)`, which makes it,
-    and `DEPTH`, how deep that goes. `gather(OtherEvidence)` lets a probe build on another's evidence.
-    A probe that can't do its work raises `Unavailable` with the reason.
+    The module that defines an evidence class names its probe (`PROBE`) and how deep that goes (`DEPTH`); see
+    `probe_of`. `gather(OtherEvidence)` lets a probe build on another's evidence. A probe that can't do its
+    work raises `Unavailable` with the reason.
     """
 
     def __init__(
@@ -68,13 +68,15 @@ class Gatherer:
         raise refused
 
     def _probe(self, evidence_class: type) -> object:
-        module = importlib.import_module(evidence_class.__module__)
-        if self.subject is None or not hasattr(module, "probe"):
+        needed = getattr(importlib.import_module(evidence_class.__module__), "DEPTH", None)
+        if self.subject is None or needed is None:
             raise Unavailable(f"no {_phase(evidence_class)} evidence was given")
-        if DEPTHS.index(module.DEPTH) > DEPTHS.index(self.depth):
-            raise Unavailable(f"it needs --depth {module.DEPTH}, this was --depth {self.depth}")
+        # Before the probe's module is imported, which may import torch.
+        if DEPTHS.index(needed) > DEPTHS.index(self.depth):
+            raise Unavailable(f"it needs --depth {needed}, this was --depth {self.depth}")
+        probe = probe_of(evidence_class)
         self.progress(_phase(evidence_class))
-        return module.probe(self.subject, self)
+        return probe(self.subject, self)
 
     def once(self, make: Callable[[Any, Gatherer], Any]) -> Any:
         """What `make(subject, gather)` gave or raised the first time: probes share work by it."""
@@ -91,6 +93,19 @@ class Gatherer:
     def gathered(self) -> Mapping[type, object]:
         """What has been gathered so far, by class."""
         return self._gathered
+
+
+def probe_of(evidence_class: type) -> Callable[[Any, Any], object]:
+    """The `probe(subject, gather)` that makes this evidence, in the module that the evidence's own names.
+
+    Raises:
+        Unavailable: There is none, since it can only be handed in; its module says why (`GIVEN`).
+    """
+    home = importlib.import_module(evidence_class.__module__)
+    if hasattr(home, "GIVEN"):
+        raise Unavailable(home.GIVEN)
+    probe: Callable[[Any, Any], object] = importlib.import_module(home.PROBE).probe
+    return probe
 
 
 def _phase(evidence_class: type) -> str:

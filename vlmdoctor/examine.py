@@ -13,10 +13,10 @@ from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.agreement import Agreement
-from vlmdoctor.examining import examining
-from vlmdoctor.proving import prove
+from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
+from vlmdoctor.sandbox.examining import examining
 from vlmdoctor.subject import Subject, optimizers
 
 
@@ -82,8 +82,8 @@ def check(
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
-    from vlmdoctor.target import subject_of
-    from vlmdoctor.unchanged import unchanged_subject
+    from vlmdoctor.sandbox.restore import unchanged_subject
+    from vlmdoctor.targets.factory import subject_of
 
     rules = select_rules(model_rules(), select, extend_select, ignore)
     kept = unchanged_subject(subject, values=False)
@@ -142,7 +142,7 @@ def examine(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
     rules = list(rules)
-    from vlmdoctor.unchanged import unchanged_subject
+    from vlmdoctor.sandbox.restore import unchanged_subject
 
     kept = unchanged_subject(subject)
     try:
@@ -182,7 +182,7 @@ def _examined(
 
 def _in_own_names(report: Report, subject: Subject) -> Report:
     """What is wrong with `labels` is told of `targets`, where the batch calls them so."""
-    from vlmdoctor.evidence.inputs import own_names
+    from vlmdoctor.probes.batch.fields import own_names
 
     if subject.batch is None:
         return report
@@ -240,7 +240,7 @@ def _refuse_nonsense(subject: Subject) -> None:
     """Raises `UserError` for what no model could be called or trained with."""
     from torch.nn.parameter import UninitializedParameter
 
-    from vlmdoctor.invoke import misfit
+    from vlmdoctor.sandbox.call import misfit
 
     for optimizer in optimizers(subject.optimizer):
         if not hasattr(optimizer, "param_groups"):
@@ -264,7 +264,7 @@ def _refuse_nonsense(subject: Subject) -> None:
 
 def _refuse_broken(checkpoint: Any) -> None:
     """Raises `UserError` for a checkpoint that is not there, cut short, or none at all."""
-    from vlmdoctor.evidence.checkpoint_files import open_checkpoint
+    from vlmdoctor.probes.checkpoint.files import open_checkpoint
 
     try:
         with open_checkpoint(checkpoint):

@@ -10,8 +10,8 @@ import torch
 from benchmarks.detection.case import Made
 from benchmarks.detection.families import FROZEN
 from benchmarks.detection.shrink import IMAGE, tiny_config, tiny_model
+from vlmdoctor.knowledge.config_fields import image_token
 from vlmdoctor.targets.synthetic import batch_for
-from vlmdoctor.targets.synthetic.fields import image_token
 
 TEXT, ANSWER = 12, 6  # words of a sample, and those at its end that are supervised
 

@@ -22,7 +22,7 @@ import resource, sys, zlib
 import torch
 from torch import nn
 import vlmdoctor
-from vlmdoctor import kept_file
+from vlmdoctor.sandbox import kept_file
 
 kind, limit = sys.argv[1], int(sys.argv[2])
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmdoctor.evidence.data import Data, Row
-from vlmdoctor.evidence.data_read import read
+from vlmdoctor.probes.data.read import read
 from vlmdoctor.subject import Subject
 
 IGNORED = -100

@@ -61,7 +61,7 @@ def tried(folder: str) -> dict[str, Any]:
     import kernels
 
     from vlmdoctor.errors import UserError
-    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.resolve import resolve
 
     seen.clear()
     kernels.asked.clear()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.detection.models import make
-from vlmdoctor.evidence.batch_roles import roles_of
-from vlmdoctor.evidence.inputs import Inputs, own_names, standard
-from vlmdoctor.evidence.loss_calls import token_losses, watched_losses
+from vlmdoctor.probes.batch.fields import Inputs, own_names, standard
+from vlmdoctor.probes.batch.roles import roles_of
+from vlmdoctor.probes.loss.calls import token_losses, watched_losses
 
 
 def text(rows: int = 3, length: int = 14, seed: int = 0) -> torch.Tensor:

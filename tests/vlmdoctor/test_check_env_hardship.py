@@ -12,8 +12,8 @@ from pathlib import Path
 import fake_nvml
 import pytest
 
-from vlmdoctor.cli.output import write_whole
 from vlmdoctor.errors import UserError
+from vlmdoctor.output_file import write_whole
 
 COMMAND = [sys.executable, "-m", "vlmdoctor", "check-env"]
 SOURCE = str(Path(__file__).parents[2])

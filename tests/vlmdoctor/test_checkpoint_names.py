@@ -17,8 +17,9 @@ from torch import nn
 
 import vlmdoctor
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.checkpoint import Checkpoint, looks_fresh, probe
+from vlmdoctor.evidence.checkpoint import Checkpoint
 from vlmdoctor.finding import Finding
+from vlmdoctor.probes.checkpoint.checkpoint import looks_fresh, probe
 from vlmdoctor.subject import Subject
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

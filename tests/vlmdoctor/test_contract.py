@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 import vlmdoctor
 from vlmdoctor import contract
-from vlmdoctor.contract_file import nearest, with_contract
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.agreement import Agreement, inferred
+from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.probes.model.contract import inferred
 from vlmdoctor.report import Report
 from vlmdoctor.settings import load
+from vlmdoctor.settings_file import nearest, with_contract
 from vlmdoctor.subject import Subject
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import pytest
 import tiny_vlm
 import torch
 
-from vlmdoctor import proving
 from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.examine import examine
+from vlmdoctor.proof import prove
 from vlmdoctor.rulebook import Rule, all_rules
 from vlmdoctor.subject import Subject
 
@@ -79,7 +79,7 @@ def test_a_healthy_warmup_is_left_alone(sample: Rule) -> None:
 def test_the_repair_proves_the_finding(
     sample: Rule, repair: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proving, "repair_of", lambda rule: repair if rule == sample.name else None)
+    monkeypatch.setattr(prove, "repair_of", lambda rule: repair if rule == sample.name else None)
     (finding,) = examine(groups(1e-30), target="", rules=[sample]).findings
     assert finding.proof is not None and finding.proof.works and finding.certainty == "proven"
     assert "0.01" in finding.proof.tried

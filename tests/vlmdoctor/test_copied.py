@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlmdoctor.copied import copied_together
+from vlmdoctor.sandbox.clone import copied_together
 
 
 class Scale(nn.Module):

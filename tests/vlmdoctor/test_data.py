@@ -17,14 +17,14 @@ from tiny_vlm import TinyVLM
 from tiny_vlm import batch as tiny_batch
 
 import vlmdoctor
-import vlmdoctor.evidence.data_read
+import vlmdoctor.probes.data.read
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.look import document, page, terminal
 from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import looks_of
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 
 def told(case: Made) -> list[tuple[str, str]]:
@@ -74,7 +74,7 @@ class TestRoles:
         text = words.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=False)
         ids = torch.tensor([words(text)["input_ids"]])
         row = Subject(torch.nn.Linear(1, 1), batch={"input_ids": ids}, tokenizer=words)
-        row = vlmdoctor.evidence.data_read.read(row).rows[0]
+        row = vlmdoctor.probes.data.read.read(row).rows[0]
         for role, content in turns:
             assert text_of(row, words, role) == content
 
@@ -142,7 +142,7 @@ class TestHealthy:
     @pytest.mark.parametrize("target", ["minivlm", "minivlm:tiny8"])
     def test_minivlm(self, target: str) -> None:
         subject = resolve(target).subject
-        data = vlmdoctor.evidence.data_read.read(subject)
+        data = vlmdoctor.probes.data.read.read(subject)
         assert data.samples == 16 and data.roles_unknown is None
         assert data_findings(data) == ()
 
@@ -157,7 +157,7 @@ class TestHealthy:
         model = made("llava").model
         before = copy.deepcopy(batch), torch.get_rng_state()
         subject = Subject(model, batch=batch, train_dataset=dataset, data_collator=Spoils())
-        assert vlmdoctor.evidence.data_read.read(subject).samples == 6
+        assert vlmdoctor.probes.data.read.read(subject).samples == 6
         assert all("input_ids" in sample for sample in dataset)
         assert torch.equal(batch["input_ids"], before[0]["input_ids"])
         assert torch.equal(torch.get_rng_state(), before[1])
@@ -378,7 +378,7 @@ class TestImages:
         only(case, "pixels-not-usable")
 
     def test_qwens_patches_are_put_together_again(self) -> None:
-        from vlmdoctor.evidence.data_pictures import images_of
+        from vlmdoctor.probes.data.pixels import images_of
 
         image = torch.arange(3 * 8 * 8.0).reshape(1, 1, 3, 8, 8).expand(1, 2, 3, 8, 8)
         patches = image.reshape(1, 2, 3, 1, 2, 4, 1, 2, 4).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(4, -1)
@@ -426,7 +426,7 @@ class TestSamples:
         subject = Subject(
             made("llava").model, train_dataset=dataset, data_collator=collator, training_args=arguments
         )
-        return vlmdoctor.evidence.data_read.read(subject)
+        return vlmdoctor.probes.data.read.read(subject)
 
     def test_one_that_can_not_be_collated(self) -> None:
         def collate(samples: list) -> dict:
@@ -508,7 +508,7 @@ def test_odd_batches_are_no_data(batch: object) -> None:
     from vlmdoctor.engine import Gatherer
     from vlmdoctor.errors import Unavailable
 
-    data = vlmdoctor.evidence.data_read.read(Subject(torch.nn.Linear(1, 1), batch=batch))
+    data = vlmdoctor.probes.data.read.read(Subject(torch.nn.Linear(1, 1), batch=batch))
     assert data.rows == ()
     if not data.shapes:
         with pytest.raises(Unavailable):

@@ -16,6 +16,11 @@ def test_rules_page_is_what_the_docstrings_say():
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == made, "run docs/make_rules.py"
 
 
+def test_evidence_page_is_what_the_code_says():
+    made = runpy.run_path(str(ROOT / "docs" / "make_evidence.py"))["page"]()
+    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == made, "run docs/make_evidence.py"
+
+
 def test_readme_holds_the_two_set_up_commands():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert "python -m pip install -c constraints.txt . && vlmdoctor train --watch-grads" in lines

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from vlmdoctor.engine import Gatherer, judge
-from vlmdoctor.evidence.environment import Environment, Gpu, Mps, Nvml, Process, snapshot
-from vlmdoctor.evidence.environment.driver_traces import holders, mps, xids
-from vlmdoctor.evidence.environment.nvml import merged
-from vlmdoctor.evidence.environment.saved import understand
+from vlmdoctor.evidence.environment import Environment, Gpu, Mps, Nvml, Process
 from vlmdoctor.finding import Finding
+from vlmdoctor.probes.machine.driver_traces import holders, mps, xids
+from vlmdoctor.probes.machine.nvml import merged
+from vlmdoctor.probes.machine.saved import understand
+from vlmdoctor.probes.machine.snapshot import snapshot
 from vlmdoctor.rulebook import rules_in
 
 GIB = 1024**3

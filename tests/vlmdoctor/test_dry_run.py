@@ -19,8 +19,8 @@ from vlmdoctor.cli.main import build_app
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.dryrun.cost import cost_of
-from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.measure import measure
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.plan import Plan, shapes_under
 from vlmdoctor.dryrun.repeated import Repeated
 from vlmdoctor.dryrun.step import dry_step

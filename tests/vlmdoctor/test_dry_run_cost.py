@@ -26,20 +26,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.autocast import Autocast
-from vlmdoctor.dryrun.cost import GPUS, RESERVED, Gpu, cost_of
-from vlmdoctor.dryrun.layout import laid_out
+from vlmdoctor.dryrun.cost import RESERVED, cost_of
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.measure import measure
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.ranks import blocks_of, ranks
 from vlmdoctor.dryrun.search import Largest, largest, largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.invoke import run
-from vlmdoctor.subject import Subject, canonical_name, role_of
+from vlmdoctor.knowledge.gpus import GPUS, Gpu
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of
+from vlmdoctor.subject import Subject
 from vlmdoctor.targets.synthetic import batch_for
-from vlmdoctor.unchanged import copy_of
 
 
 def trained(family: str, setting: str) -> tuple[nn.Module, Any]:
@@ -357,7 +359,7 @@ def test_a_larger_size_is_found_in_few_tries() -> None:
 
 
 def test_the_largest_batch_and_sequence_are_shown_to_fit(tmp_path: Path) -> None:
-    from vlmdoctor.dryrun.outlook import without_pixels
+    from vlmdoctor.dryrun.estimate import without_pixels
     from vlmdoctor.targets.synthetic import batch_for
 
     model, _ = families.build("llava")

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.detection.shrink import tiny_config, tiny_model
 from vlmdoctor.dryrun.abstract import Abstract
-from vlmdoctor.dryrun.layout import laid_out
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.shapes import shapes_of
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.dry_run.shapes import shapes_of
 from vlmdoctor.targets.synthetic import batch_for, default_config
 
 # One for each way of laying images out.

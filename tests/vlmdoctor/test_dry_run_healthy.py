@@ -13,10 +13,10 @@ import vlmdoctor
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.runner import dry_run_of, examine
 from vlmdoctor.dryrun.abstract import Abstract
-from vlmdoctor.dryrun.layout import laid_out
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.shapes import shapes_of
+from vlmdoctor.probes.dry_run.shapes import shapes_of
 
 # Norms made by torch.ones, towers with positions that are made empty, images that are counted in the step.
 HEALTHY = (

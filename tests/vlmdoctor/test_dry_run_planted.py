@@ -10,8 +10,8 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run
-from vlmdoctor.dryrun.relations import suspicions
-from vlmdoctor.dryrun.trial import as_written, with_defaults
+from vlmdoctor.dryrun.config_search import as_written, with_defaults
+from vlmdoctor.dryrun.config_suspicions import suspicions
 from vlmdoctor.examine import model_rules
 from vlmdoctor.report import Report
 from vlmdoctor.targets.processor_files import image_side

@@ -13,15 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.detection.models import make
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.attention import kernel_of
-from vlmdoctor.dryrun.layout import laid_out
 from vlmdoctor.dryrun.ledger import Ledger
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.shapes import shapes_of
-from vlmdoctor.invoke import run
-from vlmdoctor.subject import canonical_name
-from vlmdoctor.unchanged import copy_of
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.dry_run.shapes import shapes_of
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of
 
 # One or two of every mechanism: features in placeholders, cross-attention, Q-Formers, patches in packed rows,
 # tiles, two towers, mixtures of experts, encoders with decoders; text decoders of all kinds.

@@ -50,6 +50,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     cheap.DEPTH, cheap.probe = "static", probe_cheap
     dear.DEPTH, dear.probe = "backward", probe_dear
     for evidence_class, module in ((Cheap, cheap), (Dear, dear)):
+        module.PROBE = module.__name__
         monkeypatch.setattr(evidence_class, "__module__", module.__name__)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
@@ -112,7 +113,7 @@ def test_a_refusal_keeps_nothing_of_what_the_probe_held(monkeypatch: pytest.Monk
             raise Unavailable("no such thing") from error
 
     module = types.ModuleType("cheap_evidence")
-    module.DEPTH, module.probe = "static", probe
+    module.DEPTH, module.PROBE, module.probe = "static", "cheap_evidence", probe
     monkeypatch.setitem(sys.modules, "cheap_evidence", module)
     monkeypatch.setattr(Cheap, "__module__", "cheap_evidence")
     gather = Gatherer(object())

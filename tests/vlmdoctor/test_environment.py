@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from vlmdoctor.engine import Gatherer, judge
-from vlmdoctor.evidence.environment import Environment, snapshot
-from vlmdoctor.evidence.environment.elf import defined, undefined
+from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding
+from vlmdoctor.probes.machine.elf import defined, undefined
+from vlmdoctor.probes.machine.snapshot import snapshot
+from vlmdoctor.reporters.machine import ability, device_sections, static_sections
 from vlmdoctor.rulebook import rules_in
 from vlmdoctor.rules.env.gpu_hidden_by_environment import gpu_hidden_by_environment
-from vlmdoctor.sections import ability, device_sections, static_sections
 
 ARCHS = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
 

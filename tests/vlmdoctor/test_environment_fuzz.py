@@ -14,15 +14,16 @@ from packaging.version import Version
 from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.demands import parse
-from vlmdoctor.evidence.environment import Environment, snapshot
-from vlmdoctor.evidence.environment.difference import differences
-from vlmdoctor.evidence.environment.nvml import understood
-from vlmdoctor.evidence.environment.redaction import redacted
-from vlmdoctor.evidence.environment.saved import as_json, understand
-from vlmdoctor.evidence.source import scan
+from vlmdoctor.evidence.environment import Environment
+from vlmdoctor.probes.machine.difference import differences
+from vlmdoctor.probes.machine.nvml import understood
+from vlmdoctor.probes.machine.redaction import redacted
+from vlmdoctor.probes.machine.saved import as_json, understand
+from vlmdoctor.probes.machine.snapshot import snapshot
+from vlmdoctor.probes.source.scan import scan
+from vlmdoctor.reporters.machine import ability, device_sections, static_sections
 from vlmdoctor.rulebook import rules_in
 from vlmdoctor.rules.env.requirement_unmet import _surely_met
-from vlmdoctor.sections import ability, device_sections, static_sections
 
 MACHINES = Path(__file__).parent / "machines"
 TEXTS = {path.name: path.read_text() for path in sorted(MACHINES.iterdir())}

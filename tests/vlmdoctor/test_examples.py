@@ -19,7 +19,7 @@ from snapshot import matches
 
 import vlmdoctor
 from vlmdoctor.reporters import full
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 BAD = {

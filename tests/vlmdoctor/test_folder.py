@@ -22,7 +22,7 @@ from vlmdoctor.evidence.made_batch import MadeBatch
 from vlmdoctor.examine import examine, model_rules
 from vlmdoctor.reporters.full import render
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"

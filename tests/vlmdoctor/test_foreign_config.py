@@ -17,7 +17,7 @@ import transformers
 
 from benchmarks.detection.models import make
 from tests.vlmdoctor.test_folder import whole  # noqa: F401 (a fixture)
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 LLAMA = {
     "hidden_size": 32,

@@ -16,7 +16,7 @@ import pytest
 
 from tests.vlmdoctor.test_folder import whole  # noqa: F401 (a fixture)
 from vlmdoctor.errors import UserError
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 Spoil = Callable[[Path], None]
 BUDGET = 1.5  # seconds

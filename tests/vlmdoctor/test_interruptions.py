@@ -17,8 +17,8 @@ import vlmdoctor
 from benchmarks.hostile.families_state.tiny import touching
 from benchmarks.hostile.fingerprint import changed, fingerprint
 from benchmarks.hostile.interruptions import TimeIsUpError, victim
+from vlmdoctor.sandbox.restore import unchanged
 from vlmdoctor.sandbox.signals import Interruptions
-from vlmdoctor.unchanged import unchanged
 
 MOMENTS = 36
 

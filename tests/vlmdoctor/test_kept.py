@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 import vlmdoctor
-from vlmdoctor import kept, kept_file
 from vlmdoctor.errors import NotRestored, Unavailable
-from vlmdoctor.kept import Kept
+from vlmdoctor.sandbox import kept_file, kept_tensors
+from vlmdoctor.sandbox.kept_tensors import Kept
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ("seek", "write", "readinto", "posix_fallocate", "fsync", "disk_usage")
@@ -100,7 +100,7 @@ def disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Disk]:
     if hasattr(os, "posix_fallocate"):
         controlled(os, "posix_fallocate")
     controlled(shutil, "disk_usage")
-    monkeypatch.setattr(kept, "IN_MEMORY", 0)
+    monkeypatch.setattr(kept_tensors, "IN_MEMORY", 0)
     monkeypatch.setattr(kept_file, "CHUNK", 1000)
     monkeypatch.setattr(kept_file, "folders", lambda: [tmp_path])
     yield disk
@@ -223,7 +223,7 @@ def test_what_is_read_back_differently_is_kept_in_memory(disk: Disk) -> None:
 
 def test_where_no_room_is_anywhere_nothing_is_begun(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.fails = lambda operation, number: operation == "disk_usage"
-    monkeypatch.setattr(kept, "free_memory", lambda root: 100)
+    monkeypatch.setattr(kept_tensors, "free_memory", lambda root: 100)
     with pytest.raises(Unavailable, match="neither the folder for temporary files nor the memory has room"):
         Kept(tensors(), aside=True)
 
@@ -331,7 +331,7 @@ import resource, sys, zlib
 import torch
 from torch import nn
 import vlmdoctor
-from vlmdoctor import kept, kept_file
+from vlmdoctor.sandbox import kept_tensors as kept, kept_file
 
 what, limit = sys.argv[1], int(sys.argv[2])
 kept.IN_MEMORY = 1 << 20
@@ -401,7 +401,7 @@ def test_limits_on_files_and_memory_change_no_weight(
 LOSES = """
 import torch
 from torch import nn
-from vlmdoctor import kept, kept_file
+from vlmdoctor.sandbox import kept_tensors as kept, kept_file
 
 def fill(*_):
     raise OSError(5, "Input/output error")

@@ -14,8 +14,8 @@ from benchmarks.detection.corpus import by_name
 from benchmarks.detection.faults.plant import alter
 from benchmarks.detection.models import make
 from vlmdoctor.evidence.landing import Landing
-from vlmdoctor.evidence.landing_seen import look
-from vlmdoctor.unchanged import unchanged
+from vlmdoctor.probes.images.landing import look
+from vlmdoctor.sandbox.restore import unchanged
 
 RULES = ["IMG343", "IMG344", "IMG345"]
 HEALTHY = [

@@ -12,8 +12,8 @@ from tiny_vlm import TinyVLM, adamw, batch
 from torch import nn
 
 import vlmdoctor
-from vlmdoctor.integrations.lightning_module import module_in
-from vlmdoctor.target import subject_of
+from vlmdoctor.targets.factory import subject_of
+from vlmdoctor.targets.frameworks.lightning_module import module_in
 
 
 class LightningModule(nn.Module):

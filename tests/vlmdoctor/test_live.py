@@ -15,9 +15,10 @@ from rich.console import Console
 from vlmdoctor.evidence.parameters import Parameter
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live import display
-from vlmdoctor.live.spark import ASCII, UNICODE, clock, count, figure, signs_for, sparkline
+from vlmdoctor.live.spark import ASCII, UNICODE, figure, signs_for, sparkline
 from vlmdoctor.live.state import KEPT, History, LiveState
 from vlmdoctor.live.view import draw
+from vlmdoctor.runs.numbers import clock, count
 
 EXPLOSION = Finding(
     message="the gradient norm rose 140-fold within 20 steps",

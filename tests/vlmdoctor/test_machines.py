@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlmdoctor.engine import Gatherer, judge
-from vlmdoctor.evidence.environment.difference import differences
-from vlmdoctor.evidence.environment.saved import as_json, load, understand
+from vlmdoctor.probes.machine.difference import differences
+from vlmdoctor.probes.machine.saved import as_json, load, understand
 from vlmdoctor.rulebook import rules_in
 
 MACHINES = Path(__file__).parent / "machines"

@@ -18,7 +18,7 @@ from benchmarks.hostile.fingerprint import changed, fingerprint
 from vlmdoctor.errors import WouldMove
 from vlmdoctor.sandbox.iterators import Refusing, twin_of
 from vlmdoctor.sandbox.reach import Reach
-from vlmdoctor.unchanged import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, unchanged
 
 SAMPLE = (
     *("ema-in-dict", "ema-slots", "queue-deque", "moco-momentum-encoder", "batch-norm-in-object"),
@@ -87,19 +87,19 @@ def test_the_full_report_names_what_is_not_kept() -> None:
 
 
 def test_the_trial_trains_a_learnable_loss_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmdoctor.watching import trial
+    from vlmdoctor.probes.training import trial_steps
 
     made = FAMILIES["loss-in-the-optimizer"]()
     values: list[float] = []
-    step = trial.step
+    step = trial_steps.step
 
     def recorded(*given: Any) -> float:
         loss = step(*given)
         values.append(float(made.loss_fn.temperature))
         return loss
 
-    monkeypatch.setattr(trial, "step", recorded)
-    assert trial.trial_steps(made).steps
+    monkeypatch.setattr(trial_steps, "step", recorded)
+    assert trial_steps.trial_steps(made).steps
     assert len(set(values)) == len(values) > 1
     assert float(made.loss_fn.temperature) == 1.0
     assert made.loss_fn.temperature.grad is None

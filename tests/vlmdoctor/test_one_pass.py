@@ -13,7 +13,6 @@ from torch import nn
 
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import activations, join_seen, one_pass
 from vlmdoctor.evidence.alignment import Alignment
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.join import Join
@@ -22,6 +21,9 @@ from vlmdoctor.evidence.numerics import Numerics
 from vlmdoctor.evidence.positions import Positions
 from vlmdoctor.evidence.precision import Precision
 from vlmdoctor.evidence.rotations import Rotations
+from vlmdoctor.probes import one_pass
+from vlmdoctor.probes.images import features
+from vlmdoctor.probes.numerics import activations
 from vlmdoctor.subject import Subject
 
 KINDS = (Forward, Numerics, Precision, Positions, Rotations, LossTerms, Alignment, Join)
@@ -51,11 +53,11 @@ def test_eight_kinds_of_evidence_take_one_pass_and_the_way_into_the_decoder_once
 ) -> None:
     calls: list[str] = []
     # Counted outside of the model: what a model's own hooks count is put back.
-    for module in (one_pass, join_seen):
+    for module in (one_pass, features):
         monkeypatch.setattr(module, "run", counted(module.run, calls, module.__name__))
     found = gathered(subject_of("llava"))
     assert [kind for kind, made in found.items() if isinstance(made, str)] == []
-    assert calls == [one_pass.__name__, join_seen.__name__]
+    assert calls == [one_pass.__name__, features.__name__]
 
 
 def counted(function: Any, calls: list[str], name: str) -> Any:

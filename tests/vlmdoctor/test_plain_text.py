@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from vlmdoctor import reporters, streams
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.source import scan
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
 from vlmdoctor.live.display import PlainLines, finding_line
 from vlmdoctor.live.state import LiveState
@@ -34,8 +33,9 @@ from vlmdoctor.plain_text import (
     raised,
     without_commands,
 )
+from vlmdoctor.probes.source.scan import scan
 from vlmdoctor.report import Report
-from vlmdoctor.sections import device_sections, source_section, static_sections
+from vlmdoctor.reporters.machine import device_sections, source_section, static_sections
 
 FORMATS = reporters.names()
 
@@ -303,9 +303,9 @@ def test_what_the_model_is_given_is_drawn_plain() -> None:
 def test_the_page_of_a_run_is_plain(tmp_path) -> None:
     from recorded_runs import write_run
 
-    from vlmdoctor.plots.recording import read_recording
-    from vlmdoctor.run_report import page
-    from vlmdoctor.run_verdict import Verdict
+    from vlmdoctor.runs.columns import read_recording
+    from vlmdoctor.runs.page import page
+    from vlmdoctor.runs.verdict import Verdict
 
     recording = read_recording(write_run(tmp_path / "run", steps=20, eval_every=10))
     for text in TEXTS:

@@ -13,12 +13,12 @@ import recorded_runs as runs
 from PIL import Image
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.plots.grads import draw_grads
-from vlmdoctor.plots.heat import MOST_COLUMNS, cells
-from vlmdoctor.plots.loss import draw_loss
-from vlmdoctor.plots.marks import Mark
-from vlmdoctor.plots.recording import Series, read_recording
-from vlmdoctor.plots.style import DARK, MOST_POINTS, label_ends, new_figure, smooth, summarise
+from vlmdoctor.runs.columns import Series, read_recording
+from vlmdoctor.runs.plots.grads import draw_grads
+from vlmdoctor.runs.plots.heat import MOST_COLUMNS, cells
+from vlmdoctor.runs.plots.loss import draw_loss
+from vlmdoctor.runs.plots.marks import Mark
+from vlmdoctor.runs.plots.style import DARK, MOST_POINTS, label_ends, new_figure, smooth, summarise
 
 
 def spoil(row):

@@ -15,7 +15,7 @@ from benchmarks.detection.models import make
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.evidence.join import Join
 from vlmdoctor.evidence.positions import Positions
-from vlmdoctor.evidence.positions_seen import _compared
+from vlmdoctor.probes.positions.positions import _compared
 
 RULES = ["ROPE14", "LOSS34", "IMG34", "CFG34", "OPT14"]
 HEALTHY = [

@@ -23,7 +23,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.proving import Measured, Tried, prove, repair_of
+from vlmdoctor.proof.prove import Measured, Tried, prove, repair_of
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, find_rule
 from vlmdoctor.subject import Subject
@@ -430,7 +430,7 @@ def test_every_repair_is_that_of_a_rule() -> None:
 
 
 def test_a_model_that_refuses_to_be_copied_is_told() -> None:
-    from vlmdoctor.bench import bench_for
+    from vlmdoctor.proof.workbench import bench_for
 
     model = Cuttable("")
     model.lock = (x for x in ())  # type: ignore[assignment]

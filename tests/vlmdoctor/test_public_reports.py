@@ -10,9 +10,9 @@ import re
 import pytest
 
 from vlmdoctor.engine import Gatherer, judge
-from vlmdoctor.evidence.environment.saved import decoded, understand
+from vlmdoctor.probes.machine.saved import decoded, understand
+from vlmdoctor.reporters.machine import ability, device_sections
 from vlmdoctor.rulebook import rules_in
-from vlmdoctor.sections import ability, device_sections
 
 RULES = [rule for rule in rules_in("env") if "demands" not in rule.requirements]
 OLD = """Collecting environment information...

@@ -15,8 +15,8 @@ import pytest
 from watched import Model, adamw, run
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.watching.recorded import frame, read_run
-from vlmdoctor.watching.recorder import Recorder
+from vlmdoctor.runs.reader import frame, read_run
+from vlmdoctor.runs.writer import Recorder
 from vlmdoctor.watching.watcher import Watcher
 
 
@@ -198,7 +198,7 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path):
 def test_a_run_is_read_without_torch(tmp_path):
     recorded(tmp_path, steps=2)
     code = (
-        "import sys\nfrom vlmdoctor.watching.recorded import read_run\n"
+        "import sys\nfrom vlmdoctor.runs.reader import read_run\n"
         f"read_run({str(tmp_path)!r})\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

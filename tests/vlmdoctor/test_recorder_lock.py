@@ -13,7 +13,7 @@ import pytest
 from watched import Model, adamw, run
 
 from minivlm.lock import LOCK, FolderLock
-from vlmdoctor.watching.recorder import Recorder
+from vlmdoctor.runs.writer import Recorder
 from vlmdoctor.watching.watcher import Watcher
 
 HOLDER = """

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from vlmdoctor import reporters
 from vlmdoctor.engine import DEPTHS
 from vlmdoctor.errors import FindingsError, UserError
-from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
 from vlmdoctor.plain_text import plain_line
+from vlmdoctor.probes.dry_run.shapes import FOR_DRY_RUNS
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import closing_line
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vlmdoctor.engine import DEPTHS, Gatherer, judge
+from vlmdoctor.engine import DEPTHS, Gatherer, judge, probe_of
 from vlmdoctor.finding import Certainty
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, find_rule
@@ -92,7 +92,7 @@ class TestRule:
         for evidence_class, _ in rule.requirements.values():
             module = importlib.import_module(evidence_class.__module__)
             assert module.DEPTH in DEPTHS
-            assert callable(module.probe)
+            assert hasattr(module, "GIVEN") or callable(probe_of(evidence_class))
 
     def test_explains_rules_that_exist(self, rule: Rule) -> None:
         assert set(rule.explains) <= {other.name for other in RULES} - {rule.name}

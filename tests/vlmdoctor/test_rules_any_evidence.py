@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps, Track
+from vlmdoctor.knowledge.parameter_names import ROLES, layer_of
 from vlmdoctor.rulebook import all_rules
 from vlmdoctor.rules.samples import SHAPES, frozen, sample_parameters, sample_steps
-from vlmdoctor.subject import ROLES, layer_of
 
 RULES = [
     rule

@@ -12,11 +12,12 @@ import PIL.Image
 import pytest
 import recorded_runs as runs
 
-from vlmdoctor import run_outputs
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.report import Report
-from vlmdoctor.run_outputs import grads_headline, publish
-from vlmdoctor.run_verdict import percent, verdict
+from vlmdoctor.runs import outputs
+from vlmdoctor.runs.numbers import percent
+from vlmdoctor.runs.outputs import grads_headline, publish
+from vlmdoctor.runs.verdict import verdict
 
 EVIL = "<script>alert('x')</script>"
 
@@ -149,7 +150,7 @@ def test_an_unwatched_run_says_why_there_is_no_picture(tmp_path):
 
 def test_a_plot_that_fails_costs_one_sentence_and_nothing_else(tmp_path, monkeypatch):
     folder = runs.write_run(tmp_path, steps=20, eval_every=0)
-    monkeypatch.setattr("vlmdoctor.plots.loss.draw_loss", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("vlmdoctor.runs.plots.loss.draw_loss", lambda *_, **__: 1 / 0)
     complaints = []
     taught = publish(folder, report_of(), complaints.append)
     assert taught is not None
@@ -172,7 +173,7 @@ def test_a_full_disk_is_said_once_for_each_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_outputs, "write_whole", full)
+    monkeypatch.setattr(outputs, "write_whole", full)
     complaints = []
     publish(folder, report_of(), complaints.append)
     assert [line.split(" could")[0] for line in complaints] == ["summary.json", "report.html"]
@@ -257,7 +258,7 @@ def test_the_gradients_headline_names_what_is_not_reached(tmp_path):
     def kill(row):
         return {name: (0.0 if name == "grad_norm/projector" else value) for name, value in row.items()}
 
-    from vlmdoctor.plots.recording import read_recording
+    from vlmdoctor.runs.columns import read_recording
 
     fine = read_recording(runs.write_run(tmp_path / "fine", steps=20, eval_every=0))
     dead = read_recording(runs.write_run(tmp_path / "dead", steps=20, eval_every=0, change=kill))

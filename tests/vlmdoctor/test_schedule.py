@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import lr_scheduler as torch_schedules
 
 import vlmdoctor
-from vlmdoctor.evidence.schedule import simulate
 from vlmdoctor.finding import Finding
+from vlmdoctor.probes.optimizer.schedule import simulate
 
 Make = Callable[[torch.optim.Optimizer], Any]
 

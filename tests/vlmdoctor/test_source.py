@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.source import Setting, Source, scan
-from vlmdoctor.evidence.visible_devices import sees_nothing
+from vlmdoctor.evidence.source import Setting, Source
 from vlmdoctor.finding import Severity
+from vlmdoctor.knowledge.visible_devices import sees_nothing
+from vlmdoctor.probes.source.scan import scan
 from vlmdoctor.rules.src.gpu_hidden_in_source import gpu_hidden_in_source
 
 TRAINING = "\nimport torch\nloss.backward()\noptimizer.step()\n"

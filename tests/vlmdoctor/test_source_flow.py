@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlmdoctor.engine import Gatherer, judge
-from vlmdoctor.evidence.source import scan
+from vlmdoctor.probes.source.scan import scan
 from vlmdoctor.rulebook import rules_in
 
 TRAINS = "\nloss.backward()\noptimizer.step()\n"

@@ -10,7 +10,7 @@ import transformers as hf
 from torch import nn
 
 from vlmdoctor import subject as subjects
-from vlmdoctor.subject import canonical_name, layer_of, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, layer_of, role_of
 
 TEXT = {
     "hidden_size": 32,

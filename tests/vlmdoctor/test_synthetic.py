@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.detection.models import make
-from vlmdoctor.subject import role_of
+from vlmdoctor.knowledge.config_fields import image_token
+from vlmdoctor.knowledge.parameter_names import role_of
 from vlmdoctor.targets.synthetic import batch_for
-from vlmdoctor.targets.synthetic.fields import image_token
 
 
 def built(family: str, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:

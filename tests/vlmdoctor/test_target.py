@@ -12,7 +12,7 @@ import transformers
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import resolve
+from vlmdoctor.targets.resolve import resolve
 
 LLAMA = {
     "vocab_size": 64,

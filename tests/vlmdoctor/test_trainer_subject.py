@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import vlmdoctor
-from vlmdoctor.target import subject_of
+from vlmdoctor.targets.factory import subject_of
 
 ROWS = [{"input_ids": [5 + row, 6, 7, 8 + row, 9, 2], "length": 6} for row in range(8)]
 
@@ -84,7 +84,7 @@ def test_an_optimizer_made_before_the_head_was_replaced(tmp_path: Path) -> None:
 
 
 def test_from_a_file(tmp_path: Path) -> None:
-    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.resolve import resolve
 
     made = tmp_path / "mine.py"
     made.write_text(

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmdoctor.evidence.visible_devices import VARIABLE, read
+from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 
 UUIDS = ["GPU-aaaa0000", "GPU-aabb0000", "GPU-bbbb0000", "GPU-cccc0000"]
 

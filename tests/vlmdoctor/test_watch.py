@@ -315,7 +315,7 @@ def test_a_failure_is_said_once_and_the_training_goes_on(monkeypatch, caplog):
     def broken(self, *_):
         raise ZeroDivisionError("broken reduction")
 
-    monkeypatch.setattr("vlmdoctor.watching.reading.Gathered.read", broken)
+    monkeypatch.setattr("vlmdoctor.watching.sample.Gathered.read", broken)
     torch.manual_seed(0)
     expected = run((plain := Model()), adamw(plain), 4)
     for on_error, said in (("warn", 1), ("ignore", 0)):

@@ -12,9 +12,9 @@ from torch import nn
 from watched import Model, adamw, hooks_on, make_batch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.kept import Kept
+from vlmdoctor.probes.training.trial_steps import trial_steps
+from vlmdoctor.sandbox.kept_tensors import Kept
 from vlmdoctor.subject import Subject
-from vlmdoctor.watching.trial import trial_steps
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from vlmdoctor.watching.trial import trial_steps
 )
 @pytest.mark.parametrize("in_memory", [1 << 20, 0], ids=["weights kept in memory", "weights kept in a file"])
 def test_a_trial_learns_and_leaves_no_trace(make, in_memory, monkeypatch):
-    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", in_memory)
+    monkeypatch.setattr("vlmdoctor.sandbox.kept_tensors.IN_MEMORY", in_memory)
     torch.manual_seed(0)
     model = Model().eval()
     optimizer = make(model)
@@ -122,7 +122,7 @@ def test_a_model_that_no_copy_can_be_made_of_is_tried_too():
 
 
 def test_a_step_that_raises_leaves_no_trace_either(monkeypatch):
-    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", 0)
+    monkeypatch.setattr("vlmdoctor.sandbox.kept_tensors.IN_MEMORY", 0)
     model = Model()
     calls = []
 
@@ -139,7 +139,7 @@ def test_a_step_that_raises_leaves_no_trace_either(monkeypatch):
 
 
 def test_weights_learn_in_memory_where_no_file_can_be_written(monkeypatch):
-    monkeypatch.setattr("vlmdoctor.kept.IN_MEMORY", 0)
+    monkeypatch.setattr("vlmdoctor.sandbox.kept_tensors.IN_MEMORY", 0)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -124,7 +124,7 @@ def _distributed(rank: int, port: int, folder: str) -> None:
 def test_two_processes(tmp_path):
     import socket
 
-    from vlmdoctor.watching.recorded import read_run
+    from vlmdoctor.runs.reader import read_run
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ from torch import nn
 
 import vlmdoctor
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.weights_in_use import probe
+from vlmdoctor.probes.gradient.weights_in_use import probe
 from vlmdoctor.subject import Subject
 
 RULES = (

@@ -134,11 +134,13 @@ def _examine(
 ) -> Report:
     from vlmdoctor import settings
     from vlmdoctor.evidence.made_batch import MadeBatch
-    from vlmdoctor.evidence.raised import shown_path
-    from vlmdoctor.evidence.source import Source, kind_of, scan
+    from vlmdoctor.evidence.source import Source
     from vlmdoctor.examine import examine, model_rules
+    from vlmdoctor.probes.failure.traceback import shown_path
+    from vlmdoctor.probes.source.files import kind_of
+    from vlmdoctor.probes.source.scan import scan
     from vlmdoctor.rulebook import answerable
-    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.resolve import resolve
 
     given: list[object] = []
     rules = model_rules()
@@ -186,7 +188,7 @@ def _progress_line(shown: bool) -> Iterator[Callable[[str], None]]:
 def _move(subject: Subject, device: str) -> None:
     import torch
 
-    from vlmdoctor.invoke import moved
+    from vlmdoctor.sandbox.call import moved
 
     try:
         place = torch.device(device)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options, write_whole
+from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
 from vlmdoctor.errors import UserError
+from vlmdoctor.output_file import write_whole
 from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.environment import Environment
-    from vlmdoctor.evidence.environment.nvml import Question
     from vlmdoctor.finding import Finding
+    from vlmdoctor.probes.machine.nvml import Question
     from vlmdoctor.report import Report
+    from vlmdoctor.reporters.machine import Section
     from vlmdoctor.rulebook import Rule
-    from vlmdoctor.sections import Section
 
 # Parameters that are taken as they were typed, which spares Typer's converters (see `cli.quick`).
 TEXTS = (
@@ -97,7 +98,7 @@ def command(
     printer.devices(environment, rules)
     source = None
     if paths:
-        from vlmdoctor.evidence.source import scan
+        from vlmdoctor.probes.source.scan import scan
 
         source = scan([Path(path) for path in paths])
         given.append(source)
@@ -105,7 +106,7 @@ def command(
     if source is not None:
         printer.sources(source, report.findings)
     if save is not None:
-        from vlmdoctor.evidence.environment.saved import as_json
+        from vlmdoctor.probes.machine.saved import as_json
 
         write_whole(Path(save), as_json(environment))
     report = dataclasses.replace(report, seconds=time.perf_counter() - started)
@@ -127,14 +128,14 @@ def _own_rules(with_demands: bool) -> list[Rule]:
 
 
 def _question() -> Question:
-    from vlmdoctor.evidence.environment.nvml import Question
+    from vlmdoctor.probes.machine.nvml import Question
 
     return Question()
 
 
 def _loaded(file: Path, rules: list[Rule], printer: _Printer) -> Environment:
     """The snapshot in a file."""
-    from vlmdoctor.evidence.environment.saved import load
+    from vlmdoctor.probes.machine.saved import load
 
     environment = load(file)
     printer.static(environment, rules)
@@ -145,14 +146,14 @@ def _look(
     question: Question, live: bool, timeout: float, rules: list[Rule], printer: _Printer
 ) -> Environment:
     """This machine's snapshot: what its files tell is shown while the driver is still being asked."""
-    from vlmdoctor.evidence.environment import snapshot
-    from vlmdoctor.evidence.environment.nvml import merged
+    from vlmdoctor.probes.machine.nvml import merged
+    from vlmdoctor.probes.machine.snapshot import snapshot
 
     environment = snapshot()
     printer.static(environment, rules)
     environment = merged(environment, question.answer(timeout))
     if live:
-        from vlmdoctor.evidence.environment.live import with_live
+        from vlmdoctor.probes.machine.live import with_live
 
         environment = with_live(environment)
     return environment
@@ -189,7 +190,7 @@ def _judged(
 
 def facts_of(environment: Environment) -> dict[str, Any]:
     """The snapshot as the report's facts."""
-    from vlmdoctor.evidence.environment.saved import plain_facts
+    from vlmdoctor.probes.machine.saved import plain_facts
 
     return {
         "python": environment.python,
@@ -219,7 +220,7 @@ class _Printer:
     def static(self, environment: Environment, rules: list[Rule]) -> None:
         """What files tell."""
         if self.wanted:
-            from vlmdoctor.sections import static_sections
+            from vlmdoctor.reporters.machine import static_sections
 
             if environment.origin != "this machine":
                 self.console.print(plain_line(f"Judged from {environment.origin}, not from this machine."))
@@ -228,14 +229,14 @@ class _Printer:
     def devices(self, environment: Environment, rules: list[Rule]) -> None:
         """What the driver tells."""
         if self.wanted:
-            from vlmdoctor.sections import device_sections
+            from vlmdoctor.reporters.machine import device_sections
 
             self._print(device_sections(environment), self._findings(environment, rules))
 
     def sources(self, source: Any, findings: Iterable[Finding]) -> None:
         """What the files given tell."""
         if self.wanted:
-            from vlmdoctor.sections import source_section
+            from vlmdoctor.reporters.machine import source_section
 
             self._print([source_section(source)], findings)
 
@@ -243,7 +244,7 @@ class _Printer:
         """What was not looked at, and what the machine can do."""
         if not self.wanted:
             return
-        from vlmdoctor.sections import ability
+        from vlmdoctor.reporters.machine import ability
 
         reasons: dict[str, int] = {}
         for _, reason in report.skipped:
@@ -274,8 +275,8 @@ class _Printer:
 
 
 def _differences(before: Path, after: Path) -> None:
-    from vlmdoctor.evidence.environment.difference import differences
-    from vlmdoctor.evidence.environment.saved import load
+    from vlmdoctor.probes.machine.difference import differences
+    from vlmdoctor.probes.machine.saved import load
 
     first, second = load(before), load(after)
     found = differences(first, second)
@@ -293,8 +294,8 @@ def _differences(before: Path, after: Path) -> None:
 
 def _paste(environment: Environment, report: Report) -> None:
     from vlmdoctor import __version__
-    from vlmdoctor.evidence.environment.redaction import redacted
-    from vlmdoctor.sections import device_sections, static_sections
+    from vlmdoctor.probes.machine.redaction import redacted
+    from vlmdoctor.reporters.machine import device_sections, static_sections
 
     lines = [f"vlmdoctor {__version__} check-env", ""]
     for section in (*static_sections(environment), *device_sections(environment)):

@@ -27,12 +27,13 @@ def command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks.")] = False,
 ) -> None:
     """Write a run's contract into pyproject.toml: what learns, how fast, on what."""
-    from vlmdoctor.cli.output import write_whole
     from vlmdoctor.contract import written
-    from vlmdoctor.contract_file import content, nearest, with_contract
     from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.agreement import Agreement, inferred
-    from vlmdoctor.target import resolve
+    from vlmdoctor.evidence.agreement import Agreement
+    from vlmdoctor.output_file import write_whole
+    from vlmdoctor.probes.model.contract import inferred
+    from vlmdoctor.settings_file import content, nearest, with_contract
+    from vlmdoctor.targets.resolve import resolve
 
     path = nearest(current_folder())
     text = content(path)

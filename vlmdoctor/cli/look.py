@@ -63,7 +63,7 @@ def command(
         from vlmdoctor.look import document
 
         text = document.render(looks, data, target)
-    from vlmdoctor.cli.output import write_whole
+    from vlmdoctor.output_file import write_whole
 
     if output_file is None:
         write_report(text, commands=False)

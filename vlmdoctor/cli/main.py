@@ -15,13 +15,13 @@ import typer
 
 import vlmdoctor.cli
 from vlmdoctor import __version__, streams
-from vlmdoctor.cli.quick import Ended, QuickGroup, quick_command
+from vlmdoctor.cli.lazy_convert import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import NotRestored, UserError
 from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, text_of, without_commands
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 INTERRUPTED = 130  # as shells have it
-NOT_COMMANDS = {"main", "output", "quick"}
+NOT_COMMANDS = {"lazy_convert", "main", "output", "run_ending"}
 
 
 def _version(wanted: bool) -> None:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vlmdoctor import boundary, reporters, settings, streams
+from vlmdoctor import reporters, settings, streams
 from vlmdoctor.errors import UserError
+from vlmdoctor.output_file import write_whole
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, renamed, select_rules
 
@@ -146,38 +147,3 @@ def exit_status(report: Report, output: OutputOptions) -> int:
     """The report's status, with `--exit-zero` in mind: findings are forgiven, a missing judgement is not."""
     status = report.exit_status
     return 0 if output.exit_zero and status == 1 else status
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; raises `UserError` where it can't be written.
-
-    What is no file, such as /dev/stdout or a pipe, is written to and never replaced by one.
-    """
-    import tempfile
-
-    try:
-        if boundary.exists(path) and not boundary.is_file(path):
-            if boundary.is_dir(path):
-                raise UserError(f"can't write {path}: it is a folder; choose another file.")
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            return
-        # A short name of its own: that of the file may be as long as names can be.
-        with tempfile.NamedTemporaryFile(
-            "w",
-            encoding="utf-8",
-            errors="backslashreplace",
-            dir=path.parent,
-            prefix=".vlmdoctor.",
-            delete=False,
-        ) as stream:
-            temporary = Path(stream.name)
-            try:
-                stream.write(text)
-                stream.flush()
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't write {path}: {boundary.reason(error)}; choose another file.") from None

@@ -28,10 +28,11 @@ def command(
 
     It reads the run folder only: no model, no data, no GPU. A run that goes on, or was killed, is judged too.
     """
-    from vlmdoctor.run_conclusion import judge_run, next_command, present, rules_for_runs
-    from vlmdoctor.run_examples import read_examples
-    from vlmdoctor.run_outputs import publish, read_learned
-    from vlmdoctor.watching.recorded import read_info, read_run
+    from vlmdoctor.cli.run_ending import next_command, present
+    from vlmdoctor.runs.conclusion import judge_run, rules_for_runs
+    from vlmdoctor.runs.examples import read_examples
+    from vlmdoctor.runs.outputs import publish, read_learned
+    from vlmdoctor.runs.reader import read_info, read_run
 
     parameters, steps = read_run(run)
     report = judge_run(

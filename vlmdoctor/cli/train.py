@@ -74,7 +74,7 @@ def command(
     def wished() -> Wishes:
         from vlmdoctor.examine import model_rules
         from vlmdoctor.live.session import Wishes
-        from vlmdoctor.run_conclusion import rules_for_runs
+        from vlmdoctor.runs.conclusion import rules_for_runs
 
         return Wishes(
             every=watch_every if watch_grads else 0,
@@ -154,9 +154,9 @@ def _train(config: TrainConfig, session: Session) -> BaseException | None:
 def _conclude(session: Session, error: BaseException | None, output: OutputOptions, seconds: float) -> int:
     """Judges, draws and tells; the exit status."""
     from vlmdoctor.cli.main import is_user_error
+    from vlmdoctor.cli.run_ending import next_command, present
     from vlmdoctor.live.session import PreflightStop
-    from vlmdoctor.run_conclusion import next_command, present
-    from vlmdoctor.run_outputs import publish
+    from vlmdoctor.runs.outputs import publish
 
     folder = session.folder
     assert folder is not None
@@ -186,8 +186,8 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
 
 def _examples(session: Session) -> list[dict[str, Any]]:
     """A few answers of the trained model, where it can have learned to answer."""
-    from vlmdoctor.run_examples import ask_examples
-    from vlmdoctor.run_verdict import SHORT_RUN
+    from vlmdoctor.runs.examples import ask_examples
+    from vlmdoctor.runs.verdict import SHORT_RUN
 
     run = session.run
     if run is None or run.config.stage == "clip" or run.step < SHORT_RUN:
@@ -202,7 +202,7 @@ def _examples(session: Session) -> list[dict[str, Any]]:
 
 def _environment() -> dict[str, Any]:
     """Versions and devices, as far as they are easily known."""
-    from vlmdoctor.evidence.environment import snapshot
+    from vlmdoctor.probes.machine.snapshot import snapshot
 
     try:
         seen = snapshot()

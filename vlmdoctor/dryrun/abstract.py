@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmdoctor.dryrun.functions import Functions
-from vlmdoctor.dryrun.nested import changed, tensors_in
 from vlmdoctor.dryrun.repeated import Repeated
+from vlmdoctor.dryrun.tensor_tree import changed, tensors_in
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.dryrun.unwritten import UNWRITTEN
+from vlmdoctor.dryrun.value_readers import Functions
 
 aten = torch.ops.aten
 

@@ -90,13 +90,13 @@ def dry_run(
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
     from vlmdoctor import settings
-    from vlmdoctor.dryrun.blame import NotThere, blamed
-    from vlmdoctor.dryrun.outlook import outlook, without_pixels
+    from vlmdoctor.dryrun.config_culprits import NotThere, blamed
+    from vlmdoctor.dryrun.estimate import outlook, without_pixels
     from vlmdoctor.dryrun.parts import parts_of, ropes_of
     from vlmdoctor.dryrun.plan import Plan, prepared, shapes_under
     from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
-    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.resolve import resolve
     from vlmdoctor.targets.weightless import MADE, Weightless
 
     terms = settings.load().contract

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor.dryrun.config_search import contradictions
 from vlmdoctor.dryrun.plan import Plan, shapes_under
-from vlmdoctor.dryrun.trial import contradictions
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.contradictions import Contradictions

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor.dryrun.relations import ROPES, Suspicion, suspicions
+from vlmdoctor.dryrun.config_suspicions import ROPES, Suspicion, suspicions
 from vlmdoctor.errors import Unavailable, UserError
 from vlmdoctor.evidence.contradictions import Contradiction, Contradictions
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdoctor.knowledge.rotary_kinds import KINDS
+
 Values = Mapping[str, Any]
 
 HIDDEN = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim")
@@ -138,8 +140,6 @@ def _rope(prefix: str, part: Values) -> Iterator[Suspicion]:
 
 
 def _one_rope(at: str, rope: Values, prefix: str, part: Values) -> Iterator[Suspicion]:
-    from vlmdoctor.evidence.rope_settings import KINDS
-
     share = rope.get("partial_rotary_factor", part.get("partial_rotary_factor", 1.0))
     if _is_number(share) and not 0 < share <= 1:
         path = (

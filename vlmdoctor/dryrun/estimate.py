@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmdoctor.dryrun.cost import GPUS, UTILISATION, cost_of, fits, gpu_named, room_on, seconds_a_step
+from vlmdoctor.dryrun.cost import UTILISATION, cost_of, fits, room_on, seconds_a_step
 from vlmdoctor.dryrun.measure import Measured, measure, of_shapes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.search import largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.evidence.shapes import Shapes
+from vlmdoctor.knowledge.gpus import GPUS, gpu_named
 from vlmdoctor.subject import Subject
 
 UNITS = {

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlmdoctor.dryrun.layout import laid_out
+from vlmdoctor.dryrun.meta_copy import laid_out
 from vlmdoctor.dryrun.ranks import blocks_of, local, ranks, sharded, without_weights
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import first_line
-from vlmdoctor.subject import canonical_name
 
 if TYPE_CHECKING:
     from vlmdoctor.dryrun.plan import Plan

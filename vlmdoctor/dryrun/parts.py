@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import Shapes
-from vlmdoctor.subject import ROLES, Subject
+from vlmdoctor.knowledge.parameter_names import ROLES
+from vlmdoctor.subject import Subject
 
 BY_DESIGN = "unused by design (beside or behind the features that are taken)"
 NO_PATH = "no path leads to the loss"
@@ -16,8 +16,8 @@ NO_PATH = "no path leads to the loss"
 
 def parts_of(model: Any, shapes: Shapes | None) -> dict[str, Any]:
     """Numbers by role (`parts`), and what gets no gradient, by layer (`idle`)."""
-    from vlmdoctor.evidence.parameters import probe
-    from vlmdoctor.rules.grad.reach import reach_in_shapes
+    from vlmdoctor.evidence.reach import reach_in_shapes
+    from vlmdoctor.probes.model.parameters import probe
 
     parameters = probe(Subject(model), _nothing)
     missing = set(shapes.without_gradient) if shapes is not None else set()
@@ -49,36 +49,12 @@ def parts_of(model: Any, shapes: Shapes | None) -> dict[str, Any]:
 
 def ropes_of(model: Any) -> list[dict[str, Any]]:
     """The rotary embeddings as the configuration sets them; empty where there is none to be read."""
-    from vlmdoctor.evidence.rope_settings import probe
+    from vlmdoctor.probes.positions.rope_settings import probe
 
     try:
         return [asdict(rope) for rope in probe(Subject(model), _nothing).ropes]
     except Unavailable:
         return []
-
-
-def rope_line(rope: Mapping[str, Any]) -> str:
-    """`text: 128 of 128 numbers in a head turn, theta 1e+06; mRoPE 16 + 24 + 24 = 64 pairs`."""
-    of = f" of {rope['head_dim']}" if rope["head_dim"] else ""
-    text = f"{rope['rotated']}{of} numbers in a head turn"
-    if rope["theta"] is not None:
-        text += f", theta {rope['theta']:g}"
-    if rope["kind"] not in ("default", "axial"):
-        factor = dict(rope["settings"]).get("factor")
-        text += f", {rope['kind']}{f' × {factor:g}' if isinstance(factor, int | float) else ''}"
-    if rope["sections"]:
-        total = sum(rope["sections"])
-        half = rope["rotated"] // 2
-        text += f"; mRoPE {' + '.join(map(str, rope['sections']))} = {total}"
-        text += " pairs" if total == half else f", where {half} pairs turn"
-    layers = f", {rope['layers'].replace('_', ' ')}" if rope["layers"] else ""
-    return f"{rope['part']}{layers}: {text}"
-
-
-def idle_line(idle: Mapping[str, Any]) -> str:
-    """`model.vision_tower.encoder.layers.23 (16 tensors): unused by design …`."""
-    count = f" ({idle['tensors']} tensors)" if idle["tensors"] > 1 else ""
-    return f"{idle['at']}{count}: {idle['why']}"
 
 
 def _nothing(evidence_class: type) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.dryrun.cost import gpu_named
 from vlmdoctor.errors import UserError
+from vlmdoctor.knowledge.gpus import gpu_named
+from vlmdoctor.knowledge.parameter_names import ROLES, canonical_name, role_of
 from vlmdoctor.plain_text import first_line
-from vlmdoctor.subject import ROLES, Subject, canonical_name, role_of
+from vlmdoctor.subject import Subject
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ def prepared(model: Any, plan: Plan) -> Any:
     Raises:
         UserError: The model can't be trained so.
     """
-    from vlmdoctor.dryrun.layout import laid_out
+    from vlmdoctor.dryrun.meta_copy import laid_out
 
     if (plan.dtype, plan.lora, plan.attention) == (None, None, None) and not (
         plan.checkpointing or plan.freeze
@@ -200,7 +201,7 @@ def _with_adapters(model: Any, rank: int) -> Any:
 
 def shapes_under(subject: Subject, plan: Plan, batch: Any = None) -> Shapes:
     """The dry step of the subject under the plan, on one device."""
-    from vlmdoctor.evidence.shapes import shapes_of
+    from vlmdoctor.probes.dry_run.shapes import shapes_of
 
     model = prepared(subject.model, plan)
     batch = subject.batch if batch is None else batch

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.dryrun.nested import tensors_in
+from vlmdoctor.dryrun.tensor_tree import tensors_in
 
 _META = torch.device("meta")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vlmdoctor.dryrun.cost import Gpu, cost_of, fits, room_on
+from vlmdoctor.dryrun.cost import cost_of, fits, room_on
 from vlmdoctor.dryrun.measure import Measured, measure
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.subject import Subject, canonical_name, role_of
+from vlmdoctor.knowledge.gpus import Gpu
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.subject import Subject
 
 _TRIES = 4
 _CLOSE = 0.02  # of the answer: nearer is not looked for

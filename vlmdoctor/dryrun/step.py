@@ -19,10 +19,10 @@ from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.ranks import local
 from vlmdoctor.dryrun.unknown import ValueUnknown
-from vlmdoctor.invoke import run
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import text_of
-from vlmdoctor.subject import canonical_name
-from vlmdoctor.unchanged import copy_of
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of
 
 # What torch says where no operator is dispatched, so that `Abstract` sees nothing.
 _WITHOUT_VALUE = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from vlmdoctor.dryrun.step import DryStep, Visit
 from vlmdoctor.evidence.shapes import ModuleShape
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 

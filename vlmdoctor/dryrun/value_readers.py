@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from vlmdoctor.dryrun.nested import tensors_in
+from vlmdoctor.dryrun.tensor_tree import tensors_in
 from vlmdoctor.dryrun.unknown import Unread
 
 

@@ -1,5 +1,6 @@
-"""Evidence: what was observed, as frozen dataclasses of plain values.
+"""Evidence: what was observed, as frozen dataclasses of plain values. docs/evidence.md lists all kinds.
 
-One module for each phase holds the dataclasses, `DEPTH` (how deep into a run it has to go) and
-`probe(subject, gather)`, which fills them. Nothing here judges.
+One module for each kind. Beside the dataclasses stand `DEPTH`, how deep into a run one has to go for them,
+and `PROBE`, the module whose `probe(subject, gather)` fills them, or `GIVEN`, why there is none where it is
+only handed in. Nothing here measures or judges, and nothing imports torch.
 """

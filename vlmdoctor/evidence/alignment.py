@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.loss.alignment"
 
 
 @dataclass(frozen=True)
@@ -38,15 +32,3 @@ class Alignment:
     def ahead(self) -> int:
         """How many places ahead the model is taught to predict: 1 for a language model."""
         return self.model_shift + self.label_shift
-
-
-def probe(subject: Subject, gather: Gatherer) -> Alignment:
-    """Finds the shift whose cross-entropy is the loss that the one pass gave.
-
-    Where the labels do not stand beside the ids, or the loss is more than their mean, the scores and the
-    targets are taken from the very call of `cross_entropy`.
-    """
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.alignment_seen")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "static"
+PROBE = "vlmdoctor.probes.positions.buffers"
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,3 @@ class Buffers:
     """The tables that were recognised."""
 
     tables: tuple[Table, ...] = ()
-
-
-def probe(subject: Subject, gather: Callable[[type], object]) -> Buffers:
-    """Reads the buffers and compares them with copies made anew; runs nothing of the model's forward."""
-    from vlmdoctor.evidence.tables import read_tables
-
-    if subject.model is None:
-        raise Unavailable("no model was given")
-    if any(buffer.is_meta for buffer in subject.model.buffers()):
-        raise Unavailable("the model has no weights (it is on the meta device)")
-    return Buffers(tuple(read_tables(subject.model)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdoctor.errors import Unavailable
-
 DEPTH = "shapes"
+GIVEN = "no config.json was changed and tried"
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,3 @@ class Contradictions:
     """What was found; empty where the model runs."""
 
     found: tuple[Contradiction, ...] = ()
-
-
-def probe(subject: object, gather: Callable[[type], object]) -> Contradictions:
-    """Always refused: changed configurations are tried where a dry run of a config.json fails."""
-    raise Unavailable("no config.json was changed and tried")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vlmdoctor.errors import Unavailable
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
 DEPTH = "static"
+PROBE = "vlmdoctor.probes.data.read"
 IGNORED = -100
-
-ROLES = ("system", "user", "assistant", "stop", "image", "padding", "marker", "other")
-"""What a token is: text of one of the speakers, the stop token that ends an answer, an image
-placeholder, padding, part of the chat template, or anything else."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +215,3 @@ class Data:
 def count(rows: Iterable[Row], role: str, *, supervised: bool = False) -> int:
     """How many tokens of all rows have the role, or how many of them the loss sees."""
     return sum(row.count(role, supervised=supervised) for row in rows)
-
-
-def probe(subject: Subject, gather: Callable[[type], object]) -> Data:
-    """Looks at the batch, and at some samples of the dataset as the collator makes batches of them."""
-    from vlmdoctor.evidence.data_read import read
-    from vlmdoctor.unchanged import unchanged_data
-
-    with unchanged_data(subject):
-        data = read(subject)
-    if not data.rows and not data.pictures and not data.troubles and not data.shapes:
-        raise Unavailable("no batch was given" if subject.batch is None else "the batch has no token ids")
-    return data

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vlmdoctor.errors import Unavailable, UserError
+from vlmdoctor.errors import UserError
 
 DEPTH = "static"
+GIVEN = "nothing was required (--require)"
 WORDS = ("gpu", "bf16", "fp8", "nvlink", "torch", "cpu-only")
 SIZES = ("vram", "memory", "disk", "shm")
 VERSIONS = ("cuda", "driver", "python", "torch")
@@ -40,11 +41,6 @@ class Demands:
     """All that is asked."""
 
     demands: tuple[Demand, ...] = ()
-
-
-def probe(subject: object, gather: Callable[[type], object]) -> Demands:
-    """Nothing is asked unless the user asks it."""
-    raise Unavailable("nothing was required (--require)")
 
 
 def parse(texts: Iterable[str]) -> Demands:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vlmdoctor.errors import Unavailable
-
 DEPTH = "shapes"
+GIVEN = "no --gpu was named"
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,3 @@ class Fit:
     needed_in: str
     parts: Mapping[str, int] = field(default_factory=dict)
     would_fit: str | None = None
-
-
-def probe(subject: object, gather: Callable[[type], object]) -> Fit:
-    """Always refused: what is asked is which GPU, and only `--gpu` says that."""
-    raise Unavailable("no --gpu was named")

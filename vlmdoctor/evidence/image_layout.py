@@ -6,16 +6,10 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "static"
+PROBE = "vlmdoctor.probes.images.layout"
 
 
 @dataclass(frozen=True)
@@ -51,12 +45,3 @@ class ImageLayout:
     name: str
     channels_last: tuple[Reading, ...] = ()
     grids: tuple[Reading, ...] = ()
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageLayout:
-    """Reads the pixels of the batch; runs nothing."""
-    from vlmdoctor.evidence.image_layout_seen import look
-
-    if subject.batch is None or subject.model is None:
-        raise Unavailable("no batch was given, or no model")
-    return look(subject)

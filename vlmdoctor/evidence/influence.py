@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.influence.plan"
 
 
 @dataclass(frozen=True)
@@ -69,18 +66,3 @@ class Influence:
         if name not in self.changes:
             raise Unavailable(self.untried.get(name, "it was not tried on this batch"))
         return self.changes[name]
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
-    """Runs the model about ten times on changed copies of the batch, and leaves it as it was."""
-    from vlmdoctor.evidence.influence_plan import measure
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates, nonfinite_weights
-
-    passed(gather, finite=True)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    if broken := nonfinite_weights(subject.model):
-        raise Unavailable(f"{broken[0]} holds NaN or infinity")
-    with unchanged(subject):
-        return measure(subject)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.images.features"
 
 
 @dataclass(frozen=True)
@@ -31,11 +25,3 @@ class Join:
     text_places: int
     image_size: float
     text_size: float
-
-
-def probe(subject: Subject, gather: Gatherer) -> Join:
-    """Catches what the first decoder layer is given in the one pass, and once more with other images."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather, finite=True)
-    return observed(gather, "vlmdoctor.evidence.join_seen")

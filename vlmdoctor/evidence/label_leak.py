@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.loss.label_leak"
 
 
 @dataclass(frozen=True)
@@ -31,16 +24,3 @@ class LabelLeak:
     scale: float
     row: int = 0
     position: int = 0
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> LabelLeak:
-    """Runs the model a few times with one label changed, and leaves it as it was."""
-    from vlmdoctor.evidence.label_leak_seen import look
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
-
-    passed(gather, loss=True, finite=True)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return look(subject)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.images.landing"
 
 
 @dataclass(frozen=True)
@@ -65,16 +58,3 @@ class Landing:
     images: tuple[Landed, ...]
     whole: bool = True
     equal_queries: bool = False
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Landing:
-    """Runs the model about a dozen times up to its first decoder layer, and leaves it as it was."""
-    from vlmdoctor.evidence.landing_seen import look
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
-
-    passed(gather, finite=True)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return look(subject)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "backward"
+PROBE = "vlmdoctor.probes.loss.form"
 
 
 @dataclass(frozen=True)
@@ -80,16 +73,3 @@ class LossForm:
     def cross_entropy(self) -> bool:
         """Whether the gradient is that of a weighted cross-entropy over the logits."""
         return self.weights.tokens > 0 and self.weights.residual <= self.coarse
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> LossForm:
-    """Runs the model twice, and backward through the loss alone; nothing of the model is changed."""
-    from vlmdoctor.evidence.loss_gradient import read_form
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
-
-    passed(gather, loss=True, finite=True)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return read_form(subject)

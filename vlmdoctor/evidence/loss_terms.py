@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.loss.terms"
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,3 @@ class LossTerms:
         if not self.terms:
             raise Unavailable("the loss is made without torch's cross-entropy, so it can't be looked into")
         return self.terms
-
-
-def probe(subject: Subject, gather: Gatherer) -> LossTerms:
-    """Listens to torch's loss functions in the one pass."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.loss_listening")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "static"
+GIVEN = "the batch is the user's own"
 
 
 @dataclass(frozen=True)
@@ -23,8 +17,3 @@ class MadeBatch:
     """
 
     how: str
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> MadeBatch:
-    """There is none unless it was handed in."""
-    raise Unavailable("the batch is the user's own")

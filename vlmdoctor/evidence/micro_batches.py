@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.loss.micro_batches"
 
 
 @dataclass(frozen=True)
@@ -67,16 +60,3 @@ class MicroBatches:
         if min(self.losses) - room <= self.loss <= max(self.losses) + room:
             return True
         return abs(sum(self.losses) - self.loss) <= room
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> MicroBatches:
-    """Runs the model on the batch and on up to four parts of it, and leaves it as it was."""
-    from vlmdoctor.evidence.micro_batches_run import compared
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
-
-    passed(gather, loss=True, finite=True)
-    if communicates(subject.model):
-        raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return compared(subject)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.numerics.activations"
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,3 @@ class Numerics:
     largest: float = 0.0
     largest_at: str | None = None
     half: bool = False
-
-
-def probe(subject: Subject, gather: Gatherer) -> Numerics:
-    """Looks at what every module gives out in the one pass."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.activations")

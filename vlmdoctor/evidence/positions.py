@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.positions.positions"
 
 
 @dataclass(frozen=True)
@@ -99,11 +93,3 @@ class Positions:
     limit: int | None = None
     own: Own | None = None
     no_own: str | None = None
-
-
-def probe(subject: Subject, gather: Gatherer) -> Positions:
-    """Catches what tables are given in the one pass."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.positions_seen")

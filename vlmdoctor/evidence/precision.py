@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.numerics.precision"
 
 
 @dataclass(frozen=True)
@@ -54,11 +48,3 @@ class Precision:
     source: tuple[tuple[str, str, str], ...] = ()
     inside: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     meant: bool = False
-
-
-def probe(subject: Subject, gather: Gatherer) -> Precision:
-    """Reads the float types of what goes in and out of the layers in the one pass."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.precision_seen")

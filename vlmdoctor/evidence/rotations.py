@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
 
 DEPTH = "forward"
+PROBE = "vlmdoctor.probes.positions.rotations"
 
 
 @dataclass(frozen=True)
@@ -25,11 +19,3 @@ class Rotations:
 
     rotated: int = 0
     twice: tuple[str, ...] = ()
-
-
-def probe(subject: Subject, gather: Gatherer) -> Rotations:
-    """Follows rotary tables through the one pass."""
-    from vlmdoctor.evidence.one_pass import observed
-
-    passed(gather)
-    return observed(gather, "vlmdoctor.evidence.rotations_followed")

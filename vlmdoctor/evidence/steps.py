@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
 
 DEPTH = "steps"
+PROBE = "vlmdoctor.probes.training.steps"
 
 
 @dataclass(frozen=True)
@@ -165,16 +160,3 @@ class Steps:
     def sampled(self) -> list[Step]:
         """The steps at which gradients were measured."""
         return [s for s in self.steps if s.grad_norm is not None]
-
-
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Steps:
-    """Takes a few optimizer steps, watches them and undoes them."""
-    from vlmdoctor.evidence.backward import Backward
-
-    # A pass that raises is reported by its own rule: no step can be taken then.
-    if gather(Backward).failure is not None:
-        raise Unavailable("the backward pass raises")
-
-    from vlmdoctor.watching.trial import trial_steps
-
-    return trial_steps(subject)

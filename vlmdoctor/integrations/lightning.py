@@ -15,8 +15,8 @@ try:
 except ImportError:
     from pytorch_lightning import Callback
 
-from vlmdoctor.integrations.lightning_module import only_network
 from vlmdoctor.integrations.watching import Watching
+from vlmdoctor.targets.frameworks.lightning_module import only_network
 
 FIRST = 5  # steps that are always told of
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 
-from vlmdoctor.evidence.environment.reading import numbers
+from vlmdoctor.knowledge.versions import numbers
 
 OLD, NEW = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
 NAMES = (OLD, NEW, "PYTORCH_HIP_ALLOC_CONF")

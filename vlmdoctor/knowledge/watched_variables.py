@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmdoctor.evidence.known_variables import meant_by
+from vlmdoctor.knowledge.variable_names import meant_by
 
 _CUDA = (
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),

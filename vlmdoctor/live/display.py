@@ -16,7 +16,7 @@ from vlmdoctor.live.spark import UNICODE, signs_for
 from vlmdoctor.live.state import LiveState
 from vlmdoctor.live.view import GLYPHS, draw
 from vlmdoctor.plain_text import first_line, plain_line
-from vlmdoctor.run_verdict import percent
+from vlmdoctor.runs.numbers import percent
 
 # Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1 %.
 REFRESHES_PER_SECOND = 3

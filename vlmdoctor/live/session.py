@@ -17,7 +17,7 @@ from vlmdoctor.live.state import LiveState
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
-from vlmdoctor.run_conclusion import judge_run
+from vlmdoctor.runs.conclusion import judge_run
 
 if TYPE_CHECKING:
     from minivlm.run import Run
@@ -193,7 +193,7 @@ class Session(Callback):
             self._display.noticed(finding)
 
     def _show_sample(self) -> None:
-        from vlmdoctor.watching.schema import row_of_step
+        from vlmdoctor.runs.schema import row_of_step
 
         sample = self.watcher.sampled if self.watcher else None
         if sample is not None and sample.step != self._shown_sample:

@@ -84,19 +84,3 @@ def figure(value: float | None) -> str:
 def small(value: float | None) -> str:
     """A ratio in scientific notation."""
     return "" if value is None else f"{value:.1e}" if math.isfinite(value) else "NaN"
-
-
-def count(number: int) -> str:
-    """A number of parameters: 512, 8.3k, 26.2M, 1.3B."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            scaled = number / size
-            return f"{scaled:.1f}{unit}" if scaled < 100 else f"{scaled:.0f}{unit}"
-    return str(number)
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:34 or 1:02:03."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -9,11 +9,11 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from vlmdoctor.finding import Severity
-from vlmdoctor.live.spark import UNICODE, Signs, clock, count, figure, small, sparkline
+from vlmdoctor.knowledge.parameter_names import ROLES, layer_of, role_of
+from vlmdoctor.live.spark import UNICODE, Signs, figure, small, sparkline
 from vlmdoctor.live.state import LiveState, Part
 from vlmdoctor.plain_text import plain_line
-from vlmdoctor.run_verdict import percent
-from vlmdoctor.subject import ROLES, layer_of, role_of
+from vlmdoctor.runs.numbers import clock, count, percent
 
 # Named colours, which every terminal has in a shade that is readable on its own background.
 ROLE_STYLES = dict(zip(ROLES, ("cyan", "yellow", "green", "magenta", "white"), strict=True))

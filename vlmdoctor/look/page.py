@@ -32,7 +32,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
     """The page: what it adds up to first, then sample by sample."""
     package = resources.files("vlmdoctor")
     style = "".join(
-        package.joinpath(name).read_text(encoding="utf-8") for name in ("run_report.css", "look/page.css")
+        package.joinpath(name).read_text(encoding="utf-8") for name in ("runs/page.css", "look/page.css")
     )
     rows = [look.row for look in looks]
     learned, tokens = sum(look.supervised for look in looks), sum(len(row.ids) for row in rows)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence import data_pictures
 from vlmdoctor.evidence.data import Data, Row
-from vlmdoctor.evidence.data_read import Reader, read
 from vlmdoctor.plain_text import plain_line
+from vlmdoctor.probes.data import pixels as data_pictures
+from vlmdoctor.probes.data.read import Reader, read
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -90,7 +90,7 @@ def _batches(subject: Subject, wanted: int) -> Iterator[tuple[str, list[str] | N
     if subject.batch is not None:
         yield "batch", None, subject.batch
     if subject.train_dataset is not None:
-        from vlmdoctor.evidence.data_samples import batches
+        from vlmdoctor.probes.data.samples import batches
 
         collator = subject.data_collator
         made, troubles = batches(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmdoctor.evidence.data import ROLES, Data, Row
+from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.plain_text import plain_line
+from vlmdoctor.probes.data.read import ROLES
 
 SHOWN = ("system", "user", "assistant", "stop", "image", "marker", "other", "padding")
 assert set(SHOWN) == set(ROLES)

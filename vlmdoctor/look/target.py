@@ -24,7 +24,7 @@ def subject_to_look_at(text: str, trust_remote_code: bool) -> Subject:
         path = path.parent
     if boundary.is_dir(path) and text != "minivlm":
         return _folder(path, trust_remote_code)
-    from vlmdoctor.target import resolve
+    from vlmdoctor.targets.resolve import resolve
 
     return resolve(text, trust_remote_code=trust_remote_code, makes_batch=False).subject
 

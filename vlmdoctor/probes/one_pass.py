@@ -6,137 +6,31 @@ is silenced, its own evidence can't be had for that reason, and the pass and the
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import forward
-from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.loss_calls import LossCall, watched_losses
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run, seed
-from vlmdoctor.unchanged import copy_of, unchanged
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.subject import Subject
+from vlmdoctor.probes import forward_result
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Observer, Outcome
+from vlmdoctor.sandbox.call import run, seed
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
 
 OBSERVERS = (
-    "vlmdoctor.evidence.activations",
-    "vlmdoctor.evidence.precision_seen",
-    "vlmdoctor.evidence.positions_seen",
-    "vlmdoctor.evidence.rotations_followed",
-    "vlmdoctor.evidence.loss_listening",
-    "vlmdoctor.evidence.alignment_seen",
-    "vlmdoctor.evidence.join_seen",
+    "vlmdoctor.probes.numerics.activations",
+    "vlmdoctor.probes.numerics.precision",
+    "vlmdoctor.probes.positions.positions",
+    "vlmdoctor.probes.positions.rotations",
+    "vlmdoctor.probes.loss.terms",
+    "vlmdoctor.probes.loss.alignment",
+    "vlmdoctor.probes.images.features",
 )
-
-
-@dataclass
-class Outcome:
-    """What the pass gave, while its tensors are alive.
-
-    Attributes:
-        loss: A scalar, or None.
-        logits: [B, T, V], or None.
-        calls: The calls of torch's losses over classes, in their order.
-        error: What it raised.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    calls: list[LossCall] = field(default_factory=list)
-    error: Exception | None = None
-
-
-class Observer(Protocol):
-    """Listens to one pass and makes one kind of evidence of it."""
-
-    def attach(self, listening: Listening) -> None:
-        """Says what it wants to hear."""
-
-    def conclude(self, outcome: Outcome, forward: Forward) -> Any:
-        """The evidence; whatever it does to the model is undone. Raises `Unavailable` where there is none."""
-
-
-class Listening:
-    """What observers attach to: one pair of hooks on a module, however many observers listen.
-
-    Attributes:
-        busy: Whether an observer is at work: what it computes is no part of the pass.
-        failed: By observer, what it raised.
-    """
-
-    def __init__(self) -> None:
-        self.busy = False
-        self.failed: dict[Any, Exception] = {}
-        self._before: dict[nn.Module, list[tuple[Any, Callable[..., None]]]] = defaultdict(list)
-        self._after: dict[nn.Module, list[tuple[Any, Callable[..., None]]]] = defaultdict(list)
-        self._losses: list[tuple[Any, Callable[..., None]]] = []
-        self._around: list[contextlib.AbstractContextManager[Any]] = []
-        self._attaching: Any = None
-
-    def attach(self, observer: Observer) -> None:
-        """Lets the observer say what it wants to hear."""
-        self._attaching = observer
-        try:
-            observer.attach(self)
-        except Exception as error:
-            self.failed[observer] = error
-
-    def before(self, module: nn.Module, heard: Callable[..., None]) -> None:
-        """`heard(module, args, kwargs)` is called as `module` begins."""
-        self._before[module].append((self._attaching, heard))
-
-    def after(self, module: nn.Module, heard: Callable[..., None]) -> None:
-        """`heard(module, args, kwargs, output)` is called as it ends."""
-        self._after[module].append((self._attaching, heard))
-
-    def losses(self, heard: Callable[..., None]) -> None:
-        """`heard(function, args, kwargs, result)` is called for each call of a loss function of torch."""
-        self._losses.append((self._attaching, heard))
-
-    def around(self, context: contextlib.AbstractContextManager[Any]) -> None:
-        """The pass runs inside `context`."""
-        self._around.append(context)
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[list[LossCall]]:
-        """Inside, all that was asked for is listened to."""
-        with contextlib.ExitStack() as stack:
-            for module in {**self._before, **self._after}:
-                # In one hook each: what a hook costs is mostly its call.
-                if module in self._before:
-                    hook = self._hook(self._before[module])
-                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-                if module in self._after:
-                    hook = self._hook(self._after[module])
-                    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-            calls = stack.enter_context(watched_losses(self._hook(self._losses)))
-            for context in self._around:
-                stack.enter_context(context)
-            yield calls
-
-    def _hook(self, listeners: Sequence[tuple[Any, Callable[..., None]]]) -> Callable[..., None]:
-        def hook(*heard: Any) -> None:
-            self.busy = True
-            for observer, listener in listeners:
-                if observer not in self.failed:
-                    try:
-                        listener(*heard)
-                    except Exception as error:
-                        self.failed[observer] = error
-            self.busy = False
-
-        return hook
 
 
 class OnePass:
@@ -159,7 +53,7 @@ class OnePass:
                 with unchanged(subject):
                     # What counts is the pass that the run makes, with all that is around the model.
                     plain, _ = _attempt(subject, (), as_given=True)
-                    self.forward = forward.read(subject, plain)
+                    self.forward = forward_result.read(subject, plain)
                     _forget(plain)
                 if self.forward.failure is None:
                     self._listen_apart(subject, observers, together=not observable)
@@ -185,7 +79,7 @@ class OnePass:
         outcome, failed = _attempt(subject, observers.values())
         if outcome.error is None:
             if first:
-                self.forward = forward.read(subject, outcome)
+                self.forward = forward_result.read(subject, outcome)
             for name, observer in observers.items():
                 try:
                     if observer in failed:

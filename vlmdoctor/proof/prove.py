@@ -124,8 +124,8 @@ def _tried(
     """(the finding with its proof, the rules among the others' that no longer fire on the mended copy)."""
     import torch
 
-    from vlmdoctor.bench import bench_for
-    from vlmdoctor.unchanged import unchanged
+    from vlmdoctor.proof.workbench import bench_for
+    from vlmdoctor.sandbox.restore import unchanged
 
     with unchanged(subject):
 

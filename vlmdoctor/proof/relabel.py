@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
-from vlmdoctor.evidence.inputs import Inputs
-from vlmdoctor.evidence.trials import innermost
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.proof.workbench import Bench
 
 
 def relabel(bench: Bench, gather: Gatherer, made: Callable[[Inputs], torch.Tensor]) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor import invoke
-from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised
-from vlmdoctor.subject import Subject, canonical_name, optimizers
-from vlmdoctor.unchanged import copy_of
-from vlmdoctor.watching.held import innermost
+from vlmdoctor.sandbox import call
+from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.sandbox.restore import copy_of
+from vlmdoctor.subject import Subject, optimizers
+from vlmdoctor.watching.optimizers import innermost
 
 # A copy and its gradients take as much again each: larger models are left alone.
 LARGEST_BYTES = 4 << 30
@@ -74,7 +75,7 @@ class Bench:
     def loss(self) -> torch.Tensor:
         """The loss of the batch, with its graph."""
         with self.mended_way():
-            loss, _ = invoke.run(self.model, copy_of(self.batch), self.loss_fn)
+            loss, _ = call.run(self.model, copy_of(self.batch), self.loss_fn)
         if loss is None:
             raise Unavailable("the model gives no loss for this batch")
         return loss

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
-from vlmdoctor.evidence.checkpoint_files import open_checkpoint
-from vlmdoctor.evidence.checkpoint_names import plain_name
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Tried
+from vlmdoctor.knowledge.parameter_names import plain_name
+from vlmdoctor.probes.checkpoint.files import open_checkpoint
+from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "forward"
 COPIES = True

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Tried
-from vlmdoctor.relabel import relabel
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.relabel import relabel
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "forward"
 COPIES = True

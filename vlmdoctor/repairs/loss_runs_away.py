@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from vlmdoctor.bench import Bench, Trained
-from vlmdoctor.copied import copied_together
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Fix
-from vlmdoctor.proving import Measured, Tried
+from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.workbench import Bench, Trained
+from vlmdoctor.sandbox.clone import copied_together
 
 DEPTH = "steps"
 COPIES = True

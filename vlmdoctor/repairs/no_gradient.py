@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven
-from vlmdoctor.evidence.cut_places import Cut
-from vlmdoctor.evidence.cuts import cuts_in, mended, outputs_of
-from vlmdoctor.evidence.raised import is_users, line_of, shown_path
 from vlmdoctor.finding import Finding, Fix
-from vlmdoctor.proving import Measured, Tried
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.failure.traceback import is_users, line_of, shown_path
+from vlmdoctor.probes.gradient.detach_sites import Cut
+from vlmdoctor.probes.gradient.detach_tracer import cuts_in, mended, outputs_of
+from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "backward"
 COPIES = False

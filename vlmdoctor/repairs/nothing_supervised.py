@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
-from vlmdoctor.evidence.forward import supervised_tokens
-from vlmdoctor.evidence.inputs import Inputs, standard
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Measured, Tried
-from vlmdoctor.relabel import relabel
+from vlmdoctor.probes.batch.fields import Inputs, standard
+from vlmdoctor.probes.forward_result import supervised_tokens
+from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.relabel import relabel
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "backward"
 COPIES = True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Tried
+from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "static"
 COPIES = True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Measured, Tried
+from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "backward"
 COPIES = True

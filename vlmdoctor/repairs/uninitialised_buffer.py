@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.tables import fresh
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Tried
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.positions.buffers import fresh
+from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.workbench import Bench
 
 DEPTH = "forward"
 COPIES = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from vlmdoctor.bench import Bench
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding
-from vlmdoctor.proving import Measured, Tried
+from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.workbench import Bench
 from vlmdoctor.repairs import optimizer_holds_other_tensors
 
 DEPTH = "steps"

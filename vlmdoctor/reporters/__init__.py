@@ -11,10 +11,13 @@ from typing import Any
 
 from vlmdoctor.errors import UserError
 
+# Parts of a report that have files of their own.
+NOT_FORMATS = {"dry_run", "machine", "module_table"}
+
 
 def names() -> list[str]:
     """The output formats that there are."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__))
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name not in NOT_FORMATS)
 
 
 def reporter(name: str) -> Any:

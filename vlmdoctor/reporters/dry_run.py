@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmdoctor.dryrun.module_table import STYLE, counted, print_tables, sized, tables_html
-from vlmdoctor.dryrun.parts import idle_line, rope_line
+from vlmdoctor.reporters.module_table import STYLE, counted, print_tables, sized, tables_html
 
 
 def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
@@ -120,3 +119,27 @@ def _gpu_rows(gpu: Mapping[str, Any], utilisation: float) -> Iterator[tuple[str,
             "speed",
             f"about {gpu['tokens_a_second']:,.0f} tokens a second at {utilisation:.0%} of the peak rate",
         )
+
+
+def rope_line(rope: Mapping[str, Any]) -> str:
+    """`text: 128 of 128 numbers in a head turn, theta 1e+06; mRoPE 16 + 24 + 24 = 64 pairs`."""
+    of = f" of {rope['head_dim']}" if rope["head_dim"] else ""
+    text = f"{rope['rotated']}{of} numbers in a head turn"
+    if rope["theta"] is not None:
+        text += f", theta {rope['theta']:g}"
+    if rope["kind"] not in ("default", "axial"):
+        factor = dict(rope["settings"]).get("factor")
+        text += f", {rope['kind']}{f' × {factor:g}' if isinstance(factor, int | float) else ''}"
+    if rope["sections"]:
+        total = sum(rope["sections"])
+        half = rope["rotated"] // 2
+        text += f"; mRoPE {' + '.join(map(str, rope['sections']))} = {total}"
+        text += " pairs" if total == half else f", where {half} pairs turn"
+    layers = f", {rope['layers'].replace('_', ' ')}" if rope["layers"] else ""
+    return f"{rope['part']}{layers}: {text}"
+
+
+def idle_line(idle: Mapping[str, Any]) -> str:
+    """`model.vision_tower.encoder.layers.23 (16 tensors): unused by design …`."""
+    count = f" ({idle['tensors']} tensors)" if idle["tensors"] > 1 else ""
+    return f"{idle['at']}{count}: {idle['why']}"

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmdoctor.contract import shown
-from vlmdoctor.dryrun.shown import print_dry_run
-from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.plain_text import plain_line, shown_integer, without_commands
+from vlmdoctor.probes.dry_run.shapes import FOR_DRY_RUNS
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.dry_run import print_dry_run
 
 MOST_REASONS = 4  # in the closing line
 # A glyph and a word: colour is never the only carrier of meaning.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from vlmdoctor.dryrun.shown import dry_run_html
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import COMMAND as _COMMAND
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.dry_run import dry_run_html
 from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
 STYLE = """

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmdoctor.evidence.environment import Environment, Gpu
-from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Severity
+from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.steps import Step, Steps, Track
-from vlmdoctor.subject import layer_of, role_of
+from vlmdoctor.knowledge.parameter_names import layer_of, role_of
 
 VOCABULARY = 680
 SHAPES = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.subject import ROLES
+from vlmdoctor.knowledge.parameter_names import ROLES
 
 GRAD_NORM, UPDATE_RATIO, LAYER = "grad_norm/", "update_ratio/", "grad_norm/layer/"
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor.output_file import write_whole
+
 if TYPE_CHECKING:
     from minivlm.train_config import TrainConfig
 
@@ -50,7 +52,6 @@ def ask_examples(run_folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
                 "image": f"{FOLDER}/{number}.png",
             }
         )
-    from vlmdoctor.cli.output import write_whole
 
     write_whole(folder / LIST, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     return found

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.cli.output import write_whole
 from vlmdoctor.finding import plain
+from vlmdoctor.output_file import write_whole
 from vlmdoctor.report import Report
-from vlmdoctor.run_verdict import Verdict, verdict
+from vlmdoctor.runs.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
-    from vlmdoctor.plots.recording import Recording
+    from vlmdoctor.runs.columns import Recording
 
 
 def learned(recording: Recording) -> Verdict:
@@ -32,7 +32,7 @@ def learned(recording: Recording) -> Verdict:
 
 def read_learned(folder: Path) -> Verdict:
     """What the run in a folder taught the model."""
-    from vlmdoctor.plots.recording import read_recording
+    from vlmdoctor.runs.columns import read_recording
 
     return learned(read_recording(folder))
 
@@ -53,7 +53,7 @@ def publish(
         What was learned; None where the recording itself could not be read.
     """
     try:
-        from vlmdoctor.plots.recording import read_recording
+        from vlmdoctor.runs.columns import read_recording
 
         recording = read_recording(folder)
         taught = learned(recording)
@@ -99,9 +99,9 @@ def _write_summary(recording: Recording) -> None:
 
 
 def _draw(recording: Recording, report: Report, taught: Verdict) -> None:
-    from vlmdoctor.plots.grads import draw_grads
-    from vlmdoctor.plots.loss import draw_loss
-    from vlmdoctor.plots.marks import Mark
+    from vlmdoctor.runs.plots.grads import draw_grads
+    from vlmdoctor.runs.plots.loss import draw_loss
+    from vlmdoctor.runs.plots.marks import Mark
 
     marks = [Mark.of(finding) for finding in report.findings]
     draw_loss(recording, recording.folder / "loss.png", headline=taught.headline, marks=marks)
@@ -112,11 +112,11 @@ def _draw(recording: Recording, report: Report, taught: Verdict) -> None:
 
 
 def _write_page(recording: Recording, report: Report, taught: Verdict) -> None:
-    from vlmdoctor.plots.grads import draw_grads
-    from vlmdoctor.plots.loss import draw_loss
-    from vlmdoctor.plots.marks import Mark
-    from vlmdoctor.plots.style import DARK, LIGHT
-    from vlmdoctor.run_report import page
+    from vlmdoctor.runs.page import page
+    from vlmdoctor.runs.plots.grads import draw_grads
+    from vlmdoctor.runs.plots.loss import draw_loss
+    from vlmdoctor.runs.plots.marks import Mark
+    from vlmdoctor.runs.plots.style import DARK, LIGHT
 
     marks = [Mark.of(finding) for finding in report.findings]
     plots: dict[str, dict[str, Path]] = {"Loss and answers": {}, "Gradients": {}}

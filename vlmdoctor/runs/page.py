@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor import __version__
-from vlmdoctor.live.spark import clock, count
+from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.plain_text import plain_lines
-from vlmdoctor.plots.recording import UPDATE_RATIO, Recording
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import GLYPHS, finding_rows
 from vlmdoctor.reporters.html import inert
-from vlmdoctor.run_examples import read_examples
-from vlmdoctor.run_verdict import Verdict, number, percent
-from vlmdoctor.subject import ROLES
+from vlmdoctor.runs.columns import UPDATE_RATIO, Recording
+from vlmdoctor.runs.examples import read_examples
+from vlmdoctor.runs.numbers import clock, count, number, percent
+from vlmdoctor.runs.verdict import Verdict
 
 WORDS = {
     "pass": "✓ nothing stands against it",
@@ -38,7 +38,7 @@ def page(
         learned: What was learned.
         plots: Title of each picture -> `light` and `dark` -> the SVG or PNG file, which is put into the page.
     """
-    style = resources.files("vlmdoctor").joinpath("run_report.css").read_text(encoding="utf-8")
+    style = resources.files("vlmdoctor").joinpath("runs/page.css").read_text(encoding="utf-8")
     name = str(recording.info.get("target") or recording.folder.name)
     sections = (
         _header(recording, report, learned, name),

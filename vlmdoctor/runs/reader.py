@@ -11,7 +11,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.plain_text import first_line, raised
-from vlmdoctor.watching import schema
+from vlmdoctor.runs import schema
 
 if TYPE_CHECKING:
     import pandas

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdoctor.runs.numbers import number, percent
+
 # Losses of fewer steps than this say how training starts, not what was learned.
 SHORT_RUN = 100
 
@@ -52,20 +54,6 @@ def verdict(
     if total and not finished and steps < total:
         sentences.insert(0, f"Stopped after {steps:,} of {total:,} steps.")
     return Verdict(headline[:1].upper() + headline[1:], tuple(sentences), looks)
-
-
-def percent(share: float) -> str:
-    """A share in per cent, without pretending to more digits than the eye wants."""
-    text = f"{100 * share:.1f}"
-    return f"{text.removesuffix('.0')} %"
-
-
-def number(summary: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of the summary, else None."""
-    value = summary.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _looks(summary: Mapping[str, Any]) -> bool | None:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from minivlm.lock import FolderInUse, FolderLock
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.steps import Track
-from vlmdoctor.watching import schema
+from vlmdoctor.runs import schema
 
 log = logging.getLogger("vlmdoctor")
 

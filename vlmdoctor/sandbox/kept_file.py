@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vlmdoctor.evidence.environment import reading
+from vlmdoctor.probes.machine import reading
 
 # Values pass through one buffer of so many bytes: nothing is allocated when they are put back.
 CHUNK = 1 << 20

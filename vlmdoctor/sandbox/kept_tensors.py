@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import NotRestored, Unavailable
-from vlmdoctor.evidence.environment.host import free_memory
-from vlmdoctor.kept_file import KeptFile
+from vlmdoctor.probes.machine.host import free_memory
+from vlmdoctor.sandbox.kept_file import KeptFile
 
 # Beyond so many bytes a second set of weights is felt: what is tried meanwhile shall have the memory.
 IN_MEMORY = 64 << 20
@@ -221,7 +221,7 @@ def _no_room(size: int, error: BaseException) -> str:
 def _lost(tensors: list[torch.Tensor], owner: nn.Module | None, error: Exception) -> str:
     names: dict[int, str] = {}
     if owner is not None:
-        from vlmdoctor.hidden import hidden_parameters
+        from vlmdoctor.sandbox.unregistered import hidden_parameters
 
         found = [*owner.named_parameters(), *owner.named_buffers(), *hidden_parameters(owner).items()]
         names = {id(tensor): name for name, tensor in found}

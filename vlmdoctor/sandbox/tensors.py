@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.kept import Kept
+from vlmdoctor.sandbox.kept_tensors import Kept
 
 Undo = Callable[[], Any]
 # Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import Target
+from vlmdoctor.targets.target import Target
 
 BATCH_SIZE = 4
 DATA = "digits"

@@ -12,11 +12,11 @@ from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.sandbox.closed import nothing_fetched
 from vlmdoctor.sandbox.files import is_regular, read_json
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import Target
 from vlmdoctor.targets.config_values import Cleaned, chosen, cleaned, settle
+from vlmdoctor.targets.default_batch import with_batch
 from vlmdoctor.targets.loading import INDEX, SINGLE, loaded, quiet, weight_files
-from vlmdoctor.targets.made_batch import with_batch
 from vlmdoctor.targets.processor_files import image_side
+from vlmdoctor.targets.target import Target
 from vlmdoctor.targets.weightless import (
     Weightless,
     first_line,

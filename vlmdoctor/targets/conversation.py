@@ -67,7 +67,7 @@ def label_answers(subject: Any, *, always: bool = False) -> None:
     """
     import torch
 
-    from vlmdoctor.evidence.data_read import read
+    from vlmdoctor.probes.data.read import read
 
     data = read(subject)
     known = all(row.roles_known for row in data.rows)

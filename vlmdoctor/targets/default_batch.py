@@ -10,8 +10,8 @@ from typing import Any
 from vlmdoctor.errors import UserError
 from vlmdoctor.sandbox.limited import SECONDS
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import Target
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
+from vlmdoctor.targets.target import Target
 from vlmdoctor.targets.weightless import MADE, one_size
 from vlmdoctor.targets.within_limits import bounded
 
@@ -65,7 +65,7 @@ def with_batch(
 
 def _by_configuration(model: Any) -> dict[str, Any]:
     """With images of the size that the configuration suggests, or smaller ones if they exceed the context."""
-    from vlmdoctor.evidence.data_model import max_positions, text_config
+    from vlmdoctor.probes.data.vocabulary import max_positions, text_config
     from vlmdoctor.targets.synthetic import batch_for
 
     context = max_positions(text_config(model.config)) or sys.maxsize

@@ -6,48 +6,25 @@ import ast
 import difflib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
-from vlmdoctor.plain_text import raised
-from vlmdoctor.shadowing import shadowing
 from vlmdoctor.subject import Subject
+from vlmdoctor.targets.factory import called, described, is_model, subject_of
+from vlmdoctor.targets.target import Target, blamed_on_user, in_one_line
 
 if TYPE_CHECKING:
     from vlmdoctor.targets.weightless import Weightless
 
 LARGEST = 10_000_000  # bytes of a source file whose functions are looked up
 FORMS = "give minivlm[:preset], a folder with config.json, package.module:factory or path/to/file.py:factory"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A resolved target.
-
-    Attributes:
-        subject: What is examined.
-        text: What the user typed.
-        facts: What is to be told about how it was made, such as where the weights came from.
-        file: The user's source file, where the target names one.
-        missing_batch: Why there is no batch, where there is none.
-        raised: What the model raised when a batch was to be made for it, such as `ValueError: …`.
-    """
-
-    subject: Subject
-    text: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    file: Path | None = None
-    missing_batch: str | None = None
-    raised: str | None = None
 
 
 def resolve(
@@ -91,51 +68,9 @@ def resolve(
                     target = _from_module(text, _import(text, place), factory)
         if weightless is not None or not makes_batch:
             return target
-        from vlmdoctor.targets.made_batch import with_batch
+        from vlmdoctor.targets.default_batch import with_batch
 
         return with_batch(target)
-
-
-def subject_of(made: Any, source: str) -> Subject:
-    """The Subject in what a factory returned: a module, a tuple with batch and optimizer, or a Subject."""
-    from torch import nn
-
-    from vlmdoctor.integrations.adapting import adapted
-
-    if isinstance(made, Subject):
-        subject = made
-    elif _is_model(made):
-        subject = Subject(made)
-    elif isinstance(made, tuple) and len(made) in (2, 3) and _is_model(made[0]):
-        subject = Subject(*made[:2], optimizer=made[2] if len(made) == 3 else None)
-    else:
-        raise UserError(
-            f"{source} returned {_described(made)}; it should return a module, (model, batch), "
-            f"(model, batch, optimizer), a Trainer or a vlmdoctor.Subject."
-        )
-    subject = adapted(subject, source)
-    if not isinstance(subject.model, nn.Module) and callable(subject.model):
-        subject.model = _called(subject.model, f"the model of {source}")
-        subject = adapted(subject, source)
-    if not isinstance(subject.model, nn.Module):
-        raise UserError(f"the model of {source} is {_described(subject.model)}, not a torch module.")
-    return subject
-
-
-def _is_model(value: Any) -> bool:
-    from torch import nn
-
-    from vlmdoctor.integrations.adapting import is_adaptable
-
-    return isinstance(value, nn.Module) or is_adaptable(value)
-
-
-def _described(value: Any) -> str:
-    if value is None:
-        return "nothing (None)"
-    if isinstance(value, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in value) or 'nothing'}"
-    return f"an object of type {type(value).__name__}"
 
 
 def _no_factory_named(path: Path) -> UserError:
@@ -181,7 +116,7 @@ def _import(text: str, name: str) -> ModuleType:
     except BaseException as error:
         if type(error) is KeyboardInterrupt:
             raise
-        raise UserError(f"importing {name} raised {_told(error)}.") from error
+        raise UserError(f"importing {name} raised {in_one_line(error)}.") from error
     if found is None:
         raise UserError(f"there is no module '{name}' to import for '{text}': {FORMS}.")
     with blamed_on_user(name):
@@ -206,13 +141,11 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
         made = getattr(made, part)
     source = f"{factory}() of {place}"
     with blamed_on_user(source, ours=False):
-        is_made = isinstance(made, Subject | tuple) or _is_model(made)
+        is_made = isinstance(made, Subject | tuple) or is_model(made)
     if not is_made:
         if not callable(made):
-            raise UserError(
-                f"'{factory}' of {text.rpartition(':')[0]} is {_described(made)}, not a function."
-            )
-        made = _called(made, source)
+            raise UserError(f"'{factory}' of {text.rpartition(':')[0]} is {described(made)}, not a function.")
+        made = called(made, source)
     file = getattr(module, "__file__", None)
     with blamed_on_user(source, ours=False):
         subject = subject_of(made, source)
@@ -224,21 +157,6 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
     )
 
 
-def _called(factory: Any, source: str) -> Any:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except Exception:  # of an object of the user's own, whose attributes may do anything
-        parameters = []
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
-    if needed:
-        raise UserError(
-            f"{source} needs arguments ({', '.join(needed)}); name a function that can be called without any."
-        )
-    with blamed_on_user(source):
-        return factory()
-
-
 @contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     before = list(sys.path)
@@ -247,48 +165,3 @@ def _first_on_path(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-@contextmanager
-def blamed_on_user(source: str, *, ours: bool = True) -> Iterator[None]:
-    """Turns whatever the user's code raises into one sentence with the place; Ctrl-C passes.
-
-    Without `ours`, what was raised by a line of vlmdoctor's own is a fault of its own, and passes.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except SyntaxError as error:
-        raise UserError(
-            f"{source} is not valid Python: {error.msg} ({error.filename}:{error.lineno})."
-        ) from error
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int | None) else raised(error)
-        raise UserError(f"{source} ended the program (exit status {code}){_place(error)}.") from error
-    except BaseException as error:
-        if type(error) is KeyboardInterrupt or (not ours and _raised_here(error)):
-            raise
-        raise UserError(f"{source} raised {_told(error)}.") from error
-
-
-def _raised_here(error: BaseException) -> bool:
-    innermost = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    own = str(Path(__file__).parent)
-    return innermost is not None and innermost.tb_frame.f_code.co_filename.startswith(own)
-
-
-def _told(error: BaseException) -> str:
-    return raised(error, 1000).rstrip(".") + _place(error)
-
-
-def _place(error: BaseException) -> str:
-    """` (file:line)` of the innermost frame outside of libraries and of this package's own machinery."""
-    if shadowing() is not None:
-        return ""  # torch itself is not what it should be
-    from vlmdoctor.evidence.raised import frames_of, place_of, shown_path
-
-    place = place_of(frames_of(error))
-    return f" ({shown_path(place.file)}:{place.line})" if place else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.subject import Subject
-from vlmdoctor.target import Target
+from vlmdoctor.targets.target import Target
 
 MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
@@ -48,7 +48,7 @@ class Weightless:
 
     def building(self) -> AbstractContextManager[Any]:
         """Inside, a user's factory allocates no weights, and its integers are real."""
-        from vlmdoctor.dryrun.layout import building
+        from vlmdoctor.dryrun.meta_copy import building
 
         return building()
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from vlmdoctor.evidence import parameters
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.probes.model import parameters
 from vlmdoctor.rulebook import Rule, answerable
 from vlmdoctor.subject import Subject
-from vlmdoctor.watching.held import Held
+from vlmdoctor.watching.optimizers import Held
 
 
 def parameters_of(model: nn.Module, held: Held, trainable: Iterable[str] | None) -> Parameters:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.watching.measure import local
 
 

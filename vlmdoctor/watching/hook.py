@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as torch_optimizers
 
-from vlmdoctor import examining
+from vlmdoctor.sandbox import examining
 from vlmdoctor.watching.guarded import Undo
 
 _FORWARD = (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor, nn
 
-from vlmdoctor.subject import canonical_name, layer_of, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, layer_of, role_of
 
 
 class Index:

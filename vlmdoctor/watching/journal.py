@@ -13,9 +13,9 @@ from typing import Any
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Step, Steps
 from vlmdoctor.finding import Finding
-from vlmdoctor.watching import schema
+from vlmdoctor.runs import schema
+from vlmdoctor.runs.writer import Recorder
 from vlmdoctor.watching.history import History
-from vlmdoctor.watching.recorder import Recorder
 
 TRACKS_SECONDS = 10.0
 _IN_STEP = ("loss", "lr", "supervised_tokens", "images")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmdoctor import examining
+from vlmdoctor.sandbox import examining
 
 SAMPLE = 65_536  # elements of one tensor that are compared before and after a step
 Tensors = Callable[[], Sequence[Tensor | None]]  # asked for anew whenever they are needed

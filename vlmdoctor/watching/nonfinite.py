@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlmdoctor.evidence.steps import NonFinite
+from vlmdoctor.sandbox.processes import communicates
 from vlmdoctor.watching.finite import nonfinite_inputs, nonfinite_weights
 from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.replay import Culprit, Forward, Unkeepable, backward_again, forward_again
@@ -68,16 +68,6 @@ def explain_gradient(forward: Forward | None, model: nn.Module, names: Sequence[
         parameters=parameters,
         largest=culprit.largest if culprit else None,
         why_unknown=why,
-    )
-
-
-def communicates(model: nn.Module) -> bool:
-    """Whether a forward pass needs all processes: repeated in one of them alone it would hang for ever."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    kinds = ("SyncBatchNorm", "FullyShardedDataParallel", "DeepSpeedEngine")
-    return any(type(module).__name__ in kinds for module in model.modules()) or any(
-        hasattr(parameter, "to_local") or hasattr(parameter, "ds_id") for parameter in model.parameters()
     )
 
 

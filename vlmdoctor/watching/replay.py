@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmdoctor.subject import canonical_name
-from vlmdoctor.unchanged import same_random_states
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.sandbox.restore import same_random_states
 from vlmdoctor.watching.finite import find_loss, is_spoiled, tensors_in
 from vlmdoctor.watching.guarded import Undo
 from vlmdoctor.watching.reach import Reached, Unkeepable

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlmdoctor import examining
 from vlmdoctor.evidence.steps import NonFinite, Step
+from vlmdoctor.sandbox import examining
 from vlmdoctor.watching import nonfinite
 from vlmdoctor.watching.guarded import Undo, of_a_signal
-from vlmdoctor.watching.held import Held, calling_scaler, reference
 from vlmdoctor.watching.hook import Hook, hook_forward, hook_optimizers, is_transformed
 from vlmdoctor.watching.index import Index
 from vlmdoctor.watching.measure import Gradients, Movement, on_host, to_host
+from vlmdoctor.watching.optimizers import Held, calling_scaler, reference
 from vlmdoctor.watching.passes import Passes
-from vlmdoctor.watching.reading import Gathered
 from vlmdoctor.watching.replay import Forward, rng_states
+from vlmdoctor.watching.sample import Gathered
 from vlmdoctor.watching.tracks import Tracks
 
 EAGER_STEPS = 5  # sampled whatever `every` says: most faults show at once

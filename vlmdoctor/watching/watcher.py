@@ -27,8 +27,8 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
+from vlmdoctor.runs import schema
 from vlmdoctor.subject import optimizers
-from vlmdoctor.watching import schema
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
 from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal

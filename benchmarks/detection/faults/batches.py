@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import STRANGERS, alter, fault
 from benchmarks.detection.variants.batches import pad_a_row
-from vlmdoctor.targets.synthetic.fields import image_token
+from vlmdoctor.knowledge.config_fields import image_token
 
 COUNT = "image-token* placeholder* IMG* DATA*"
 LABELS = "DATA* label* supervis* LOSS*"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.detection.case import Made
 from benchmarks.detection.faults.plant import alter, fault
-from vlmdoctor.targets.synthetic.fields import image_token
+from vlmdoctor.knowledge.config_fields import image_token
 
 ROWS = 2  # of the batches, with an image each
 

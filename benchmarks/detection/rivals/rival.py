@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.detection.case import Case
 from benchmarks.detection.score import accepts
-from vlmdoctor.invoke import call, loss_in
+from vlmdoctor.sandbox.call import call, loss_in
 from vlmdoctor.subject import Subject
 
 NAMES = ("torchtest2", "guardtower", "torch_audit", "preflight_ml")
@@ -128,7 +128,8 @@ def optimizer_of(subject: Subject) -> Any:
 
 def meant_frozen(subject: Subject) -> list[str]:
     """The parameters that are not among those declared as meant to learn."""
-    from vlmdoctor.subject import canonical_name, compile_patterns
+    from vlmdoctor.knowledge.parameter_names import canonical_name
+    from vlmdoctor.subject import compile_patterns
 
     if not subject.trainable:
         return []

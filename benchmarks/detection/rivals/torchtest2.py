@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.detection.rivals.rival import Said, apart, joined, meant_frozen, optimizer_of, raised
-from vlmdoctor.invoke import call, loss_in
+from vlmdoctor.sandbox.call import call, loss_in
 from vlmdoctor.subject import Subject
 
 NAME = "torchtest2"

@@ -8,8 +8,8 @@ from benchmarks.detection.case import Made
 from benchmarks.detection.models import ANSWER, TEXT
 from benchmarks.detection.shrink import IMAGE
 from benchmarks.detection.variants.registry import of_role, variant
+from vlmdoctor.knowledge.config_fields import image_token
 from vlmdoctor.targets.synthetic import batch_for
-from vlmdoctor.targets.synthetic.fields import image_token
 
 
 @variant("llava", "smolvlm", "internvl", "paligemma", "gemma3")

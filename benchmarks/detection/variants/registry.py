@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.detection.case import Made
-from vlmdoctor.subject import canonical_name, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 
 Change = Callable[[Made], None]
 VARIANTS: list[tuple[str, Change, tuple[str, ...], dict[str, Any]]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.batch_roles import IGNORED, roles_of
+from vlmdoctor.probes.batch.roles import IGNORED, roles_of
 
 STANDARD = ("input_ids", "labels", "attention_mask", "pixel_values")
 _PLACEHOLDER = re.compile(

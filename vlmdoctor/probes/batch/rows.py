@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.inputs import Inputs, placeholders
+from vlmdoctor.probes.batch.fields import Inputs, placeholders
 from vlmdoctor.subject import Subject
 
 MOST_PARTS = 4

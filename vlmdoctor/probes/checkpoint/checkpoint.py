@@ -2,117 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.subject import role_of
-
-if TYPE_CHECKING:
-    from vlmdoctor.evidence.checkpoint_files import CheckpointFiles
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One parameter of the model beside the checkpoint's tensor for it.
-
-    Attributes:
-        name: Canonical name, as in `Parameter.name`.
-        role: `vision`, `projector`, `language`, `head` or `other`.
-        shape: The parameter's shape.
-        key: The tensor's name in the checkpoint; None where it has none for this parameter.
-        key_shape: That tensor's shape.
-        renamed: (what the key begins with, what the parameter's name begins with), where the names differ
-            by that, so that `load_state_dict` does not bring them together.
-        by_loader: Whether `from_pretrained` renames it so by itself.
-        equal: Whether the compared values are the same, up to the rounding of the coarser data type; None
-            where they were not compared.
-        agreement: Correlation of the compared values; None where they were not compared, are few or constant.
-        distance: Norm of their difference over the norm of the checkpoint's; None likewise.
-        fresh: Whether the parameter's values look like those of a new module; None where not looked at.
-        alike: A tensor of the checkpoint whose name ends alike, where it is not known whether it is meant.
-        adapter: Whether it belongs to an adapter.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    key: str | None = None
-    key_shape: tuple[int, ...] | None = None
-    renamed: tuple[str, str] | None = None
-    by_loader: bool = False
-    equal: bool | None = None
-    agreement: float | None = None
-    distance: float | None = None
-    fresh: bool | None = None
-    adapter: bool = False
-    alike: str | None = None
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def state(self) -> str:
-        """One of `STATES`."""
-        if self.key is None:
-            return "missing"
-        return {True: "loaded", False: "not_loaded", None: "unknown"}[self.loaded]
-
-    @property
-    def loaded(self) -> bool | None:
-        """Whether its values are the checkpoint's, or at least descend from them; None where unknown."""
-        if self.key is None:
-            return False
-        if self.equal or (self.agreement is not None and self.agreement >= RELATED):
-            return True
-        # Norms near 1 are close to each other without being related.
-        unrelated = self.agreement is not None and self.distance is not None and self.distance >= FAR
-        return False if unrelated else None
-
-
-STATES = ("loaded", "not_loaded", "missing", "unknown")
-SAME_PART = 0.8  # of a part's numbers: fewer that differ only by a prefix may belong to another network
-RELATED = 0.5  # correlation: fine-tuning leaves it above 0.9, random values have none
-FAR = 0.5  # relative distance: of unrelated values it is about 1.4
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What the checkpoint holds for the model.
-
-    Attributes:
-        shown: The path, or what else was given.
-        tensors: How many tensors it holds.
-        weights: One entry for each parameter of the model, in its order.
-        unplaced: Key -> shape of the tensors that belong to no parameter or buffer.
-        adapter_only: Whether it holds nothing but adapters (and modules saved with them).
-        laid_out: Whether the model has no values yet, so that what the checkpoint lacks will be drawn.
-    """
-
-    shown: str
-    tensors: int
-    weights: tuple[Weight, ...]
-    unplaced: Mapping[str, tuple[int, ...]]
-    adapter_only: bool = False
-    laid_out: bool = False
-
-    def counts(self) -> dict[str, int]:
-        """State -> number of the model's parameters; together, all that the checkpoint could hold."""
-        return {state: sum(weight.state == state for weight in self.weights) for state in STATES}
+from vlmdoctor.evidence.checkpoint import SAME_PART, Checkpoint, Weight, is_resized
+from vlmdoctor.knowledge import parameter_names
+from vlmdoctor.knowledge.parameter_names import is_adapter, role_of
+from vlmdoctor.probes.checkpoint import names
+from vlmdoctor.probes.checkpoint.files import CheckpointFiles, open_checkpoint, sample_of
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Checkpoint:
     """Compares names and shapes of all tensors, and a few values of each; loads none of them."""
-    from vlmdoctor.evidence.checkpoint_files import open_checkpoint
-
     if subject.checkpoint is None:
         raise Unavailable("no checkpoint was given")
     with open_checkpoint(subject.checkpoint) as files:
@@ -121,8 +26,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Checkpoint:
 
 def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
     """The model's weights beside those in `files`."""
-    from vlmdoctor.evidence import checkpoint_names as names
-
     parameters: dict[str, Any] = {}
     raw_names: set[str] = set()
     aliases: dict[str, str] = {}
@@ -131,27 +34,29 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
         if ".original_module." in raw_name:
             continue  # PEFT's spare copy of a module that it trains whole
         raw_names.add(raw_name)
-        name = names.plain_name(raw_name)
+        name = parameter_names.plain_name(raw_name)
         aliases[name] = first.setdefault(id(parameter), name)
         parameters.setdefault(aliases[name], parameter)
     for raw_name, _ in model.named_buffers():
-        aliases.setdefault(names.plain_name(raw_name), names.plain_name(raw_name))
+        aliases.setdefault(parameter_names.plain_name(raw_name), parameter_names.plain_name(raw_name))
 
     adapter_only = _adapter_only(files.shapes)
-    beside = {names.plain_name(key) for key in files.shapes if not names.is_adapter(key)}
+    beside = {parameter_names.plain_name(key) for key in files.shapes if not parameter_names.is_adapter(key)}
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if adapter_only:
         trained_base = not _mostly_fresh(p for name, p in parameters.items() if role_of(name) == "language")
         shapes = {
             name: shape
             for name, shape in shapes.items()
-            if names.is_adapter(name) or name in beside or (trained_base and role_of(name) == "projector")
+            if parameter_names.is_adapter(name)
+            or name in beside
+            or (trained_base and role_of(name) == "projector")
         }
     renaming = names.Renaming(model, aliases)
     found, left = names.matches(renaming, shapes, aliases, files.shapes, raw_names)
     weights = []
     for name, shape in shapes.items():
-        adapter, role = names.is_adapter(name), role_of(name)
+        adapter, role = parameter_names.is_adapter(name), role_of(name)
         match, parameter = found.get(name), parameters[name]
         if match is None:
             fresh = True if parameter.is_meta else looks_fresh(parameter)
@@ -201,8 +106,6 @@ def _as_meant(weight: Weight, weights: Sequence[Weight], parameter: Any) -> Weig
 
 
 def _adapter_only(keys: Mapping[str, Any]) -> bool:
-    from vlmdoctor.evidence.checkpoint_names import is_adapter
-
     adapters = sum(map(is_adapter, keys))
     # Beside the adapters stand at most a few whole modules (`modules_to_save`).
     return adapters > len(keys) / 2 and not any(".base_layer." in key for key in keys)
@@ -226,17 +129,8 @@ def _is_buffer(key: str) -> bool:
 Values = tuple[bool | None, float | None, float | None]
 
 
-def is_resized(name: str, shape: tuple[int, ...], key_shape: tuple[int, ...]) -> bool:
-    """Whether the two are a table of tokens with more or fewer rows."""
-    table = role_of(name) == "head" or re.search(r"embed|wte|shared|tok", name) is not None
-    return table and len(shape) == len(key_shape) and shape[1:] == key_shape[1:] and "pos" not in name
-
-
 def _values(name: str, parameter: Any, key: str, files: CheckpointFiles) -> Values:
     """`Weight.equal`, `agreement` and `distance` of a sample of the values."""
-    import torch
-
-    from vlmdoctor.evidence.checkpoint_files import sample_of
 
     shape, key_shape = tuple(parameter.shape), files.shapes[key]
     comparable = (
@@ -257,8 +151,6 @@ def _values(name: str, parameter: Any, key: str, files: CheckpointFiles) -> Valu
 
 def compared(mine: Any, theirs: Any, rounding: float) -> Values:
     """(equal up to the relative `rounding`, correlation, distance) of two samples of values."""
-    import torch
-
     finite = mine.isfinite() & theirs.isfinite()
     mine, theirs = mine[finite].double(), theirs[finite].double()
     equal = bool(torch.allclose(mine, theirs, rtol=2 * rounding, atol=1e-7 if rounding else 0.0))
@@ -288,8 +180,6 @@ def looks_fresh(parameter: Any) -> bool | None:
     A new `nn.Linear` is uniform up to exactly 1/sqrt(inputs), which training does not keep; transformers
     draws normally with a deviation of 0.02. None where it is too small or has no values.
     """
-    import torch
-
     if parameter.is_meta or parameter.ndim < 2 or parameter.numel() < FRESH_SIZE:
         return None
     if not parameter.is_floating_point() or type(parameter) not in (torch.nn.Parameter, torch.Tensor):

@@ -8,14 +8,11 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdoctor.subject import canonical_name, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, plain_name, role_of
 
 Shape = tuple[int, ...]
 Prefixes = tuple[str, str]
 MOST_CANDIDATES = 16
-_ADAPTER = r"lora_\w+|vera_\w+|ia3_l|oft_\w+|trainable_tokens_\w+"
-_ADAPTERS_NAME = re.compile(rf"\.({_ADAPTER})\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)")
-_IN_ADAPTER = re.compile(rf"(?:^|\.)(?:{_ADAPTER})(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -34,16 +31,6 @@ class Match:
     renamed: Prefixes | None = None
     by_loader: bool = False
     converted: bool = False
-
-
-def plain_name(name: str) -> str:
-    """The canonical name, without the adapter's own name in it (`lora_A.default.weight`)."""
-    return _ADAPTERS_NAME.sub(r".\1", canonical_name(name)).replace(".token_adapter.", ".")
-
-
-def is_adapter(name: str) -> bool:
-    """Whether the name is that of a low-rank (or the like) adapter's tensor."""
-    return _IN_ADAPTER.search(name) is not None
 
 
 def innermost_model(model: Any) -> Any:

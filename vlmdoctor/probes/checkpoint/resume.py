@@ -6,52 +6,28 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.resume import Resume
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised, text_of
+from vlmdoctor.probes.training.trial_steps import copies, step
+from vlmdoctor.sandbox import call
+from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "steps"
 STEPS_BEFORE = 2
 MOST_BYTES = 64 << 20  # of weights: several copies of model and optimizer are held
 SAME = 1e-5  # relative
 
 
-@dataclass(frozen=True)
-class Resume:
-    """One training step after loading the state dicts, beside the same step without.
-
-    Attributes:
-        parameters: How many learn.
-        differing: Names of those that came out otherwise after loading.
-        largest: The largest difference, relative to the parameter's step.
-        lr, lr_loaded: The learning rate of that step, without and after loading.
-        unsaved: Tensors of modules that differ, and that `state_dict` does not hold.
-        optimizer_state, optimizer_state_loaded: How many parameters the optimizers have a state for.
-        raised: What loading raised; None where it did not.
-    """
-
-    parameters: int
-    differing: tuple[str, ...] = ()
-    largest: float = 0.0
-    lr: float | None = None
-    lr_loaded: float | None = None
-    unsaved: tuple[str, ...] = ()
-    optimizer_state: int = 0
-    optimizer_state_loaded: int = 0
-    raised: str | None = None
-
-
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Resume:
     """Takes two steps on a copy, loads its state dicts into a second one, and takes the next step in both."""
-    import torch
-
-    from vlmdoctor.unchanged import unchanged
 
     if subject.optimizer is None:
         raise Unavailable("no optimizer was given")
@@ -70,10 +46,6 @@ Parts = tuple[Any, list[Any], list[Any]]
 
 
 def _tried(subject: Subject) -> Resume:
-    from vlmdoctor.copied import copied_together
-    from vlmdoctor.subject import canonical_name
-    from vlmdoctor.watching.trial import copies
-
     going: Parts = copies(subject)
     for number in range(STEPS_BEFORE):
         _step(subject, going, number)
@@ -108,10 +80,7 @@ def _tried(subject: Subject) -> Resume:
 
 
 def _step(subject: Subject, parts: Parts, seed: int) -> None:
-    from vlmdoctor import invoke
-    from vlmdoctor.watching.trial import step
-
-    invoke.seed(seed)  # dropout is the same in all copies
+    call.seed(seed)  # dropout is the same in all copies
     model, optimizers, schedulers = parts
     model.train()
     try:
@@ -155,8 +124,6 @@ def _apart(one: Any, other: Any, before: Any) -> float:
 
 def _unsaved(going: Any, loaded: Any) -> tuple[str, ...]:
     """Tensors that modules hold beside their state dict, and that differ between the two."""
-    import torch
-
     saved = set(going.state_dict())
     found = []
     others = dict(loaded.named_modules())

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlmdoctor.evidence.data import Picture
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 def images_of(batch: Mapping[str, Any], config: Any) -> list[torch.Tensor]:
     """The images as [C, H, W], in the order in which they stand in the batch; at most `MOST_PICTURES`."""
-    import torch
-
     pixels = batch.get("pixel_values")
     if isinstance(pixels, list | tuple):
         return [p for p in pixels if isinstance(p, torch.Tensor) and p.ndim == 3][:MOST_PICTURES]
@@ -99,8 +99,6 @@ def restored(image: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
 
 def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -> Picture:
     """The facts of one image [C, H, W]."""
-    import torch
-
     exact = image.dtype == torch.float32 or not image.is_floating_point()  # bytes, as from a file
     image = image.detach().to("cpu", torch.float32)
     finite = torch.isfinite(image)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import data_model, data_pictures, data_roles, data_template
 from vlmdoctor.evidence.data import Data, Picture, Row
-from vlmdoctor.evidence.inputs import standard
+from vlmdoctor.probes.batch.fields import standard
+from vlmdoctor.probes.data import chat_template, pixels, speakers, vocabulary
+from vlmdoctor.probes.model.training_args import setting
+from vlmdoctor.sandbox.restore import unchanged_data
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
+ROLES = ("system", "user", "assistant", "stop", "image", "padding", "marker", "other")
+"""What a token is: text of one of the speakers, the stop token that ends an answer, an image
+placeholder, padding, part of the chat template, or anything else."""
 
 MOST_ROWS = 64
 _LENGTHS = ("max_length", "max_seq_length", "cutoff_len", "model_max_length")
+
+
+def probe(subject: Subject, gather: Callable[[type], object]) -> Data:
+    """Looks at the batch, and at some samples of the dataset as the collator makes batches of them."""
+    with unchanged_data(subject):
+        data = read(subject)
+    if not data.rows and not data.pictures and not data.troubles and not data.shapes:
+        raise Unavailable("no batch was given" if subject.batch is None else "the batch has no token ids")
+    return data
 
 
 class Reader:
@@ -31,26 +46,26 @@ class Reader:
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.config = getattr(model, "config", None)
         self.model_type = str(getattr(self.config, "model_type", None) or "")
-        self.pieces = None if tokenizer is None else data_roles.Pieces(tokenizer)
+        self.pieces = None if tokenizer is None else speakers.Pieces(tokenizer)
         self.template, self.template_text, self.unknown = self._learn()
         end = self.template.end if self.template else ""
-        self.words = data_model.words_of(model, tokenizer, processor, end)
+        self.words = vocabulary.words_of(model, tokenizer, processor, end)
         self.takes_apart = subject.loss_fn is not None
-        self.normalisation = data_pictures.normalisation_of(processor)
-        self.types_wanted = data_model.BIDIRECTIONAL.get(self.model_type)
+        self.normalisation = pixels.normalisation_of(processor)
+        self.types_wanted = vocabulary.BIDIRECTIONAL.get(self.model_type)
 
     def standard(self, batch: Any) -> Mapping[str, Any]:
         """The batch by the names that all else here goes by; empty without one."""
         return {} if batch is None else standard(self.model, batch, self.takes_apart or None)
 
-    def _learn(self) -> tuple[data_template.Template | None, str | None, str | None]:
+    def _learn(self) -> tuple[chat_template.Template | None, str | None, str | None]:
         if self.tokenizer is None:
             return None, None, "no tokenizer was given"
-        found = data_template.source_of(self.tokenizer, self.processor)
+        found = chat_template.source_of(self.tokenizer, self.processor)
         if found is None:
             return None, None, "the tokenizer has no chat template"
         try:
-            return data_template.learn(found[0]), found[1], None
+            return chat_template.learn(found[0]), found[1], None
         except Unavailable as reason:
             return None, found[1], str(reason)
 
@@ -69,7 +84,7 @@ class Reader:
         rows = []
         for i, row_ids in enumerate(ids[:MOST_ROWS]):
             seen = attended[i] if attended else None
-            roles = data_roles.base_roles(
+            roles = speakers.base_roles(
                 row_ids, seen, self.words.image_ids, self.words.padding_id, eos, mask_tells=mask_tells
             )
             row_types = types[i] if types else None
@@ -97,7 +112,7 @@ class Reader:
 
     def _speakers(self, ids: list[int], roles: list[str], types: list[int] | None) -> list[str] | None:
         if self.template is not None and self.pieces is not None:
-            return data_roles.speakers(ids, roles, self.template, self.pieces)
+            return speakers.speakers(ids, roles, self.template, self.pieces)
         if self.model_type == "paligemma" and self.tokenizer is not None and types and len(set(types)) == 2:
             # The processor's own mark: 0 for the image and the prompt, 1 for the answer.
             told = {0: "user", 1: "assistant"}
@@ -106,8 +121,8 @@ class Reader:
 
     def _features(self, ids: list[list[int]], batch: Mapping[str, Any]) -> list[tuple[int, ...]] | None:
         """The features of each row's images, in the order in which rows and placeholders come."""
-        each = data_model.features_per_image(self.config, batch)
-        count = data_model.image_count(self.config, batch)
+        each = vocabulary.features_per_image(self.config, batch)
+        count = vocabulary.image_count(self.config, batch)
         if each is None or not count or not self.words.image_ids:
             return None
         sizes = [each(i) for i in range(count)]
@@ -126,9 +141,9 @@ class Reader:
 
     def pictures(self, batch: Mapping[str, Any], origin: str) -> list[Picture]:
         """The images of a batch in `standard` names."""
-        images = data_pictures.images_of(batch, self.config)
+        images = pixels.images_of(batch, self.config)
         return [
-            data_pictures.picture_of(image, f"image {i} of {origin}", self.normalisation)
+            pixels.picture_of(image, f"image {i} of {origin}", self.normalisation)
             for i, image in enumerate(images)
         ]
 
@@ -141,7 +156,7 @@ def read(subject: Subject) -> Data:
     pictures = reader.pictures(batch, "the batch")
     troubles, samples = [], 0
     if subject.train_dataset is not None:
-        from vlmdoctor.evidence.data_samples import batches
+        from vlmdoctor.probes.data.samples import batches
 
         made, troubles = batches(
             subject.train_dataset, subject.data_collator, subject.model, subject.training_args
@@ -161,7 +176,7 @@ def read(subject: Subject) -> Data:
         roles_unknown=None if known else reader.unknown or _unmatched(reader),
         template_marks_answers=None
         if reader.template_text is None
-        else bool(data_template.GENERATION.search(reader.template_text)),
+        else bool(chat_template.GENERATION.search(reader.template_text)),
         assistant_only_loss=bool(setting(subject.training_args, "assistant_only_loss")),
         shapes=_outsides(batch, "shape"),
         dtypes=_outsides(batch, "dtype"),
@@ -180,11 +195,6 @@ def _unmatched(reader: Reader) -> str:
     return f"the chat template's mark before an answer, {marker!r}, is nowhere in the tokens"
 
 
-def setting(arguments: Any, name: str) -> Any:
-    """A training argument, from a mapping or an object; None where there is none."""
-    return arguments.get(name) if isinstance(arguments, Mapping) else getattr(arguments, name, None)
-
-
 def _max_length(arguments: Any) -> int | None:
     values = [setting(arguments, name) for name in _LENGTHS]
     return next((v for v in values if isinstance(v, int) and v > 0), None)
@@ -192,8 +202,6 @@ def _max_length(arguments: Any) -> int | None:
 
 def _table(value: Any, like: list[list[int]] | None = None) -> list[list[int]] | None:
     """Rows of whole numbers from a tensor, an array or lists; None for anything else or another shape."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         if value.is_meta or value.is_floating_point() or value.is_complex():
             return None
@@ -213,8 +221,6 @@ def _table(value: Any, like: list[list[int]] | None = None) -> list[list[int]] |
 
 
 def _outsides(batch: Mapping[str, Any], what: str) -> tuple[tuple[str, Any], ...]:
-    import torch
-
     tensors = {str(key): value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     if what == "shape":
         return tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())

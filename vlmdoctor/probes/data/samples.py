@@ -11,7 +11,9 @@ from typing import Any
 
 from vlmdoctor.evidence.data import Trouble
 from vlmdoctor.plain_text import text_of
-from vlmdoctor.unchanged import same_random_states
+from vlmdoctor.probes.failure.traceback import frames_of, place_of, shown_path
+from vlmdoctor.probes.model.training_args import setting
+from vlmdoctor.sandbox.restore import same_random_states
 
 SAMPLES, TOGETHER = 16, 4
 SECONDS = 4.0
@@ -111,8 +113,6 @@ def _collated(
 
 def _kept_columns(sample: Any, model: Any, arguments: Any) -> set[str] | None:
     """The columns that the Trainer would leave, by the training arguments; None where it takes none away."""
-    from vlmdoctor.evidence.data_read import setting
-
     if not setting(arguments, "remove_unused_columns") or not isinstance(sample, Mapping):
         return None
     inner = getattr(model, "get_base_model", lambda: model)()
@@ -132,8 +132,6 @@ def _own(sample: Any, kept: set[str] | None) -> Any:
 
 
 def _trouble(name: str, error: Exception, columns: tuple[str, ...] = ()) -> Trouble:
-    from vlmdoctor.evidence.raised import frames_of, place_of, shown_path
-
     place = place_of(frames_of(error))
     first_line = text_of(error, 200).partition("\n")[0]
     return Trouble(

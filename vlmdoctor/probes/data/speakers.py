@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vlmdoctor.evidence.data_template import Template
+from vlmdoctor.probes.data.chat_template import Template
 
 LONGEST_CHANCE = 2  # so many padding ids in a row, without a mask that says so, may be text
 

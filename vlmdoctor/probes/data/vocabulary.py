@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vlmdoctor import subject as subjects
 from vlmdoctor.evidence.data import Words
 
 _IMAGE_KEYS = ("image_token_id", "image_token_index", "image_token_ids")
@@ -21,8 +22,6 @@ _CLASS_TOKEN = ("clip_vision_model", "clip")
 
 def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Words:
     """The vocabulary as the embedding, the head, the configuration and the tokenizer have it."""
-    from vlmdoctor import subject as subjects
-
     config = getattr(model, "config", None)
     text = text_config(config)
     padding = _first_id(

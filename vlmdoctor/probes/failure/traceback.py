@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from vlmdoctor.evidence.failure import Failure, TensorFact
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import text_of
-from vlmdoctor.subject import canonical_name
 
-_HERE = str(Path(__file__).resolve().parents[1]) + os.sep
+_HERE = str(Path(__file__).resolve().parents[2]) + os.sep
 # The executor of the dry run stands between the model and torch.
 _EXECUTOR = _HERE + "dryrun" + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep

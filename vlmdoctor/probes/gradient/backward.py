@@ -4,73 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.failure import Failure
-from vlmdoctor.evidence.forward import passed
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "backward"
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The gradient of one parameter tensor that has requires_grad.
-
-    Attributes:
-        name: Canonical name, as in `Parameter.name`.
-        role: `vision`, `projector`, `language`, `head` or `other`.
-        present: Whether backward made one.
-        zero: Whether it is exactly zero; None without one.
-        finite: Whether it is free of NaN and infinity; None without one.
-        norm: Its norm in float32; None without one, and where it is not finite.
-        zeroed: Whether it is exactly zero because of the parameter's hooks: without them it is not.
-    """
-
-    name: str
-    role: str
-    present: bool
-    zero: bool | None = None
-    finite: bool | None = None
-    norm: float | None = None
-    zeroed: bool = False
-
-
-@dataclass(frozen=True)
-class Backward:
-    """What one backward pass gave.
-
-    Attributes:
-        loss: The loss that it started from.
-        gradients: One entry for each parameter that has requires_grad.
-        trainable: How many of the model's parameter tensors have requires_grad.
-        parameters: How many parameter tensors there are.
-        failure: What backward raised.
-        images: How many images the batch holds; None where that can't be told.
-    """
-
-    loss: float
-    gradients: tuple[Gradient, ...]
-    trainable: int
-    parameters: int
-    failure: Failure | None = None
-    images: int | None = None
+from vlmdoctor.evidence.backward import Backward, Gradient
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.batch.fields import standard
+from vlmdoctor.probes.failure.traceback import failure_of
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
+from vlmdoctor.watching.batch import count_images
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     """Runs forward and backward once, in the model's own mode, and leaves it bit for bit as it was."""
-    import torch
-
-    from vlmdoctor.evidence.inputs import standard
-    from vlmdoctor.evidence.raised import failure_of
-    from vlmdoctor.invoke import run
-    from vlmdoctor.subject import canonical_name
-    from vlmdoctor.unchanged import copy_of, unchanged
-    from vlmdoctor.watching.batch import count_images
 
     passed(gather, loss=True)
     parameters = list(subject.model.named_parameters())
@@ -104,10 +55,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
 
 def _without_hooks(subject: Subject, parameters: dict[str, Any]) -> set[str]:
     """The names of those whose gradient is not zero where their hooks do not run; use inside `unchanged`."""
-    from vlmdoctor.invoke import run
-    from vlmdoctor.subject import canonical_name
-    from vlmdoctor.unchanged import copy_of
-
     # Autograd holds the dictionaries too, so that emptying them is what silences the hooks.
     kept = [(p._backward_hooks, p._backward_hooks.copy()) for p in parameters.values()]
     try:
@@ -127,8 +74,6 @@ def _without_hooks(subject: Subject, parameters: dict[str, Any]) -> set[str]:
 
 
 def _gradient(raw_name: str, parameter: object) -> Gradient:
-    from vlmdoctor.subject import canonical_name, role_of
-
     name = canonical_name(raw_name)
     gradient = parameter.grad  # type: ignore[attr-defined]
     if gradient is None:

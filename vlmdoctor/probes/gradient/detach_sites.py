@@ -17,14 +17,14 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from vlmdoctor.evidence.raised import is_users
+from vlmdoctor.probes.failure.traceback import is_users
 
 _NO_GRAD = ("no_grad", "inference_mode", "set_grad_enabled")
 _TORCH = str(Path(torch.__file__).parent)
 _CUSTOM_FUNCTION = str(Path(_TORCH) / "autograd" / "function.py")
 _CHECKPOINT = torch.utils.checkpoint.__file__
 _CONTEXTLIB = contextlib.__file__
-_HERE = str(Path(__file__).resolve().parents[1])
+_HERE = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)

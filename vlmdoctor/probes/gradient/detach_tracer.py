@@ -13,8 +13,8 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vlmdoctor.evidence.cut_places import Cut, place, running, switched_off, switching_off
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.gradient.detach_sites import Cut, place, running, switched_off, switching_off
 
 _DETACHES = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach)
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]

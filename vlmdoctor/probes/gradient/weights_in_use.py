@@ -6,62 +6,26 @@ One pass is run; its graph is followed from the loss to the leaves, and the weig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
+from vlmdoctor.evidence.weights_in_use import Stranger, WeightsInUse
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import copy_of, same_random_states, unchanged
+from vlmdoctor.sandbox.unregistered import hidden_parameters
+from vlmdoctor.subject import Subject, optimizers
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from vlmdoctor.subject import Subject
-
-DEPTH = "backward"
 SAMPLES = 4096  # values of each tensor that are compared
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """A trainable parameter that the loss depends on and that is none of `model.parameters()`.
-
-    Attributes:
-        name: Where it hangs in the model, such as `decoder.extra[0].weight`; None where it was not found.
-        shape: Its shape.
-        anew: Whether each forward pass makes another one.
-        in_optimizer: Whether an optimizer holds it.
-    """
-
-    name: str | None
-    shape: tuple[int, ...]
-    anew: bool
-    in_optimizer: bool
-
-
-@dataclass(frozen=True)
-class WeightsInUse:
-    """What was found.
-
-    Attributes:
-        strangers: Parameters that are used and not registered.
-        overwritten: Trainable parameters whose values the forward pass replaces, whatever they were before.
-        optimizer_given: Whether there was an optimizer.
-    """
-
-    strangers: tuple[Stranger, ...] = ()
-    overwritten: tuple[str, ...] = ()
-    optimizer_given: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
     """Runs the model once, and once more where something was found, and leaves it as it was."""
-    import torch
-
-    from vlmdoctor.hidden import hidden_parameters
-    from vlmdoctor.subject import canonical_name, optimizers
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
 
     passed(gather, loss=True)
     if communicates(subject.model):
@@ -94,10 +58,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
 
 def _leaves(subject: Subject) -> list[torch.Tensor]:
     """The parameters at the ends of the loss's graph."""
-    import torch
-
-    from vlmdoctor.invoke import run
-    from vlmdoctor.unchanged import copy_of, same_random_states
 
     with same_random_states():
         loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
@@ -118,8 +78,6 @@ def _leaves(subject: Subject) -> list[torch.Tensor]:
 
 
 def _values(named: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    import torch
-
     return {
         name: _sample(p)
         for name, p in named.items()
@@ -137,8 +95,6 @@ def _replaced(subject: Subject, changed: Mapping[str, nn.Parameter]) -> tuple[st
 
     The pass may clip or normalise weights as well, which keeps what training moved.
     """
-    import torch
-
     # Kept here, since of a large model `unchanged` does not keep the weights.
     kept = {name: parameter.detach().clone() for name, parameter in changed.items()}
     try:

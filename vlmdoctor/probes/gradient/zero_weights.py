@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.zero_weights import ZeroWeights
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "backward"
 DEVIATION = 0.02  # of the numbers that are put in their place for one pass
 MOST_TRIED = 32  # zeros that are tried one by one
 
 
-@dataclass(frozen=True)
-class ZeroWeights:
-    """What was found and tried.
-
-    Attributes:
-        zeros: (name, trainable) of tensors that are all zero, and that are frozen or get a gradient of
-            exactly zero themselves: one layer that starts at zero gets one that is not.
-        woken: Names of trainable parameters whose gradient was exactly zero, and is not with small random
-            numbers in place of those zeros.
-        still: How many trainable parameters have a gradient of exactly zero.
-        reached: How many have one that is not zero.
-    """
-
-    zeros: tuple[tuple[str, bool], ...] = ()
-    woken: tuple[str, ...] = ()
-    still: int = 0
-    reached: int = 0
-
-
 def probe(subject: Subject, gather: Callable[[type], Any]) -> ZeroWeights:
     """Runs forward and backward once with the zeros replaced, if there are any, and puts them back."""
-    import torch
-
-    from vlmdoctor.subject import canonical_name
-    from vlmdoctor.unchanged import unchanged
-    from vlmdoctor.watching.nonfinite import communicates
 
     backward: Backward = gather(Backward)
     if backward.failure is not None:
@@ -91,16 +70,11 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ZeroWeights:
 
 
 def _fill(parameter: Any) -> None:
-    import torch
-
     noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * DEVIATION
     parameter.data.copy_(noise.to(parameter.device, parameter.dtype))
 
 
 def _woken(subject: Subject, still: dict[str, Any]) -> tuple[str, ...]:
-    from vlmdoctor.invoke import run
-    from vlmdoctor.unchanged import copy_of
-
     for p in still.values():
         p.grad = None
     loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)

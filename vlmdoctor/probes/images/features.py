@@ -5,25 +5,32 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.inputs import Inputs
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.join import Join
-from vlmdoctor.evidence.trials import Trials, innermost
-from vlmdoctor.invoke import run, seed
-from vlmdoctor.subject import Subject, canonical_name, layer_of, role_of
-from vlmdoctor.unchanged import copy_of
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.forward import Forward
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
+from vlmdoctor.knowledge.parameter_names import canonical_name, layer_of, role_of
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import Trials, innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.sandbox.call import run, seed
+from vlmdoctor.sandbox.restore import copy_of
+from vlmdoctor.subject import Subject
 
 FEWEST = 2  # places of each kind
+
+
+def probe(subject: Subject, gather: Gatherer) -> Join:
+    """Catches what the first decoder layer is given in the one pass, and once more with other images."""
+    passed(gather, finite=True)
+    return observed(gather, "vlmdoctor.probes.images.features")
 
 
 def observer(subject: Subject, gather: Gatherer) -> DecoderInput:

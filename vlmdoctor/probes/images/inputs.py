@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.image_inputs import Grid, ImageInputs, Mask
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    import torch
-
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 _GRID = re.compile(r"(image|video)_grid_(thw|hws?)|(image|video)_grids?|grid_(thw|hws?)")
 _PIXEL_MASK = re.compile(
     r"(pixel|image|img|patch|vision|cross)_?(attention)?_?(attn)?_?mask|image_attention_mask"
@@ -27,67 +24,8 @@ _PIXEL_MASK = re.compile(
 _PER_IMAGE = re.compile(r"image_sizes|original_sizes|images_spatial_crop|spatial_shapes")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The grids [N, 2 or 3] of images whose patches lie in one flat tensor [P, D].
-
-    Attributes:
-        name, pixels: The keys of the two.
-        grids: How many there are.
-        wanted: The patches that they speak of, in sum.
-        patches: The patches that there are.
-    """
-
-    name: str
-    pixels: str
-    grids: int
-    wanted: int
-    patches: int
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A mask of pixels, patches or images.
-
-    Attributes:
-        name: Its key.
-        shape: Its shape.
-        kept: How many of its places are not 0.
-        answers: How many supervised tokens are foretold by a token that it speaks of; 0 where it does not
-            speak of tokens.
-        answers_seeing: How many of those tokens may look at an image.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    answers: int = 0
-    answers_seeing: int = 0
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """What was found in the batch.
-
-    Attributes:
-        grids: Grids with the patches that they belong to.
-        masks: Masks of what the vision encoder or the cross-attention may look at.
-        images: The number of images by the pixels' first dimension; None where that does not say it.
-        per_image: (key, entries) of tensors that have one entry for each image.
-        blank: Whether all pixels have one value, as in the stand-in of a batch of text alone.
-    """
-
-    grids: tuple[Grid, ...] = ()
-    masks: tuple[Mask, ...] = ()
-    images: int | None = None
-    per_image: tuple[tuple[str, int], ...] = ()
-    blank: bool = False
-
-
 def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageInputs:
     """Reads the batch's keys, and runs nothing."""
-    import torch
-
     batch = subject.batch
     if not isinstance(batch, Mapping):
         raise Unavailable("no batch with named parts was given")

@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.inputs import Inputs
-from vlmdoctor.evidence.join_seen import entering
 from vlmdoctor.evidence.landing import Landed, Landing
-from vlmdoctor.evidence.trials import Trials
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.images.features import entering
+from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import unchanged
 from vlmdoctor.subject import Subject
 
 MOST_IMAGES = 8
@@ -32,6 +36,15 @@ _CHANNELS = (1, 3, 4)
 _GRIDS = ("image_grid_thw", "grid_thw")
 
 Moves = Callable[[Callable[[torch.Tensor], None]], torch.Tensor]
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Landing:
+    """Runs the model about a dozen times up to its first decoder layer, and leaves it as it was."""
+    passed(gather, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject):
+        return look(subject)
 
 
 @dataclass(frozen=True)

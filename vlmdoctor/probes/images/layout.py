@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -10,13 +10,20 @@ import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.image_layout import ImageLayout, Reading
-from vlmdoctor.evidence.inputs import Inputs
-from vlmdoctor.evidence.trials import innermost
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.subject import Subject
 
 MOST = 8  # pictures
 SMALLEST = 8  # pixels along a side, below which there is little to compare
 _CHANNELS = 3
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageLayout:
+    """Reads the pixels of the batch; runs nothing."""
+    if subject.batch is None or subject.model is None:
+        raise Unavailable("no batch was given, or no model")
+    return look(subject)
 
 
 def look(subject: Subject) -> ImageLayout:

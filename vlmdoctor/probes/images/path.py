@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.reference import Reference
-from vlmdoctor.subject import canonical_name, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.influence.baseline import Reference
 
 _SEEING = ("vision", "projector")
 Sums = tuple[tuple[float, float], ...]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.alignment_seen import places_ahead
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.inputs import IGNORED, Inputs, placeholders
-from vlmdoctor.evidence.trials import Seen, Trials, distances
+from vlmdoctor.probes.batch.fields import IGNORED, Inputs, placeholders
+from vlmdoctor.probes.influence.passes import Seen, Trials, distances
+from vlmdoctor.probes.loss.alignment import places_ahead
 from vlmdoctor.subject import Subject
 
 _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would leave

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.reference import Reference, change
-from vlmdoctor.evidence.rotary_tables import StoredTable, stored_tables
-from vlmdoctor.evidence.trials import Seen
-from vlmdoctor.subject import canonical_name, role_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.passes import Seen
+from vlmdoctor.probes.influence.tokens import Results
+from vlmdoctor.probes.positions.rotary_tables import StoredTable, stored_tables
 
 SHIFT = 16
 LEAST_SHIFT = 4

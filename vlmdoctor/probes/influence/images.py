@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.image_path import image_path
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.reference import Reference, change
-from vlmdoctor.evidence.trials import distances
+from vlmdoctor.probes.images.path import image_path
+from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.passes import distances
+from vlmdoctor.probes.influence.tokens import Results
 
 AWAKE = 0.1
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.attempts import Results
-from vlmdoctor.evidence.reference import Reference, change
-from vlmdoctor.evidence.trials import COLUMNS, distances
-from vlmdoctor.invoke import logits_in
-from vlmdoctor.unchanged import copy_of
+from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.passes import COLUMNS, distances
+from vlmdoctor.probes.influence.tokens import Results
+from vlmdoctor.sandbox.call import logits_in
+from vlmdoctor.sandbox.restore import copy_of
 
 DECODED = 3
 _CACHES = ("past_key_values", "kv_cache", "past_key_value", "past_kv", "past", "cache")

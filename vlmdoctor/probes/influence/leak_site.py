@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmdoctor.evidence.reference import Reference
-from vlmdoctor.evidence.trials import distances
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.influence.baseline import Reference
+from vlmdoctor.probes.influence.passes import distances
 
 
 def leaking_place(reference: Reference, changed: Any, where: torch.Tensor) -> str | None:

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmdoctor import invoke
 from vlmdoctor import subject as subjects
-from vlmdoctor.evidence.inputs import IGNORED, Inputs
-from vlmdoctor.evidence.loss_calls import LossCall, token_losses, watched_losses
-from vlmdoctor.invoke import call, logits_in, loss_in
+from vlmdoctor.probes.batch.fields import IGNORED, Inputs
+from vlmdoctor.probes.loss.calls import LossCall, token_losses, watched_losses
+from vlmdoctor.sandbox import call as invoke
+from vlmdoctor.sandbox.call import call, logits_in, loss_in
+from vlmdoctor.sandbox.restore import copy_of
 from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of
 
 # Columns of the vocabulary that are kept: what moves one logit moves nearly all of a position.
 COLUMNS = 512

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence import attempts, attempts_cache, attempts_images, attempts_model, attempts_text
 from vlmdoctor.evidence.influence import Change, Influence
-from vlmdoctor.evidence.reference import Reference
 from vlmdoctor.plain_text import raised
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence import execution, images, kv_cache, tokens, words
+from vlmdoctor.probes.influence.baseline import Reference
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import unchanged
 from vlmdoctor.subject import Subject
+from vlmdoctor.watching.nonfinite import nonfinite_weights
 
 SECONDS = 60.0  # no further change is tried after so long: a large model on a CPU
 
 PLAN: dict[tuple[str, ...], Callable[[Reference], Iterator[tuple[str, Change | str]]]] = {
-    ("later-token", "another-sample"): attempts.edit_a_token,
-    ("images", "image-of-another"): attempts_images.exchange_an_image,
-    ("text",): attempts_text.exchange_the_words,
-    ("packed-neighbour",): attempts.edit_a_packed_sample,
-    ("padding",): attempts.pad_more,
-    ("hidden-tokens",): attempts_text.exchange_the_padding,
-    ("positions",): attempts_model.shift_positions,
-    ("backend",): attempts_model.switch_backend,
-    ("cache",): attempts_cache.decode_with_the_cache,
+    ("later-token", "another-sample"): tokens.edit_a_token,
+    ("images", "image-of-another"): images.exchange_an_image,
+    ("text",): words.exchange_the_words,
+    ("packed-neighbour",): tokens.edit_a_packed_sample,
+    ("padding",): tokens.pad_more,
+    ("hidden-tokens",): words.exchange_the_padding,
+    ("positions",): execution.shift_positions,
+    ("backend",): execution.switch_backend,
+    ("cache",): kv_cache.decode_with_the_cache,
 }
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
+    """Runs the model about ten times on changed copies of the batch, and leaves it as it was."""
+    passed(gather, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    if broken := nonfinite_weights(subject.model):
+        raise Unavailable(f"{broken[0]} holds NaN or infinity")
+    with unchanged(subject):
+        return measure(subject)
 
 
 def measure(subject: Subject) -> Influence:

@@ -13,9 +13,9 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.leak import leaking_place, moved_with_causal_mask
-from vlmdoctor.evidence.reference import Reference, change
-from vlmdoctor.evidence.trials import distances
+from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.leak_site import leaking_place, moved_with_causal_mask
+from vlmdoctor.probes.influence.passes import distances
 from vlmdoctor.subject import vocab_size
 
 Results = Iterator[tuple[str, Change | str]]

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.attempts import Results
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.evidence.reference import Reference, change
+from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.tokens import Results
 
 FEWEST = 4  # different words
 SMALL = 1e-5  # of the loss: what a mean over all tokens makes of some

@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
+from vlmdoctor.evidence.accumulation import TIMES, Accumulation
 from vlmdoctor.plain_text import text_of
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "forward"
-TIMES = 4
-
-
-@dataclass(frozen=True)
-class Accumulation:
-    """Losses of one batch, with and without being told how many labels its whole step has.
-
-    Attributes:
-        model_class: The class whose forward the Trainer looks at.
-        passed: Whether the Trainer passes `num_items_in_batch` to it, and so leaves the division to it.
-        loss: The loss on its own.
-        told_same: The loss when told the number of labels in this batch.
-        told_more: The loss when told TIMES as many, as with TIMES micro-batches.
-        raised: What it raised when told; None where it did not.
-    """
-
-    model_class: str
-    passed: bool
-    loss: float | None = None
-    told_same: float | None = None
-    told_more: float | None = None
-    raised: str | None = None
+from vlmdoctor.probes.checkpoint.names import innermost_model
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
     """Runs three forward passes in evaluation mode; the model is left as it was."""
-    import torch
-
-    from vlmdoctor.evidence.checkpoint_names import innermost_model
-    from vlmdoctor.invoke import run
-    from vlmdoctor.unchanged import copy_of, unchanged
 
     inner = innermost_model(subject.model)
     if subject.loss_fn is not None:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.alignment import Alignment
-from vlmdoctor.evidence.batch_roles import IGNORED, shares_of_shifts
-from vlmdoctor.evidence.inputs import Inputs, standard
-from vlmdoctor.evidence.loss_calls import LossCall, token_losses
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.invoke import run
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.probes.batch.fields import Inputs, standard
+from vlmdoctor.probes.batch.roles import IGNORED, shares_of_shifts
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.loss.calls import LossCall, token_losses
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.sandbox.call import run
+from vlmdoctor.sandbox.restore import copy_of, unchanged
 from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of, unchanged
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.forward import Forward
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
 
 FURTHEST = 3  # places ahead
 MODEL_SHIFTS = (0, 1, 2)
 NEARLY_ALL = 0.9
 TOLERANCE, APART = 2e-6, 5.0  # relative to the loss; candidates must differ by so many times that
+
+
+def probe(subject: Subject, gather: Gatherer) -> Alignment:
+    """Finds the shift whose cross-entropy is the loss that the one pass gave.
+
+    Where the labels do not stand beside the ids, or the loss is more than their mean, the scores and the
+    targets are taken from the very call of `cross_entropy`.
+    """
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.loss.alignment")
 
 
 def observer(subject: Subject, gather: Gatherer) -> LossAlignment:

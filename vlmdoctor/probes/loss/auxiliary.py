@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.forward import passed
+from vlmdoctor.evidence.auxiliary import Auxiliary
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.sandbox.call import call, loss_in
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "backward"
 _NAME = re.compile(r"(^|_)(aux(iliary)?|balanc\w*|router_z)(_|$)\w*|z_loss")
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """The auxiliary losses in the model's output that have a graph.
-
-    Attributes:
-        values: (name, value) of each.
-        left_out: Names of those on which the loss does not depend.
-        shares: (name, how much of the loss it is: value times coefficient) of the others.
-        loss: The loss.
-        added_outside: Whether the loss is made by a loss_fn, and not by the model.
-    """
-
-    values: tuple[tuple[str, float], ...] = ()
-    left_out: tuple[str, ...] = ()
-    shares: tuple[tuple[str, float], ...] = ()
-    loss: float = 0.0
-    added_outside: bool = False
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Auxiliary:
     """Runs the model once and follows the loss back to them; no parameter gets a gradient."""
-    import torch
-
-    from vlmdoctor.evidence.trials import innermost
-    from vlmdoctor.invoke import call, loss_in
-    from vlmdoctor.unchanged import copy_of, unchanged
-    from vlmdoctor.watching.nonfinite import communicates
 
     passed(gather, loss=True)
     if communicates(subject.model):

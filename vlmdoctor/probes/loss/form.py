@@ -5,24 +5,36 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.inputs import IGNORED
 from vlmdoctor.evidence.loss_form import LossForm, Weights
-from vlmdoctor.evidence.trials import Trials
-from vlmdoctor.invoke import call, logits_in, loss_in, seed
-from vlmdoctor.subject import Subject, canonical_name, role_of
-from vlmdoctor.unchanged import copy_of
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.batch.fields import IGNORED
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.sandbox.call import call, logits_in, loss_in, seed
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.subject import Subject
 
 CHUNK = 256  # positions at a time: their probabilities take as much memory as their logits
 SURE = 0.99  # a probability from which on a gradient is too small to read a weight off
 SUMS_TO_ONE = 1e-3
 MEANT = ("attention_mask", "position", "token_type", "pixel", "image", "rope", "cache", "mask")
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> LossForm:
+    """Runs the model twice, and backward through the loss alone; nothing of the model is changed."""
+    passed(gather, loss=True, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject):
+        return read_form(subject)
 
 
 def read_form(subject: Subject) -> LossForm:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.label_leak import LabelLeak
-from vlmdoctor.evidence.loss_calls import LossCall, watched_losses
-from vlmdoctor.evidence.trials import Trials
-from vlmdoctor.invoke import run, seed
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.probes.loss.calls import LossCall, watched_losses
+from vlmdoctor.sandbox.call import run, seed
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import copy_of, unchanged
 from vlmdoctor.subject import Subject
-from vlmdoctor.unchanged import copy_of
 
 TRIED = 3
 SLOW = 15.0  # seconds for one pass
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> LabelLeak:
+    """Runs the model a few times with one label changed, and leaves it as it was."""
+    passed(gather, loss=True, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject):
+        return look(subject)
 
 
 def look(subject: Subject) -> LabelLeak:

@@ -12,15 +12,28 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.batch_rows import parts_of
 from vlmdoctor.evidence.micro_batches import BatchNorm, MicroBatches
-from vlmdoctor.evidence.trials import Trials, innermost
+from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised, text_of
-from vlmdoctor.subject import Subject, canonical_name
+from vlmdoctor.probes.batch.rows import parts_of
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import Trials, innermost
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.subject import Subject
 
 SAME = 1e-3  # of the largest number: inputs that are no further apart are the same but for rounding
 SECONDS = 8.0  # there are up to six passes
 _ONE_ROW = "more than 1 value per channel"
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> MicroBatches:
+    """Runs the model on the batch and on up to four parts of it, and leaves it as it was."""
+    passed(gather, loss=True, finite=True)
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject):
+        return compared(subject)
 
 
 class _Watch:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.loss_calls import FUNCTIONS
 from vlmdoctor.evidence.loss_terms import LossTerms, Term
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
-    from vlmdoctor.subject import Subject
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.loss.calls import FUNCTIONS
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.subject import Subject
 
 MOST_ROWS = 1024  # targets whose numbers are looked at
+
+
+def probe(subject: Subject, gather: Gatherer) -> LossTerms:
+    """Listens to torch's loss functions in the one pass."""
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.loss.terms")
 
 
 def observer(subject: Subject, gather: Gatherer) -> LossListener:

@@ -6,9 +6,9 @@ import re
 
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Driver, Gpu, Host, Live, Torch
-from vlmdoctor.evidence.environment.models import capability_of
-from vlmdoctor.evidence.environment.packages import PACKAGES
-from vlmdoctor.evidence.environment.variables import kept_variables
+from vlmdoctor.knowledge.gpu_capabilities import capability_of
+from vlmdoctor.knowledge.kept_variables import kept_variables
+from vlmdoctor.probes.machine.packages import PACKAGES
 
 _FIELD = re.compile(r"^([A-Za-z][\w /()-]{1,40}?)\s*:(?: (.*))?$")
 _PIP = re.compile(r"^\[(?:pip3?|conda|uv)\]\s+([A-Za-z0-9_.-]+)(?:==|\s+)(\S+)", re.MULTILINE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.environment.saved import plain_facts
+from vlmdoctor.probes.machine.saved import plain_facts
 
 # What changes by itself from one minute to the next.
 _RESTLESS = {"used", "free", "available", "shm_free", "processes", "throttle", "inodes", "origin", "pid"}

@@ -8,24 +8,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlmdoctor.evidence.environment import reading
 from vlmdoctor.evidence.environment.facts import Gpu, Mps, Process, Xid
+from vlmdoctor.knowledge.xid import HARDWARE
+from vlmdoctor.probes.machine import reading
 
-# Codes that tell of the GPU itself; others (13, 31, 43, 45 ...) are mostly a program's own mistakes.
-HARDWARE = {
-    48: "a memory error that could not be corrected",
-    62: "its firmware halted",
-    64: "a memory row could not be remapped",
-    74: "an NVLink failed",
-    79: "it fell off the bus",
-    92: "too many memory errors",
-    95: "a memory error spread beyond one program",
-    119: "its firmware (GSP) does not answer",
-    120: "its firmware (GSP) failed",
-    140: "a memory error that could not be corrected",
-    143: "its firmware (GSP) could not be started",
-    154: "it needs a reset",
-}
 _XID = re.compile(r"NVRM: Xid \(PCI:([\w:.]{1,20})\): (\d{1,4}),? ?(.{0,120})")
 _LOG = 4_000_000
 # Those that watch GPUs have their files open, and no memory in use.

@@ -9,8 +9,8 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlmdoctor.evidence.environment import reading
 from vlmdoctor.evidence.environment.facts import Folder, Host
+from vlmdoctor.probes.machine import reading
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "": 1}
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vlmdoctor.evidence.environment import reading
-from vlmdoctor.evidence.environment.elf import defined, undefined
 from vlmdoctor.evidence.environment.facts import Extension, Library, Torch
-from vlmdoctor.evidence.environment.packages import Installed
+from vlmdoctor.probes.machine import reading
+from vlmdoctor.probes.machine.elf import defined, undefined
+from vlmdoctor.probes.machine.packages import Installed
 
 # Library -> the wheel that brings it. For CUDA 13 the wheels share one folder, so that it does not tell.
 _WHEELS = {

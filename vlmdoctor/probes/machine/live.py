@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Live
-from vlmdoctor.evidence.environment.nvml import finish, start
+from vlmdoctor.probes.machine.nvml import finish, start
 
 TIMEOUT = 60.0
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Driver, Gpu, Nvml, Process
-from vlmdoctor.evidence.environment.models import capability_of
+from vlmdoctor.knowledge.gpu_capabilities import capability_of
 from vlmdoctor.plain_text import first_line
 
 NOT_SHOWN = "nvidia-smi does not show it"

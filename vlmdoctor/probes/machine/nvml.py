@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.environment import Environment, devices
+from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.evidence.environment.facts import Gpu, Nvml
+from vlmdoctor.probes.machine import devices
 
 # Without persistence mode the first question wakes every GPU up, which takes seconds for each.
 TIMEOUT = 30.0
@@ -57,7 +58,7 @@ class Question:
 
 def understood(said: object) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
     """The child's answer as facts."""
-    from vlmdoctor.evidence.environment.saved import built
+    from vlmdoctor.probes.machine.saved import built
 
     if not isinstance(said, dict):
         return Nvml("crashed", reason="it gave no answer"), (), None
@@ -79,7 +80,7 @@ def merged(
     """
     nvml, gpus, version = answer
     if any((gpu.used or 0) > _NOTABLE and not gpu.processes for gpu in gpus):
-        from vlmdoctor.evidence.environment.driver_traces import holders
+        from vlmdoctor.probes.machine.driver_traces import holders
 
         held = holders(root, gpus)
         gpus = tuple(

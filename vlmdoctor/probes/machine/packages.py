@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlmdoctor.evidence.environment import reading
+from vlmdoctor.probes.machine import reading
 
 # What is reported, in this order.
 PACKAGES = (

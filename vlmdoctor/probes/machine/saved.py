@@ -63,7 +63,7 @@ def load(path: Path) -> Environment:
 
 def understand(text: str, name: str) -> Environment:
     """The snapshot in a text; `name` is what errors call it."""
-    from vlmdoctor.evidence.environment import collect_env, nvidia_smi
+    from vlmdoctor.probes.machine import collect_env, nvidia_smi
 
     start = text.find("{")
     if '"vlmdoctor_snapshot"' in text or text.lstrip().startswith("{"):

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmdoctor.evidence.environment import reading
 from vlmdoctor.evidence.environment.facts import Torch
-from vlmdoctor.evidence.environment.packages import Installed
+from vlmdoctor.probes.machine import reading
+from vlmdoctor.probes.machine.packages import Installed
 
 _ARCHS = re.compile(rb"(?:(?:sm|compute)_\d{2,3}[af]?)(?: (?:sm|compute)_\d{2,3}[af]?)*")
 

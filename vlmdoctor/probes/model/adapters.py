@@ -3,67 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class AdaptedModule:
-    """One module with an adapter.
-
-    Attributes:
-        name: Canonical name.
-        role: `vision`, `projector`, `language`, `head` or `other`.
-        asked_as: The entry of `target_modules` that it ends with; "" where it was asked for otherwise.
-    """
-
-    name: str
-    role: str
-    asked_as: str = ""
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """The adapters of one PEFT model.
-
-    Attributes:
-        modules: Those with an adapter.
-        target_modules: The names asked for; empty where a pattern or nothing was given.
-        all_linear: Whether no linear layer but the head was left out, as with `all-linear`.
-        excludes: Whether `exclude_modules` was given.
-        layers_to_transform: The numbers of layers asked for; empty for all.
-        layers_pattern: The name of the stack that they are numbered in; "" where none was given.
-        new_rows_trained: Whether rows of the embedding learn: through adapters, `trainable_token_indices`
-            or `modules_to_save`.
-        merged: How many of the modules run with their adapter added into the base weight.
-        scaling: The largest factor by which a module's adapter is multiplied; None where unknown.
-        dropout: The share of an adapter's inputs that is dropped, by its configuration.
-    """
-
-    modules: tuple[AdaptedModule, ...]
-    target_modules: tuple[str, ...] = ()
-    all_linear: bool = False
-    excludes: bool = False
-    layers_to_transform: tuple[int, ...] = ()
-    layers_pattern: str = ""
-    new_rows_trained: bool = False
-    merged: int = 0
-    scaling: float | None = None
-    dropout: float = 0.0
+from vlmdoctor.evidence.adapters import AdaptedModule, Adapters
+from vlmdoctor.knowledge.parameter_names import plain_name, role_of
+from vlmdoctor.probes.checkpoint.names import innermost_model
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
     """Reads PEFT's configuration and the names of the modules that it wrapped."""
-    from vlmdoctor.evidence.checkpoint_names import plain_name
-    from vlmdoctor.subject import role_of
-
     wrapped = next((m for m in subject.model.modules() if isinstance(_configs(m), dict)), None)
     if wrapped is None:
         raise Unavailable("the model has no adapters")
@@ -112,8 +62,6 @@ def _configs(module: Any) -> Any:
 
 
 def _head(module: Any) -> Any:
-    from vlmdoctor.evidence.checkpoint_names import innermost_model
-
     try:
         head = innermost_model(module).get_output_embeddings()
     except (AttributeError, NotImplementedError):

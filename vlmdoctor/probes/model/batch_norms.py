@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class RunningNorm:
-    """One batch normalisation that keeps running statistics.
-
-    Attributes:
-        name: Canonical name.
-        module_class: Its class.
-        role: `vision`, `projector`, `language`, `head` or `other`.
-        training: Whether it is in training mode, so that a forward pass changes its statistics.
-        frozen: Whether it has weights, and neither they nor what is around it require a gradient: a norm may
-            be frozen alone, beside layers that learn.
-    """
-
-    name: str
-    module_class: str
-    role: str
-    training: bool
-    frozen: bool
-
-
-@dataclass(frozen=True)
-class BatchNorms:
-    """The model's batch normalisations.
-
-    Attributes:
-        training: Whether the model as a whole is in training mode and learns: theirs are as they will be.
-        norms: Those that keep running statistics.
-    """
-
-    training: bool
-    norms: tuple[RunningNorm, ...] = ()
+from vlmdoctor.evidence.batch_norms import BatchNorms, RunningNorm
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> BatchNorms:
     """Reads modes and flags only."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from vlmdoctor.subject import canonical_name, role_of
 
     if not isinstance(subject.model, nn.Module):
         raise Unavailable("no built model was given")

@@ -4,102 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.config import Configuration, ImageSizes, Tie
+from vlmdoctor.knowledge.parameter_names import plain_name
 from vlmdoctor.plain_text import text_of
+from vlmdoctor.probes.checkpoint.names import innermost_model
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 MOST_OF_THE_MODEL = 0.8  # of its numbers: else the configuration is that of a part
 MOST_TOKENS, MOST_TEXT = 64, 400
 # Placeholders are replaced before they are looked up, so that they need no row of their own.
 _PLACEHOLDER = re.compile(r"image|img|video|audio|vision|visual|patch", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Tie:
-    """Two parameters that the configuration ties.
-
-    Attributes:
-        target: The name that is filled from the other one on loading, such as `lm_head.weight`.
-        source: The other name.
-        tied: Whether they are one tensor.
-        equal: Whether their values are equal; None where not compared.
-        trainable: Whether either learns.
-    """
-
-    target: str
-    source: str
-    tied: bool
-    equal: bool | None = None
-    trainable: bool = False
-
-
-@dataclass(frozen=True)
-class ImageSizes:
-    """What the processor makes of an image, beside what the tower takes; None where unknown.
-
-    Attributes:
-        patch, tower_patch: Pixels of a patch's side.
-        image, tower_image: Pixels of the image's side, where the tower takes one size only.
-        extra_tokens, tower_extra_tokens: Tokens per image beside its patches (a class token, if it is kept).
-    """
-
-    patch: int | None = None
-    tower_patch: int | None = None
-    image: int | None = None
-    tower_image: int | None = None
-    extra_tokens: int | None = None
-    tower_extra_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What the configuration, the tables, the tokenizer and the processor say about each other.
-
-    Attributes:
-        embedding: Name of the table of tokens; None where unknown.
-        embedding_rows: Its rows.
-        head: Name of the output head's weight.
-        head_rows: Its rows.
-        vocab_size: The configuration's.
-        ties: Parameters that are tied, or should be.
-        dropped: Names that `save_pretrained` leaves out and `from_pretrained` would not fill.
-        save_error: What `save_pretrained` would raise about shared memory.
-        tokens: The tokenizer's size; None where there is no tokenizer.
-        beyond_embedding: Token -> id of those without a row, but for image placeholders.
-        beyond_head: Token -> id of those with a row in the table and none in the head, likewise.
-        image_token_id: The configuration's placeholder.
-        image_token: The tokenizer's text for it; None where it has none.
-        placeholder_ids: Those that processor and tokenizer write; empty where unknown.
-        sizes: The processor's image sizes beside the tower's.
-    """
-
-    embedding: str | None = None
-    embedding_rows: int | None = None
-    head: str | None = None
-    head_rows: int | None = None
-    vocab_size: int | None = None
-    ties: tuple[Tie, ...] = ()
-    dropped: tuple[str, ...] = ()
-    save_error: str | None = None
-    tokens: int | None = None
-    beyond_embedding: tuple[tuple[str, int], ...] = ()
-    beyond_head: tuple[tuple[str, int], ...] = ()
-    image_token_id: int | None = None
-    image_token: str | None = None
-    placeholder_ids: tuple[int, ...] = ()
-    sizes: ImageSizes = ImageSizes()
-
-
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
     """Reads names, shapes and identities; runs nothing."""
-    from vlmdoctor.evidence.checkpoint_names import innermost_model
-
     outer = _configured(subject.model)
     if outer is None:
         raise Unavailable("the model has no configuration of transformers")
@@ -133,8 +56,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Configuration:
 
 def _configured(model: Any) -> Any | None:
     """The model of transformers that this is, or that a module of the user's is built around."""
-    from vlmdoctor.evidence.checkpoint_names import innermost_model
-
     total = sum(parameter.numel() for parameter in model.parameters())
     for module in model.modules():
         if hasattr(getattr(innermost_model(module), "config", None), "to_dict"):
@@ -145,8 +66,6 @@ def _configured(model: Any) -> Any | None:
 
 def _table(model: Any, getter: str) -> tuple[str | None, int | None]:
     """(name, rows) of the weight of the module that the getter gives."""
-    from vlmdoctor.evidence.checkpoint_names import plain_name
-
     try:
         weight = getattr(getattr(model, getter)(), "weight", None)
     except (AttributeError, NotImplementedError, TypeError):
@@ -172,9 +91,6 @@ def _first_int(config: Any, *names: str) -> int | None:
 
 def _ties(outer: Any, model: Any) -> tuple[Tie, ...]:
     """The ties that the model's own list declares, and whether they hold."""
-    import torch
-
-    from vlmdoctor.evidence.checkpoint_names import plain_name
 
     declared = getattr(model, "all_tied_weights_keys", None)
     if not isinstance(declared, dict):

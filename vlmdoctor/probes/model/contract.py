@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmdoctor.contract import PRECISIONS, ROLE_KEYS, state_seen
+from vlmdoctor.evidence.agreement import Agreement
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.batch.fields import standard
+from vlmdoctor.subject import Subject, optimizers
+from vlmdoctor.watching.batch import count_images
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 IGNORED_LABEL = -100
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok(en)?_emb\w*|wte|word_embeddings|shared)\.")
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token")
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The terms of a contract, in the words of `vlmdoctor.contract`.
-
-    Attributes:
-        expected: What the contract says; empty where there is none.
-        seen: What was found; terms that can't be told are missing.
-    """
-
-    expected: Mapping[str, str] = field(default_factory=dict)
-    seen: Mapping[str, str] = field(default_factory=dict)
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Agreement:
@@ -51,8 +38,6 @@ def inferred(agreement: Agreement) -> dict[str, str]:
 
 def _rates(subject: Subject) -> dict[str, set[float]]:
     """Canonical name -> learning rates before any schedule."""
-    from vlmdoctor.subject import canonical_name, optimizers
-
     names = {id(p): canonical_name(name) for name, p in subject.model.named_parameters()}
     rates: dict[str, set[float]] = {}
     for optimizer in optimizers(subject.optimizer):
@@ -78,9 +63,6 @@ def _new_token_rows(part: Sequence[Parameter]) -> str | None:
 
 
 def _batch_terms(subject: Subject) -> dict[str, str | None]:
-    from vlmdoctor.evidence.inputs import standard
-    from vlmdoctor.watching.batch import count_images
-
     batch = {} if subject.batch is None else standard(subject.model, subject.batch, subject.loss_fn)
     ids = batch.get("input_ids")
     if getattr(ids, "ndim", 0) != 2:

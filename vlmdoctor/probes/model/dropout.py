@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.dropout import Dropout
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 _SHARE = re.compile(
     r"((attention|attn|hidden|resid|residual|embd|activation|ffn)_?)?(dropout|pdrop)(_p|_prob)?"
 )
 
 
-@dataclass(frozen=True)
-class Dropout:
-    """The dropouts of a model.
-
-    Attributes:
-        modules: (canonical name, share of the values that it drops) of each dropout module, and of each
-            number of a module that is named as such a share, as attention layers have it.
-    """
-
-    modules: tuple[tuple[str, float], ...] = ()
-
-
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Dropout:
     """Reads them off the model's modules."""
-    from torch import nn
-
-    from vlmdoctor.subject import canonical_name
 
     kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 

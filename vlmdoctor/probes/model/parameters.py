@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vlmdoctor import contract as contracts
+from vlmdoctor import subject as subjects
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter tensor; a tied one is listed once, under its first name.
-
-    Attributes:
-        name: Canonical name (wrappers stripped).
-        role: `vision`, `projector`, `language`, `head` or `other`.
-        layer: The repeated block that it sits in, such as `model.language_model.layers.3`, or "".
-        depth: The number of that block within its stack, or None.
-        shape: Its shape.
-        dtype: Such as `float32`.
-        requires_grad: Whether autograd is told to make a gradient for it.
-        wanted: Whether it was declared as meant to learn; None where nothing was declared.
-        in_optimizer: How often it stands in the optimizer's groups; None where there is no optimizer.
-        lr: The learning rate of its group; None where it has none.
-    """
-
-    name: str
-    role: str
-    layer: str
-    depth: int | None
-    shape: tuple[int, ...]
-    dtype: str
-    requires_grad: bool
-    wanted: bool | None = None
-    in_optimizer: int | None = None
-    lr: float | None = None
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """All parameters of the model, in its own order.
-
-    Attributes:
-        parameters: One entry for each tensor.
-        adapters: Whether low-rank or other adapters are attached, so that a frozen base is meant.
-        vocab_size: Rows of the output head, None where unknown.
-        foreign: How many tensors the optimizer holds that are not the model's.
-        unmatched: Patterns of intended names that match no parameter.
-    """
-
-    parameters: tuple[Parameter, ...]
-    adapters: bool = False
-    vocab_size: int | None = None
-    foreign: int = 0
-    unmatched: tuple[str, ...] = ()
-
-    def role(self, role: str) -> tuple[Parameter, ...]:
-        """The parameters of one role."""
-        return tuple(parameter for parameter in self.parameters if parameter.role == role)
+from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.knowledge import parameter_names
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
     """Lists the parameters of `subject.model`; reads names, shapes and flags only."""
-    from vlmdoctor import contract as contracts
-    from vlmdoctor import subject as subjects
-
     model = getattr(subject, "model", None)
     if model is None:
         raise Unavailable("no model was given")
@@ -96,14 +31,14 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
     # A tied parameter counts as declared under any of its names: `lm_head` is no stale pattern then.
     all_names: dict[int, list[str]] = {}
     for raw_name, tensor in model.named_parameters(remove_duplicate=False):
-        all_names.setdefault(id(tensor), []).append(subjects.canonical_name(raw_name))
+        all_names.setdefault(id(tensor), []).append(parameter_names.canonical_name(raw_name))
 
     found, own = [], set()
     matched: set[str] = set()
     for raw_name, tensor in model.named_parameters():
         own.add(id(tensor))
-        name = subjects.canonical_name(raw_name)
-        layer, depth = subjects.layer_of(name)
+        name = parameter_names.canonical_name(raw_name)
+        layer, depth = parameter_names.layer_of(name)
         wanted = None
         if patterns is not None:
             names = all_names[id(tensor)]
@@ -113,7 +48,7 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
         found.append(
             Parameter(
                 name=name,
-                role=subjects.role_of(name),
+                role=parameter_names.role_of(name),
                 layer=layer,
                 depth=depth,
                 # A lazy one has none yet.

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The tensors without a value beside those with one.
-
-    Attributes:
-        parameters: How many parameter tensors there are.
-        meta_parameters: Names of those on the meta device.
-        meta_buffers: Names of the buffers there.
-        hooked: Whether modules fetch their weights when they are called, as accelerate's do.
-        dry_run: Whether it is the model of a dry run, in which weights are not made.
-    """
-
-    parameters: int
-    meta_parameters: tuple[str, ...] = ()
-    meta_buffers: tuple[str, ...] = ()
-    hooked: bool = False
-    dry_run: bool = False
+from vlmdoctor.evidence.placement import Placement
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Placement:
     """Reads the tensors' devices only."""
-    from torch import nn
-
-    from vlmdoctor.subject import canonical_name
 
     if not isinstance(subject.model, nn.Module):
         raise Unavailable("no built model was given")

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A list of layers.
-
-    Attributes:
-        name: Canonical name of the list.
-        layer: The class of its entries.
-        entries: How many there are.
-        different: How many different modules they are.
-    """
-
-    name: str
-    layer: str
-    entries: int
-    different: int
-
-
-@dataclass(frozen=True)
-class RepeatedLayers:
-    """The model's stacks of layers with parameters.
-
-    Attributes:
-        stacks: Those of two and more entries.
-        shares_by_design: Whether the model declares that some of its layers share weights.
-    """
-
-    stacks: tuple[Stack, ...] = ()
-    shares_by_design: bool = False
+from vlmdoctor.evidence.repeated_layers import RepeatedLayers, Stack
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> RepeatedLayers:
     """Compares the entries by identity."""
-    from torch import nn
-
-    from vlmdoctor.subject import canonical_name
 
     if not isinstance(subject.model, nn.Module):
         raise Unavailable("no built model was given")

@@ -4,42 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class TrainingArgs:
-    """What was given; None where it was not.
-
-    Attributes:
-        steps: Optimizer steps of the whole run, also where it is told in epochs.
-        accumulation: Micro-batches per optimizer step.
-        world_size: Processes.
-        fp16: Whether float16 with a gradient scaler is used.
-        scheduler: The schedule's name, such as `cosine`.
-        warmup: Steps of warm-up that were asked for.
-        reentrant: Whether gradient checkpointing is on and reentrant.
-        find_unused: Whether DDP looks for unused parameters.
-        of_trainer: Whether they are transformers' own `TrainingArguments`, so that its `Trainer` is the loop.
-    """
-
-    steps: int | None = None
-    accumulation: int = 1
-    world_size: int = 1
-    fp16: bool = False
-    scheduler: str | None = None
-    warmup: int | None = None
-    reentrant: bool = False
-    find_unused: bool = False
-    of_trainer: bool = False
+from vlmdoctor.evidence.training_args import TrainingArgs
+from vlmdoctor.subject import Subject
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> TrainingArgs:
@@ -86,3 +55,8 @@ def _steps_of_epochs(subject: Subject, read: Callable[..., Any], batches_per_ste
     if not isinstance(epochs, int | float) or not isinstance(size, int) or size < 1 or epochs <= 0:
         return None
     return max(1, math.ceil(epochs * math.ceil(samples / (size * batches_per_step))))
+
+
+def setting(arguments: Any, name: str) -> Any:
+    """A training argument, from a mapping or an object; None where there is none."""
+    return arguments.get(name) if isinstance(arguments, Mapping) else getattr(arguments, name, None)

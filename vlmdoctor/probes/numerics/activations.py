@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.inputs import Inputs
 from vlmdoctor.evidence.numerics import Culprit, Numerics
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.subject import Subject, canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.subject import Subject
 from vlmdoctor.watching.nonfinite import nonfinite_weights
 
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
+
+def probe(subject: Subject, gather: Gatherer) -> Numerics:
+    """Looks at what every module gives out in the one pass."""
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.numerics.activations")
 
 
 def observer(subject: Subject, gather: Gatherer) -> Activations:

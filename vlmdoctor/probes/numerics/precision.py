@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlmdoctor.engine import Gatherer
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.precision import LayerPrecision, Precision
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.subject import Subject, canonical_name, role_of
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.forward import Forward
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.subject import Subject
 
 _MEANT = "residual_in_fp32"
+
+
+def probe(subject: Subject, gather: Gatherer) -> Precision:
+    """Reads the float types of what goes in and out of the layers in the one pass."""
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.numerics.precision")
 
 
 def observer(subject: Subject, gather: Gatherer) -> FloatTypes:

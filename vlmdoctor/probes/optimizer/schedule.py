@@ -5,46 +5,20 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.schedule import Schedule
 from vlmdoctor.evidence.training_args import TrainingArgs
 from vlmdoctor.plain_text import raised
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 POINTS = 2000
 FIRST = 200
 MOST_STEPS = 20_000  # stepped one by one: longer runs need a schedule that can be asked at any step
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate of the parameter group that has the largest one.
-
-    Attributes:
-        steps: Optimizer steps of the run.
-        curve: (step, rate) at some of the steps, the first and the last among them.
-        base: The rate that the schedule scales.
-        scheduler: The scheduler's class.
-        per_step: How often the scheduler is stepped in one optimizer step.
-        raises: What the scheduler raises when it is stepped on after the curve's last step; None where it
-            does not.
-        restarts: Whether it is of a kind that goes up and down by design.
-        resumed: Whether steps were taken before.
-    """
-
-    steps: int
-    curve: tuple[tuple[int, float], ...]
-    base: float
-    scheduler: str
-    per_step: int = 1
-    raises: str | None = None
-    restarts: bool = False
-    resumed: bool = False
 
 
 RESTARTING = ("CosineAnnealingWarmRestarts", "CyclicLR")
@@ -52,8 +26,6 @@ RESTARTING = ("CosineAnnealingWarmRestarts", "CyclicLR")
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Schedule:
     """Steps a copy of the scheduler, whose optimizer holds one number per group, through the run."""
-    from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-
     given = subject.lr_scheduler
     if isinstance(given, list | tuple) and given:
         given = given[0]
@@ -138,8 +110,6 @@ def _stepped(scheduler: Any, group: int, wanted: list[int], per_step: int) -> tu
 
 def _copy(scheduler: Any) -> Any:
     """The scheduler over an optimizer of the same groups that holds one number for each."""
-    import torch
-
     real = scheduler.optimizer
     groups = [
         {

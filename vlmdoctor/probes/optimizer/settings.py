@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmdoctor.errors import Unavailable
-
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
-
-
-@dataclass(frozen=True)
-class Group:
-    """One parameter group.
-
-    Attributes:
-        optimizer: The optimizer's class.
-        lr, weight_decay, eps: As it stands in the group; None where it has none, or chooses it itself.
-        maximize: Whether the optimizer climbs.
-        tensors: How many tensors it holds.
-        first: Canonical name of the first of the model's parameters in it; None where there is none.
-    """
-
-    optimizer: str
-    lr: float | None = None
-    weight_decay: float | None = None
-    eps: float | None = None
-    maximize: bool = False
-    tensors: int = 0
-    first: str | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What was given.
-
-    Attributes:
-        groups: The groups of all optimizers.
-        scheduler: The scheduler's class; None where there is no scheduler of one optimizer.
-        scheduler_foreign: Whether the scheduler was made for an optimizer that is none of those given.
-    """
-
-    groups: tuple[Group, ...]
-    scheduler: str | None = None
-    scheduler_foreign: bool = False
+from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.subject import Subject, optimizers
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
     """Reads the groups; nothing is stepped."""
-    from vlmdoctor.subject import canonical_name, optimizers
-
     given = [one for one in optimizers(subject.optimizer) if isinstance(_groups(one), list)]
     if not given:
         raise Unavailable("no optimizer was given")

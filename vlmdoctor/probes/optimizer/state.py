@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.optimizer_state import OptimizerState
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.optimizer.settings import unwrapped
+from vlmdoctor.subject import Subject, optimizers
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "static"
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """The state of all optimizers.
-
-    Attributes:
-        tensors: How many parameters have one.
-        misfits: (parameter, its shape, the shape of what is kept for it) where the two differ.
-        steps: How many steps it says were taken, at most.
-        lr: The learning rate of the first group.
-        initial_lr: What the scheduler scales; None without one.
-        scheduler: The scheduler's class; None without one.
-        last_epoch: How often it was stepped; None where it does not say.
-    """
-
-    tensors: int
-    misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
-    steps: int = 0
-    lr: float | None = None
-    initial_lr: float | None = None
-    scheduler: str | None = None
-    last_epoch: int | None = None
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerState:
     """Reads shapes and counters; nothing is stepped."""
-    import torch
-
-    from vlmdoctor.evidence.optimizer_settings import unwrapped
-    from vlmdoctor.subject import canonical_name, optimizers
 
     given = [unwrapped(one) for one in optimizers(subject.optimizer)]
     given = [one for one in given if isinstance(one, torch.optim.Optimizer)]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.buffers import Table
-from vlmdoctor.evidence.rotary_tables import stored_tables
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.subject import canonical_name, role_of
+from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.buffers import Buffers, Table
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.positions.rotary_tables import stored_tables
+from vlmdoctor.subject import Subject
 
 MOST_POSITIONS = 4096
 OFF = 0.1
@@ -21,6 +23,15 @@ _ROTARY = re.compile(r"rotary|rope", re.IGNORECASE)
 _FREQUENCIES = re.compile(r"(\w*_)?(inv_freqs?|inverse_frequenc\w+|freqs)")
 _TABLE = re.compile(r"(\w*_)?(cos|sin|freqs_cis|freqs_cos|freqs_sin)(_\w+)?")
 _CHANGES_WITH_LENGTH = ("dynamic", "longrope")
+
+
+def probe(subject: Subject, gather: Callable[[type], object]) -> Buffers:
+    """Reads the buffers and compares them with copies made anew; runs nothing of the model's forward."""
+    if subject.model is None:
+        raise Unavailable("no model was given")
+    if any(buffer.is_meta for buffer in subject.model.buffers()):
+        raise Unavailable("the model has no weights (it is on the meta device)")
+    return Buffers(tuple(read_tables(subject.model)))
 
 
 def read_tables(model: nn.Module) -> Iterator[Table]:

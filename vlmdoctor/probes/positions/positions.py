@@ -11,28 +11,35 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data_model import max_positions, text_config
-from vlmdoctor.evidence.inputs import Inputs, placeholders
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.positions import Counted, Own, Place, Positions
-from vlmdoctor.evidence.trials import innermost
+from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.plain_text import raised
-from vlmdoctor.subject import Subject, canonical_name, role_of
-from vlmdoctor.unchanged import copy_of
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.forward import Forward
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
+from vlmdoctor.probes.batch.fields import Inputs, placeholders
+from vlmdoctor.probes.data.vocabulary import max_positions, text_config
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.sandbox.restore import copy_of
+from vlmdoctor.subject import Subject
 
 OWN = "get_rope_index"  # what every family with positions in several axes calls it
 _GIVEN = ("position_ids", "positions", "pos_ids")
 _TABLES = re.compile(r"rotary|rope(?!r)|(^|_)wpe|pos(ition)?(al)?_?(emb|enc)|embed_positions", re.IGNORECASE)
+
+
+def probe(subject: Subject, gather: Gatherer) -> Positions:
+    """Catches what tables are given in the one pass."""
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.positions.positions")
 
 
 def observer(subject: Subject, gather: Gatherer) -> TablePositions:

@@ -5,62 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from vlmdoctor.dryrun.config_suspicions import rotated_half
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.evidence.rope_settings import Rope, RopeSettings
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.subject import Subject
 
-if TYPE_CHECKING:
-    from vlmdoctor.subject import Subject
-
-DEPTH = "shapes"
 MOST_PAIRS = 1 << 16  # in a head; more are a slip of the keys, and would take time and memory
-# The types of `rope_type` that transformers computes.
-KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "axial")
 _FREQUENCIES = re.compile(r"(?:(?P<layers>\w+)_)?(?<!original_)inv_freq")
 _VISION = re.compile(r"vis|image|vit|patch")
-
-
-@dataclass(frozen=True)
-class Rope:
-    """The frequencies of one rotary embedding.
-
-    Attributes:
-        where: The module's canonical name.
-        path: Of the settings in the configuration, such as `text_config.rope_parameters`.
-        part: `text` or `vision`.
-        layers: The kind of layers that use them, where there are several kinds.
-        kind: `default`, `yarn`, `llama3` and so on.
-        head_dim: Numbers in a head; None where the configuration does not say.
-        rotated: How many of them turn.
-        theta: The base.
-        slowest: Tokens in a full turn of the slowest pair; None where it is no number.
-        finite: Whether every frequency is a positive number.
-        sections: mRoPE: pairs for time, height and width.
-        settings: The settings as given.
-        context: Positions that the model may have; None where it does not say.
-    """
-
-    where: str
-    path: str
-    part: str
-    layers: str = ""
-    kind: str = "default"
-    head_dim: int | None = None
-    rotated: int = 0
-    theta: float | None = None
-    slowest: float | None = None
-    finite: bool = True
-    sections: tuple[int, ...] = ()
-    settings: tuple[tuple[str, Any], ...] = ()
-    context: int | None = None
-
-
-@dataclass(frozen=True)
-class RopeSettings:
-    """All rotary embeddings of a model, alike ones once."""
-
-    ropes: tuple[Rope, ...] = ()
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> RopeSettings:
@@ -77,9 +34,6 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> RopeSettings:
 
 
 def _ropes(name: str, module: Any, top: Any) -> Iterator[Rope]:
-    import torch
-
-    from vlmdoctor.subject import canonical_name
 
     names = {
         own: match
@@ -139,8 +93,6 @@ def _path(config: Any, top: Any) -> str:
 
 
 def _head_dim(config: Any) -> int | None:
-    from vlmdoctor.dryrun.relations import rotated_half
-
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     half = rotated_half({k: v for k, v in values.items() if v is not None})
     return None if half is None else 2 * half

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.origin import line_that_made
-from vlmdoctor.evidence.raised import LiveFrame, is_users, line_of, module_names, shown_path
 from vlmdoctor.evidence.rotary import Repair, Rotary
-from vlmdoctor.evidence.rotary_tables import StoredTable, stored_tables
 from vlmdoctor.plain_text import raised as raised_in_words
 from vlmdoctor.plain_text import text_of
-from vlmdoctor.unchanged import unchanged
+from vlmdoctor.probes.failure.source_line import line_that_made
+from vlmdoctor.probes.failure.traceback import LiveFrame, is_users, line_of, module_names, shown_path
+from vlmdoctor.probes.positions.rotary_tables import StoredTable, stored_tables
+from vlmdoctor.sandbox.restore import unchanged
 
 _TABLE = re.compile(r"(\w*_)?(cos|sin|freqs?|rope|rotary|pos_emb|position_embeddings)(_\w+)?(\[\d\])?")
 _QUERY = re.compile(r"(x?[qk]|quer(y|ies)|keys?|([qk]|query|key)_\w+|x|x[12]|xs|t|tensor|\w*states)(\[\d\])?")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlmdoctor.subject import canonical_name
+from vlmdoctor.knowledge.parameter_names import canonical_name
 
 _LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "halves": lambda angles: torch.cat([angles, angles], dim=-1),

@@ -7,25 +7,26 @@ through sums, slices and copies alone, it was rotated twice.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.attempts_model import rotary_modules
-from vlmdoctor.evidence.rotary_tables import stored_tables
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.rotations import Rotations
-from vlmdoctor.evidence.trials import innermost
-from vlmdoctor.subject import Subject, canonical_name
-from vlmdoctor.watching.nonfinite import communicates
-
-if TYPE_CHECKING:
-    from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.forward import Forward
-    from vlmdoctor.evidence.one_pass import Listening, Outcome
+from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.execution import rotary_modules
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.listening import Listening, Outcome
+from vlmdoctor.probes.one_pass import observed
+from vlmdoctor.probes.positions.rotary_tables import stored_tables
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.subject import Subject
 
 _KEEPS = {  # what moves or adds numbers, and keeps what they are
     "add", "sub", "rsub", "neg", "cat", "stack", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze",
@@ -34,6 +35,12 @@ _KEEPS = {  # what moves or adds numbers, and keeps what they are
     "view_as_complex", "view_as_real", "copy", "lift_fresh", "flatten", "unflatten", "as_strided", "real",
     "imag", "repeat_interleave", "roll", "flip", "complex", "slice_scatter", "where",
 }  # fmt: skip
+
+
+def probe(subject: Subject, gather: Gatherer) -> Rotations:
+    """Follows rotary tables through the one pass."""
+    passed(gather)
+    return observed(gather, "vlmdoctor.probes.positions.rotations")
 
 
 def observer(subject: Subject, gather: Gatherer) -> RotaryFollower:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.source import Setting
-from vlmdoctor.evidence.source_shell import assigned, joined, plain
-from vlmdoctor.evidence.source_watched import is_watched
+from vlmdoctor.knowledge.watched_variables import is_watched
+from vlmdoctor.probes.source.shell import assigned, joined, plain
 
 _ENV = re.compile(r"^\s*ENV\s+(.*)$", re.IGNORECASE)
 _SPACED = re.compile(r"^([A-Za-z_]\w*)\s+(.*)$")

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.source_flow import Statement
+from vlmdoctor.probes.source.flow import Statement
 
 _MODEL = re.compile(r"(^|_)(model|net|network|vlm|policy|module)\d*$", re.IGNORECASE)
 _DEVICE = re.compile(r"(^|_)device$", re.IGNORECASE)

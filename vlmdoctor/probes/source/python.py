@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.source import OnCpu, Setting, is_test
-from vlmdoctor.evidence.source_cpu import on_cpu
-from vlmdoctor.evidence.source_flow import Event, Statement, before, events, statements
-from vlmdoctor.evidence.source_watched import is_watched, read_by_cuda, readers
+from vlmdoctor.evidence.source import OnCpu, Setting
+from vlmdoctor.knowledge.watched_variables import is_watched, read_by_cuda, readers
 from vlmdoctor.plain_text import shown_integer
+from vlmdoctor.probes.source.cpu import on_cpu
+from vlmdoctor.probes.source.files import is_test
+from vlmdoctor.probes.source.flow import Event, Statement, before, events, statements
 
 _TRAINS = re.compile(
     r"\.backward\(|\boptimizer\.step\(|\boptim\w*\.(Adam|SGD|RMS)|\b\w*Trainer\(|\btrainer\.(train|fit)\("

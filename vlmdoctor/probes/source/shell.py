@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmdoctor.evidence.source import Launch, OnCpu, Setting, is_test
-from vlmdoctor.evidence.source_watched import is_watched
-from vlmdoctor.evidence.visible_devices import VARIABLE
+from vlmdoctor.evidence.source import Launch, OnCpu, Setting
+from vlmdoctor.knowledge.visible_devices import VARIABLE
+from vlmdoctor.knowledge.watched_variables import is_watched
+from vlmdoctor.probes.source.files import is_test
 
 _VALUE = r"(\"[^\"]*\"|'[^']*'|[^\s;&|\"']*)"
 _LEAD = re.compile(r"^\s*(?:export\s+|declare\s+-x\s+|set\s+-gx\s+|env\s+|sudo\s+|time\s+|nohup\s+)*")

@@ -5,24 +5,45 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from vlmdoctor.bench import bench_for
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.batch_rows import fields_of_parts
+from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.image_needed import STEPS, ImageNeeded
-from vlmdoctor.evidence.inputs import Inputs
-from vlmdoctor.evidence.overfit import FALLS, RATES, SECONDS
-from vlmdoctor.evidence.overfit_tries import steps_of
-from vlmdoctor.evidence.trials import innermost
+from vlmdoctor.evidence.overfit import FALLS
+from vlmdoctor.probes.batch.fields import Inputs
+from vlmdoctor.probes.batch.rows import fields_of_parts
+from vlmdoctor.probes.forward import passed
+from vlmdoctor.probes.influence.passes import innermost
+from vlmdoctor.probes.training.overfit import RATES, SECONDS, steps_of
+from vlmdoctor.proof.workbench import bench_for
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import unchanged
 from vlmdoctor.subject import Subject
 
 MOST_ROWS = 64
 SHARE = 0.1  # of the supervised tokens: below it the loss says too little about the others
 BELOW = 0.9  # of the loss that the text alone allows: what is below it looks at the images
 _SHADE = 0.25  # of a blank image: some models take one of zeros for none
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageNeeded:
+    """Looks for questions that only the images answer; only if there are any it learns them on copies."""
+    forward = passed(gather, loss=True, finite=True)
+    backward: Backward = gather(Backward)
+    if not forward.loss or forward.loss < 0:
+        raise Unavailable("there is no positive loss to bring down")
+    if backward.failure is not None or not any(
+        g.present and g.finite and not g.zero for g in backward.gradients
+    ):
+        raise Unavailable("no parameter gets a gradient")
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    with unchanged(subject):
+        return tried(subject, forward.loss)
 
 
 def tried(subject: Subject, loss: float) -> ImageNeeded:

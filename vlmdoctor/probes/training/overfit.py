@@ -6,16 +6,54 @@ import math
 import re
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from vlmdoctor.bench import Bench, bench_for
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.overfit import LEARNED, RATES, SECONDS, STEPS, Try
-from vlmdoctor.subject import Subject
+from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.evidence.overfit import LEARNED, Overfit, Try, runs_away
+from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.proof.workbench import Bench, bench_for
+from vlmdoctor.sandbox.processes import communicates
+from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.subject import Subject, optimizers
+
+RATES = (3e-3, 3e-4, 3e-2, 3e-5)  # small models take the first, large and trained ones the others
+STEPS = 24
+SECONDS = 30.0  # no further step is taken after so long
 
 DIVERGED = 3.0  # times the first loss
 _NOISY = re.compile(r"dropout|batchnorm|droppath|stochasticdepth", re.IGNORECASE)
+
+
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Overfit:
+    """Reads what the trial steps gave; only where they did not learn does it take steps of its own."""
+    forward: Forward = gather(Forward)
+    backward: Backward = gather(Backward)
+    if backward.failure is not None:
+        raise Unavailable("the backward pass raises")
+    if not forward.finite or not forward.loss or forward.loss < 0:
+        raise Unavailable("there is no positive loss to bring down")
+    if not any(g.present and g.finite and not g.zero for g in backward.gradients):
+        raise Unavailable("no parameter gets a gradient")
+    if communicates(subject.model):
+        raise Unavailable("a forward pass needs all processes here")
+    given = optimizers(subject.optimizer)
+    users = None
+    if given:
+        steps: Steps = gather(Steps)
+        rate = given[0].param_groups[0].get("lr") if given[0].param_groups else None
+        losses = tuple(s.loss for s in steps.steps if s.loss is not None)
+        users = Try(None if rate is None else float(rate), losses)
+    kind = type(given[0]).__name__ if given else ""
+    scheduled = bool(optimizers(subject.lr_scheduler))
+    if users is not None and users.falls and not runs_away(users):
+        return Overfit(users, scheduled=scheduled, kind=kind)
+    with unchanged(subject):
+        return Overfit(users, our_tries(subject), scheduled, kind)
 
 
 def our_tries(subject: Subject) -> tuple[Try, ...]:

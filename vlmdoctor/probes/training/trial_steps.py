@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor import invoke
-from vlmdoctor.copied import copied_together
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.plain_text import raised
+from vlmdoctor.sandbox import call
+from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.sandbox.restore import copy_of, unchanged
 from vlmdoctor.subject import Subject, optimizers
-from vlmdoctor.unchanged import copy_of, unchanged
-from vlmdoctor.watching.held import innermost
+from vlmdoctor.watching.optimizers import innermost
 from vlmdoctor.watching.watcher import Watcher
 
 STEPS = 8
@@ -89,7 +89,7 @@ def step(subject: Subject, model: nn.Module, own: list[Any], schedulers: list[An
     """One training step on the subject's batch; the loss."""
     for optimizer in own:
         optimizer.zero_grad(set_to_none=True)
-    loss, _ = invoke.run(model, copy_of(subject.batch), subject.loss_fn)
+    loss, _ = call.run(model, copy_of(subject.batch), subject.loss_fn)
     if loss is None:
         raise Unavailable("the model gives no loss for this batch, and no loss_fn was given")
     loss.backward()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
+from vlmdoctor.evidence.reach import PATH
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.ckpt.sample import ABSENT, called, sample_checkpoint, share
-from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, listed, places
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.allocator import NAMES, complaints, ignored
 from vlmdoctor.evidence.environment import Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.allocator import NAMES, complaints, ignored
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop, workstation
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.demands import Demand, Demands
 from vlmdoctor.evidence.environment import Environment, Gpu
-from vlmdoctor.evidence.environment.reading import numbers
-from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.versions import numbers
+from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import GIB, HOST, laptop, workstation
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment, Xid
-from vlmdoctor.evidence.environment.driver_traces import HARDWARE
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.xid import HARDWARE
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.visible_devices import VARIABLE, Reading, read
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.visible_devices import VARIABLE, Reading, read
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop, workstation
 

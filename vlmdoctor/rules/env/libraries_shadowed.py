@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment, Library
-from vlmdoctor.evidence.environment.reading import numbers
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.environment.reading import numbers
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 

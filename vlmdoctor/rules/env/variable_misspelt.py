@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment
-from vlmdoctor.evidence.known_variables import meant_by
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.variable_names import meant_by
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop
 

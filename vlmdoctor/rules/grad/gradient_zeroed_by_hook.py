@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.backward import Backward, Gradient
+from vlmdoctor.evidence.reach import PATH
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.grad.reach import PATH
 from vlmdoctor.rules.places import counted, places
 
 

@@ -9,14 +9,14 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward, Gradient
 from vlmdoctor.evidence.made_batch import MadeBatch
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.reach import PATH, Reach, reach_in_backward, reach_in_shapes, reach_in_steps
 from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
+from vlmdoctor.knowledge.parameter_names import layer_of, role_of
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.grad.reach import PATH, Reach, reach_in_backward, reach_in_shapes, reach_in_steps
 from vlmdoctor.rules.places import counted, listed, places, share_of
 from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
-from vlmdoctor.subject import layer_of, role_of
 
 LARGE_SHARE = 0.01  # of the trainable numbers: below it, unused strays are only worth a remark
 MOST_OF_A_PART = 0.5

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.zero_weights import ZeroWeights
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
+from vlmdoctor.knowledge.parameter_names import role_of
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
-from vlmdoctor.subject import role_of
 
 PARTS = {"vision", "projector", "language", "head"}
 

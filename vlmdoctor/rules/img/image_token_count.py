@@ -10,10 +10,10 @@ from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
+from vlmdoctor.knowledge.parameter_names import role_of
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
-from vlmdoctor.subject import role_of
 
 _MISMATCH = re.compile(r"image (features|tokens) and image (features|tokens) do not match", re.IGNORECASE)
 # Keys of whatever could fill a placeholder.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from vlmdoctor.evidence.checkpoint_names import is_adapter
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.parameter_names import is_adapter
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, listed, places
 from vlmdoctor.rules.samples import frozen, sample_parameters

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.adapters import AdaptedModule, Adapters
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.parameter_names import layer_of
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import listed, places
-from vlmdoctor.subject import layer_of
 
 
 @rule("lora-layer-numbers", "PARAM302")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.source import Setting, Source
-from vlmdoctor.evidence.visible_devices import VARIABLE, read
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.source import Setting, Source
-from vlmdoctor.evidence.visible_devices import VARIABLE, sees_nothing
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.visible_devices import VARIABLE, sees_nothing
 from vlmdoctor.rulebook import rule
 
 # A condition that names one of these chooses the CPU on purpose.

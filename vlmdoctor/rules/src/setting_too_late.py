@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.source import Setting, Source
-from vlmdoctor.evidence.source_watched import read_by_cuda
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.watched_variables import read_by_cuda
 from vlmdoctor.rulebook import rule
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.allocator import NAMES, complaints
-from vlmdoctor.evidence.known_variables import meant_by
 from vlmdoctor.evidence.source import Setting, Source
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.allocator import NAMES, complaints
+from vlmdoctor.knowledge.variable_names import meant_by
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.debugging_left_on import OFF, SLOWS
 

@@ -12,10 +12,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from vlmdoctor.plots.heat import GREY, cells, colours, painted
-from vlmdoctor.plots.marks import Mark, flags, key_inches
-from vlmdoctor.plots.recording import GRAD_NORM, UPDATE_RATIO, Recording, Series
-from vlmdoctor.plots.style import (
+from vlmdoctor.knowledge.parameter_names import role_of
+from vlmdoctor.runs.columns import GRAD_NORM, UPDATE_RATIO, Recording, Series
+from vlmdoctor.runs.plots.heat import GREY, cells, colours, painted
+from vlmdoctor.runs.plots.marks import Mark, flags, key_inches
+from vlmdoctor.runs.plots.style import (
     AXIS_INCHES,
     GAP_INCHES,
     LIGHT,
@@ -33,7 +34,6 @@ from vlmdoctor.plots.style import (
     subtitle,
     summarise,
 )
-from vlmdoctor.subject import role_of
 
 # Updates of a thousandth of the weights a step are the usual aim; a decade to each side is no concern.
 HEALTHY_RATIO = (1e-4, 1e-2)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgba
 
-from vlmdoctor.plots.recording import Series
-from vlmdoctor.plots.style import Theme
+from vlmdoctor.runs.columns import Series
+from vlmdoctor.runs.plots.style import Theme
 
 MOST_COLUMNS = 240
 # Weak gradients fade into the paper, strong ones are dark on light paper and bright on dark paper; lightness

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from vlmdoctor.plots.marks import Mark, flags, key_inches
-from vlmdoctor.plots.recording import Recording, Series
-from vlmdoctor.plots.style import (
+from vlmdoctor.runs.columns import Recording, Series
+from vlmdoctor.runs.plots.marks import Mark, flags, key_inches
+from vlmdoctor.runs.plots.style import (
     AXIS_INCHES,
     GAP_INCHES,
     LIGHT,

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlmdoctor.plots.style import EDGE, Theme
+from vlmdoctor.runs.plots.style import EDGE, Theme
 
 KEY_LINES = 6
 SLOTS = 30

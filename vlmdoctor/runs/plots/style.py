@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vlmdoctor.plots.recording import Recording, Series
-from vlmdoctor.subject import ROLES
+from vlmdoctor.knowledge.parameter_names import ROLES
+from vlmdoctor.runs.columns import Recording, Series
 
 WIDTH_INCHES = 11.0
 # Room for direct labels to the right of the curves, and for the names of layers on the left.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.targets.target import blamed_on_user
 
 
 def first_batch(loader: Any, source: str) -> Any:
@@ -14,8 +15,7 @@ def first_batch(loader: Any, source: str) -> Any:
     Raises:
         UserError: There is none, or reading it raised.
     """
-    from vlmdoctor.target import blamed_on_user
-    from vlmdoctor.unchanged import same_random_states
+    from vlmdoctor.sandbox.restore import same_random_states
 
     if isinstance(loader, Mapping):
         return {key: first_batch(one, f"{source} ({key})") for key, one in loader.items()}
@@ -29,7 +29,7 @@ def first_batch(loader: Any, source: str) -> Any:
 
 def on_device_of(model: Any, batch: Any) -> Any:
     """`batch` where the model's first parameter is."""
-    from vlmdoctor.invoke import moved
+    from vlmdoctor.sandbox.call import moved
 
     parameter = next(iter(model.parameters()), None)
     return batch if parameter is None or parameter.is_meta else moved(batch, parameter.device)

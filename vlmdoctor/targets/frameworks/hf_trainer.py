@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.integrations.batches import first_batch, on_device_of
 from vlmdoctor.subject import Subject
+from vlmdoctor.targets.frameworks.first_batch import first_batch, on_device_of
+from vlmdoctor.targets.target import blamed_on_user
 
 LIBRARIES = ("transformers", "trl")
 
@@ -52,8 +53,7 @@ def _first(given: Any, found: Any) -> Any:
 
 def _batch(trainer: Any, given: Subject, kind: str) -> Any:
     """One batch of the Trainer's own loader, collator and column removal included."""
-    from vlmdoctor.target import blamed_on_user
-    from vlmdoctor.unchanged import same_random_states
+    from vlmdoctor.sandbox.restore import same_random_states
 
     if given.batch is not None:
         return None
@@ -69,8 +69,6 @@ def _batch(trainer: Any, given: Subject, kind: str) -> Any:
 
 def _optimizer(trainer: Any, kind: str) -> Any:
     """The Trainer's optimizer, or the one that it would make; it is left without it again."""
-    from vlmdoctor.target import blamed_on_user
-
     if trainer.optimizer is not None:
         return trainer.optimizer
     with blamed_on_user(f"create_optimizer of the {kind}"), warnings.catch_warnings():
@@ -82,7 +80,7 @@ def _optimizer(trainer: Any, kind: str) -> Any:
 
 def _has_own_loss(trainer: Any, subject: Subject) -> bool:
     """Whether the loss is the user's, a smoother's, or TRL's for its own kinds of batches."""
-    from vlmdoctor.invoke import misfit
+    from vlmdoctor.sandbox.call import misfit
 
     home = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind))
     if home.__module__.partition(".")[0] not in LIBRARIES:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.integrations.batches import first_batch, on_device_of
-from vlmdoctor.integrations.stand_in import stand_in_for
 from vlmdoctor.subject import Subject
+from vlmdoctor.targets.frameworks.first_batch import first_batch, on_device_of
+from vlmdoctor.targets.frameworks.trainer_stub import stand_in_for
+from vlmdoctor.targets.target import blamed_on_user
 
 HOOKS = ("training_step", "configure_optimizers")
 WRAPPERS = ("_orig_mod", "_forward_module", "module")
@@ -103,8 +104,7 @@ def only_network(module: Any) -> str | None:
 
 def _configured(module: Any, name: str) -> tuple[Any, Any]:
     """(optimizer or several, scheduler) of `configure_optimizers`, in each form that Lightning takes."""
-    from vlmdoctor.target import blamed_on_user
-    from vlmdoctor.unchanged import same_random_states
+    from vlmdoctor.sandbox.restore import same_random_states
 
     with (
         same_random_states(),
@@ -153,8 +153,7 @@ def _one_or_all(found: list[Any]) -> Any:
 
 def _batch(module: Any, batch: Any, name: str) -> Any:
     """The user's batch, or the first of the data module that they gave, or of the module's own loader."""
-    from vlmdoctor.target import blamed_on_user
-    from vlmdoctor.unchanged import same_random_states
+    from vlmdoctor.sandbox.restore import same_random_states
 
     if batch is not None and not callable(getattr(batch, "train_dataloader", None)):
         return batch

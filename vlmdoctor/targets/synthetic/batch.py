@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.knowledge.config_fields import field, image_marks, image_token, special_tokens, text_config
 from vlmdoctor.targets.synthetic.extras import IGNORED, extras
 from vlmdoctor.targets.synthetic.features import features_of
-from vlmdoctor.targets.synthetic.fields import field, image_marks, image_token, special_tokens, text_config
 from vlmdoctor.targets.synthetic.pixels import image_inputs
 
 _MOST_TOKENS = 1 << 24

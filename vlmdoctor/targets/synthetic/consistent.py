@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmdoctor.targets.synthetic.fields import field, text_config, vision_config
+from vlmdoctor.knowledge.config_fields import field, text_config, vision_config
 
 
 def consistent(config: Any) -> Any:

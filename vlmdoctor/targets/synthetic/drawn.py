@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.targets.synthetic.fields import field, side, vision_config
+from vlmdoctor.knowledge.config_fields import field, side, vision_config
 
 Inputs = dict[str, torch.Tensor]
 # Pixels are real: a gigabyte of them is no batch that anybody means.

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.knowledge.config_fields import field, kind_of
 from vlmdoctor.targets.synthetic.drawn import pixels
-from vlmdoctor.targets.synthetic.fields import field, kind_of
 
 IGNORED = -100
 _RESIDUES = 8  # amino acids of a protein, each a token

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.knowledge.config_fields import field, kind_of, side, vision_config
 from vlmdoctor.targets.synthetic.drawn import Inputs, channels, image_side, pixels
-from vlmdoctor.targets.synthetic.fields import field, kind_of, side, vision_config
 
 # These embed each patch by a convolution, and take it as an image.
 UNFLATTENED = {"kimi_k25", "paddleocr_vl"}

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from vlmdoctor.knowledge.config_fields import field, kind_of, side, vision_config
 from vlmdoctor.targets.synthetic import layouts
 from vlmdoctor.targets.synthetic.drawn import Inputs, channels, image_side, pixels, places
-from vlmdoctor.targets.synthetic.fields import field, kind_of, side, vision_config
 
 
 def image_inputs(config: Any, names: set[str], images: int, rows: int, size: int | None = None) -> Inputs:

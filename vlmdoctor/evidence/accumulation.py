@@ -1,0 +1,30 @@
+"""How the model's loss answers to the number of labels that transformers' Trainer passes to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEPTH = "forward"
+PROBE = "vlmdoctor.probes.loss.accumulation"
+TIMES = 4
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """Losses of one batch, with and without being told how many labels its whole step has.
+
+    Attributes:
+        model_class: The class whose forward the Trainer looks at.
+        passed: Whether the Trainer passes `num_items_in_batch` to it, and so leaves the division to it.
+        loss: The loss on its own.
+        told_same: The loss when told the number of labels in this batch.
+        told_more: The loss when told TIMES as many, as with TIMES micro-batches.
+        raised: What it raised when told; None where it did not.
+    """
+
+    model_class: str
+    passed: bool
+    loss: float | None = None
+    told_same: float | None = None
+    told_more: float | None = None
+    raised: str | None = None

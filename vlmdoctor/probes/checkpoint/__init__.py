@@ -1,0 +1,1 @@
+"""A checkpoint beside the model, and a run that is resumed."""

@@ -1,0 +1,1 @@
+"""The way of images into a language model: inputs, layout, features, placement."""

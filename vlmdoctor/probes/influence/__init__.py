@@ -1,0 +1,1 @@
+"""Changing one thing about a batch, and seeing what else changes."""

@@ -1,0 +1,1 @@
+"""What the loss sees, and how it is put together."""

@@ -1,0 +1,1 @@
+"""The machine: files, packages, devices and the driver, without importing torch."""

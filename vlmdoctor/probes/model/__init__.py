@@ -1,0 +1,1 @@
+"""The model, its configuration and its settings as they are, without running it."""

@@ -1,0 +1,1 @@
+"""NaN, infinity and data types inside of a forward pass."""

@@ -1,0 +1,1 @@
+"""The optimizer's groups and state, and the schedule of its learning rate."""

@@ -1,0 +1,1 @@
+"""Positions and rotary embeddings."""

@@ -1,0 +1,1 @@
+"""A few training steps on copies."""

@@ -1,0 +1,1 @@
+"""Trying a repair on a copy and measuring again: until then a cause is a guess."""

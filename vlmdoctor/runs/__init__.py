@@ -1,0 +1,1 @@
+"""The run folder: one schema, one writer, one reader, and the pages and pictures made from it."""

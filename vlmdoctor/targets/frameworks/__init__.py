@@ -1,0 +1,1 @@
+"""A LightningModule or a Trainer of transformers as a Subject."""
