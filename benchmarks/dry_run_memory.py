@@ -71,7 +71,7 @@ def compared(model: Any, batch: Any, setting: str = "plain") -> dict[str, float]
     """What training of a real model said and took, in bytes."""
     import torch
 
-    from vlmdoctor.dryrun.meta_copy import laid_out
+    from vlmdoctor.dryrun.meta_copy import meta_copy
     from vlmdoctor.dryrun.optimizers import optimizer_bytes
     from vlmdoctor.dryrun.step import dry_step
 
@@ -79,7 +79,7 @@ def compared(model: Any, batch: Any, setting: str = "plain") -> dict[str, float]
     small(torch.randn(4, 8)).sum().backward()
     lower = torch.bfloat16 if setting == "amp" else None
     kind = "sgd" if setting == "sgd" else "adamw"
-    step = dry_step(laid_out(model), batch, device="cpu", autocast=lower)
+    step = dry_step(meta_copy(model), batch, device="cpu", autocast=lower)
     learning = [p for p in model.parameters() if p.requires_grad]
     state, temporary = optimizer_bytes(kind, learning)
     gradients = sum(p.nbytes for p in learning)

@@ -12,7 +12,7 @@ from typing import Any
 from vlmdoctor.contract import parse
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
-from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
@@ -82,11 +82,11 @@ def check(
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
-    from vlmdoctor.sandbox.restore import unchanged_subject
+    from vlmdoctor.sandbox.restore import restoring_subject
     from vlmdoctor.targets.factory import subject_of
 
     rules = select_rules(model_rules(), select, extend_select, ignore)
-    kept = unchanged_subject(subject, values=False)
+    kept = restoring_subject(subject, values=False)
     try:
         with kept:
             try:
@@ -142,9 +142,9 @@ def examine(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
     rules = list(rules)
-    from vlmdoctor.sandbox.restore import unchanged_subject
+    from vlmdoctor.sandbox.restore import restoring_subject
 
-    kept = unchanged_subject(subject)
+    kept = restoring_subject(subject)
     try:
         with examining(), kept, _uncompiled():
             known = dict(facts or {})
@@ -173,7 +173,7 @@ def _examined(
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
     report = judge(rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **facts})
-    agreement = gather.gathered.get(Agreement)
+    agreement = gather.gathered.get(ContractStatus)
     if agreement is not None and agreement.seen:
         terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
         report = dataclasses.replace(report, facts={**report.facts, "contract": terms})

@@ -199,7 +199,7 @@ def test_no_steps_of_our_own_where_the_given_optimizer_learns() -> None:
     ],
 )
 def test_what_counts_as_running_away(losses: tuple[float, ...], away: bool) -> None:
-    assert runs_away(Try(1.0, losses)) is away
+    assert runs_away(Try(rate=1.0, losses=losses)) is away
 
 
 class Cached(nn.Module):

@@ -20,7 +20,7 @@ import vlmdoctor
 from vlmdoctor import contract
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import UserError
-from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.probes.model.contract import inferred
 from vlmdoctor.report import Report
 from vlmdoctor.settings import load
@@ -79,7 +79,7 @@ def model_and_optimizer(*frozen: str) -> tuple[tiny_vlm.TinyVLM, torch.optim.Opt
 def seen(*frozen: str, **fields: Any) -> dict[str, str]:
     model, optimizer = model_and_optimizer(*frozen)
     given = {"batch": tiny_vlm.batch(0), "optimizer": optimizer} | fields
-    return inferred(Gatherer(Subject(model, **given), depth="static")(Agreement))
+    return inferred(Gatherer(Subject(model, **given), depth="static")(ContractStatus))
 
 
 def test_a_contract_is_inferred() -> None:
@@ -121,7 +121,7 @@ def test_lora_is_seen() -> None:
     model, _ = model_and_optimizer()
     config = peft.LoraConfig(target_modules=r"language_model\.layers\.\d+\.qkv")
     adapted = peft.PeftModel(model, config)
-    terms = inferred(Gatherer(Subject(adapted), depth="static")(Agreement))
+    terms = inferred(Gatherer(Subject(adapted), depth="static")(ContractStatus))
     assert (terms["vision"], terms["language"]) == ("frozen", "lora")
 
 

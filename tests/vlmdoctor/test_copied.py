@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.sandbox.clone import clone_together
 
 
 class Scale(nn.Module):
@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
 def test_a_replaced_forward_belongs_to_the_copy(way: str) -> None:
     model = nn.Sequential(Scale())
     model[0].forward = WAYS[way](model[0])
-    twin, optimizer = copied_together(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    twin, optimizer = clone_together(model, torch.optim.SGD(model.parameters(), lr=1.0))
     with torch.no_grad():
         twin[0].weight.fill_(5.0)
     x = torch.tensor(1.0)
@@ -80,6 +80,6 @@ def test_a_compiled_forward_is_not_compiled_anew() -> None:
         return graph
 
     model.forward = torch.compile(model.forward, backend=backend)
-    (twin,) = copied_together(model)
+    (twin,) = clone_together(model)
     twin(torch.tensor(1.0)).backward()
     assert (twin.weight.grad, model.weight.grad, compiled) == (torch.tensor(1.0), None, 0)

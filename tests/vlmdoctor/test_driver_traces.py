@@ -74,18 +74,23 @@ def test_open_device_files_tell_who_holds_the_memory(machine: Path) -> None:
         Gpu(bus="00000000:17:00.0", memory=48 * GIB, used=40 * GIB),
         Gpu(bus="00000000:65:00.0", memory=48 * GIB, used=30 * GIB),
     )
-    assert holders(machine, gpus) == {0: (Process(4711, "python"),)}
+    assert holders(machine, gpus) == {0: (Process(pid=4711, name="python"),)}
     environment = merged(snapshot(machine, {}, []), (Nvml(), gpus, None), machine)
-    assert [gpu.processes for gpu in environment.gpus] == [(Process(4711, "python"),), None]
+    assert [gpu.processes for gpu in environment.gpus] == [(Process(pid=4711, name="python"),), None]
     assert findings(environment)["gpu-memory-in-use"].measured["programs"] == ["python (4711)"]
 
 
 @pytest.mark.parametrize(
     ("files", "process", "value", "expected"),
     [
-        (["tmp/mps/control"], "nvidia-cuda-mps", "/tmp/mps", Mps("/tmp/mps", True, True)),
-        (["tmp/mps/control"], "python", "/tmp/mps", Mps("/tmp/mps", True, False)),
-        ([], "nvidia-cuda-mps", "/tmp/mps", Mps("/tmp/mps", False, True)),
+        (
+            ["tmp/mps/control"],
+            "nvidia-cuda-mps",
+            "/tmp/mps",
+            Mps(folder="/tmp/mps", control=True, daemon=True),
+        ),
+        (["tmp/mps/control"], "python", "/tmp/mps", Mps(folder="/tmp/mps", control=True, daemon=False)),
+        ([], "nvidia-cuda-mps", "/tmp/mps", Mps(folder="/tmp/mps", control=False, daemon=True)),
         ([], "python", "/dev/null", None),
         ([], "python", "", None),
     ],

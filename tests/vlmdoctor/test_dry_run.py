@@ -20,7 +20,7 @@ from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.dryrun.cost import cost_of
 from vlmdoctor.dryrun.measure import measure
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.plan import Plan, shapes_under
 from vlmdoctor.dryrun.repeated import Repeated
 from vlmdoctor.dryrun.step import dry_step
@@ -121,18 +121,18 @@ def test_layers_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> No
     described = repeated_module._described
     monkeypatch.setattr(repeated_module, "_described", lambda *a: asked.append(1) or described(*a))
     model, batch = families.build("llava")
-    dry_step(laid_out(model), batch)
+    dry_step(meta_copy(model), batch)
     few = len(asked)
     model.config.text_config.num_hidden_layers = 12
     deeper = type(model)(model.config)
-    dry_step(laid_out(deeper), batch)
+    dry_step(meta_copy(deeper), batch)
     assert few > 0 and len(asked) - few <= few
 
 
 def test_the_model_is_left_alone() -> None:
     model, batch = families.build("llava")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    step = dry_step(laid_out(model), batch)
+    step = dry_step(meta_copy(model), batch)
     assert step.error is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

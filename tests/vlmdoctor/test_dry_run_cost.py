@@ -29,14 +29,14 @@ from vlmdoctor.dryrun.autocast import Autocast
 from vlmdoctor.dryrun.cost import RESERVED, cost_of
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.measure import measure
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.ranks import blocks_of, ranks
 from vlmdoctor.dryrun.search import Largest, largest, largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.knowledge.gpus import GPUS, Gpu
+from vlmdoctor.knowledge.gpus import GPUS, GpuModel
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.sandbox.call import run
 from vlmdoctor.sandbox.restore import copy_of
@@ -156,7 +156,7 @@ def test_autocast_casts_what_a_real_one_casts(family: str) -> None:
         run(model, copy_of(batch), None)
     for hook in hooks:
         hook.remove()
-    twin, abstract = laid_out(model), {}
+    twin, abstract = meta_copy(model), {}
     for name, module in twin.named_modules():
         module.register_forward_hook(remember(abstract, name))
     assert dry_step(twin, batch, device="cpu", autocast=torch.bfloat16).error is None
@@ -214,7 +214,7 @@ def test_operations_are_those_of_pytorch(family: str, checkpointing: bool) -> No
     with FlopCounterMode(display=False) as counter:
         loss, _ = run(model, copy_of(batch), None)
         loss.backward()
-    done = dry_step(laid_out(model), batch, device="cpu")
+    done = dry_step(meta_copy(model), batch, device="cpu")
     assert done.flops_forward + done.flops_backward == counter.get_total_flops()
 
 
@@ -320,7 +320,7 @@ def test_ddp_holds_the_gradients_twice() -> None:
     """PyTorch's own DDP lays out buckets as large as the gradients."""
     from torch.nn.parallel import DistributedDataParallel
 
-    twin, ledger = laid_out(Stack()), Ledger()
+    twin, ledger = meta_copy(Stack()), Ledger()
     ledger.already(twin.parameters())
     with ranks(4), Abstract(ledger.observe):
         wrapped = DistributedDataParallel(twin, init_sync=False)
@@ -449,7 +449,7 @@ def test_attention_in_one_kernel_is_offered_where_the_model_writes_it_out(family
     eager, fused = (measure(subject, Plan(attention=attention)) for attention in (None, "sdpa"))
     assert fused.peak < eager.peak and fused.parameters == eager.parameters
     between = (cost_of(eager, "sgd").peak + cost_of(fused, "sgd").peak) // 2
-    gpu = Gpu((between + RESERVED) / (1 << 30), 1, 1)
+    gpu = GpuModel((between + RESERVED) / (1 << 30), 1, 1)
     offered = settings_that_fit(subject, Plan(optimizer="sgd"), eager, gpu)
     assert offered[0]["kind"] == "fused attention" and offered[0]["options"] == 'attn_implementation="sdpa"'
     assert offered[0]["peak"] == cost_of(fused, "sgd").peak

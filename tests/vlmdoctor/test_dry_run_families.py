@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.detection.shrink import tiny_config, tiny_model
 from vlmdoctor.dryrun.abstract import Abstract
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
@@ -41,7 +41,7 @@ def test_a_made_batch_runs_for_real_and_reaches_what_the_dry_run_says(family: st
     model_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     model = tiny_model(model_class, config)
     batch = batch_for(model, batch_size=2)
-    step = dry_step(laid_out(model), batch, device="cpu")
+    step = dry_step(meta_copy(model), batch, device="cpu")
     loss = model(**batch).loss
     loss.backward()
     assert step.error is None and torch.isfinite(loss)
@@ -143,5 +143,5 @@ def test_a_mask_that_learns_gets_its_gradient() -> None:
 
     for device in ("cpu", "cuda"):
         batch = {"x": torch.randn(1, 2, 4, 8)}
-        step = dry_step(laid_out(Relative()), batch, lambda model, batch: model(**batch), device=device)
+        step = dry_step(meta_copy(Relative()), batch, lambda model, batch: model(**batch), device=device)
         assert step.error is None and step.reached == {"places", "query.weight"}

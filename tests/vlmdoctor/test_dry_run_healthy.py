@@ -13,7 +13,7 @@ import vlmdoctor
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.runner import dry_run_of, examine
 from vlmdoctor.dryrun.abstract import Abstract
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.probes.dry_run.shapes import shapes_of
@@ -71,7 +71,7 @@ def test_a_buffer_that_was_left_empty_is_unknown() -> None:
     with Abstract():
         empty = torch.empty(4, dtype=torch.long)
         model = Looking(torch.empty_like(empty))
-    assert laid_out(model).places.is_meta
+    assert meta_copy(model).places.is_meta
     assert step(model).failure is None
 
 
@@ -81,7 +81,7 @@ def test_a_buffer_that_was_filled_is_known() -> None:
         places[:2] = torch.arange(2)
         places[2:].copy_(torch.arange(8, 10))
         model = Looking(places)
-    assert laid_out(model).places.tolist() == [0, 1, 8, 9]
+    assert meta_copy(model).places.tolist() == [0, 1, 8, 9]
     assert step(model).failure.type == "IndexError"
 
 

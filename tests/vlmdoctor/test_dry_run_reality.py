@@ -14,7 +14,7 @@ from benchmarks.detection.models import make
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.attention import kernel_of
 from vlmdoctor.dryrun.ledger import Ledger
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
@@ -83,7 +83,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A family's model with what a real step gave, once for all tests."""
     made = make(request.param)
     model, batch = made.model, made.batch
-    twin = laid_out(model)
+    twin = meta_copy(model)
     shapes, saved = forward(model, batch)
     ledger = Ledger()
     ledger.already([*model.parameters(), *model.buffers()])

@@ -170,10 +170,10 @@ def test_weights_of_another_shape_are_a_finding(folder: Path) -> None:
 
 
 def test_without_weights_in_memory_names_and_shapes_are_compared_all_the_same(folder: Path) -> None:
-    from vlmdoctor.targets.weightless import Weightless
+    from vlmdoctor.targets.meta_target import MetaTarget
 
     change_weights(folder, lambda weights: {n: t for n, t in weights.items() if "projector" not in n})
-    target = resolve(str(folder), weightless=Weightless())
+    target = resolve(str(folder), weightless=MetaTarget())
     report = examine(target.subject, target="", rules=model_rules(), depth="static")
     (finding,) = report.findings
     assert (
@@ -239,7 +239,7 @@ def test_what_a_made_batch_leaves_out_is_no_warning() -> None:
     ids = torch.randint(0, 32, (2, 8))
     subject = Subject(WithASpareWay(), batch={"input_ids": ids, "labels": ids.roll(-1, 1)})
     rules = [rule for rule in model_rules() if rule.name == "no-gradient"]
-    for given, severity in (([], "warning"), ([MadeBatch("made from the configuration")], "info")):
+    for given, severity in (([], "warning"), ([MadeBatch(how="made from the configuration")], "info")):
         (finding,) = examine(subject, target="", rules=rules, given=given).findings
         assert (finding.severity, finding.at) == (severity, ("spare (2 tensors)",))
 

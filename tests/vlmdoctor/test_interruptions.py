@@ -17,7 +17,7 @@ import vlmdoctor
 from benchmarks.hostile.families_state.tiny import touching
 from benchmarks.hostile.fingerprint import changed, fingerprint
 from benchmarks.hostile.interruptions import TimeIsUpError, victim
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.sandbox.signals import Interruptions
 
 MOMENTS = 36
@@ -112,7 +112,7 @@ def test_a_signal_that_arrives_while_something_is_restored_waits(monkeypatch: py
     made = touching(lambda m, x: None, calls=[0])
     before = fingerprint(made)
     with _handler(signal.SIGALRM, TimeIsUpError):
-        kept = unchanged(made)
+        kept = restoring(made)
         with pytest.raises(TimeIsUpError), kept:
             made.model.calls[0] += 1
             made.model.block.weight.data.zero_()

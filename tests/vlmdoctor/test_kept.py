@@ -20,7 +20,7 @@ from torch import nn
 import vlmdoctor
 from vlmdoctor.errors import NotRestored, Unavailable
 from vlmdoctor.sandbox import kept_file, kept_tensors
-from vlmdoctor.sandbox.kept_tensors import Kept
+from vlmdoctor.sandbox.kept_tensors import KeptTensors
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ("seek", "write", "readinto", "posix_fallocate", "fsync", "disk_usage")
@@ -144,7 +144,7 @@ def spoil(given: list[torch.Tensor]) -> None:
 def test_values_come_back_bit_for_bit_into_the_memory_they_had(disk: Disk) -> None:
     given = tensors()
     before = [(bits(t), t.data_ptr(), t.stride(), t.dtype) for t in given]
-    values = Kept(given, aside=True)
+    values = KeptTensors(given, aside=True)
     assert disk.counts["write"] and disk.counts["readinto"]
     spoil(given)
     given[0].data = given[0].data.half()
@@ -157,7 +157,7 @@ def test_memory_that_was_given_back_meanwhile_is_taken_again(disk: Disk) -> None
     for aside in (True, False):
         given = torch.randn(300)
         before = bits(given.clone())
-        values = Kept([given], aside=aside)
+        values = KeptTensors([given], aside=aside)
         given.untyped_storage().resize_(0)
         values.restore()
         assert bits(given) == before
@@ -168,7 +168,7 @@ def test_short_writes_and_reads_are_gone_on_with(disk: Disk, most: int | None) -
     disk.most = most
     given = tensors()
     before = [bits(t) for t in given]
-    values = Kept(given, aside=True)
+    values = KeptTensors(given, aside=True)
     spoil(given)
     values.restore()
     assert [bits(t) for t in given] == before
@@ -184,7 +184,7 @@ def test_no_failure_of_any_single_operation_changes_a_weight(
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     given = [t for t in tensors() if t.numel()]
     before = [bits(t) for t in given]
-    Kept(given, aside=True).restore()
+    KeptTensors(given, aside=True).restore()
     whole = dict(disk.counts)
     assert whole["write"] and whole["seek"] and whole["readinto"]
     tried = 0
@@ -194,7 +194,7 @@ def test_no_failure_of_any_single_operation_changes_a_weight(
             disk.fails = lambda o, n, operation=operation, number=number: (
                 o == operation and (n >= number if lasting else n == number)
             )
-            values = Kept(given, aside=True)
+            values = KeptTensors(given, aside=True)
             kept_in_file = values._file is not None
             spoil(given)
             try:
@@ -214,7 +214,7 @@ def test_what_is_read_back_differently_is_kept_in_memory(disk: Disk) -> None:
     disk.garbles = True
     given = tensors()
     before = [bits(t) for t in given]
-    values = Kept(given, aside=True)
+    values = KeptTensors(given, aside=True)
     assert values._file is None
     spoil(given)
     values.restore()
@@ -225,14 +225,14 @@ def test_where_no_room_is_anywhere_nothing_is_begun(disk: Disk, monkeypatch: pyt
     disk.fails = lambda operation, number: operation == "disk_usage"
     monkeypatch.setattr(kept_tensors, "free_memory", lambda root: 100)
     with pytest.raises(Unavailable, match="neither the folder for temporary files nor the memory has room"):
-        Kept(tensors(), aside=True)
+        KeptTensors(tensors(), aside=True)
 
 
 def test_one_unreadable_tensor_costs_no_other_and_is_named(disk: Disk) -> None:
     model = nn.Sequential(nn.Linear(300, 4), nn.Linear(4, 300), nn.Linear(5, 5))
     given = list(model.parameters())
     before = [bits(t) for t in given]
-    values = Kept(given, aside=True, owner=model)
+    values = KeptTensors(given, aside=True, owner=model)
     spoil(given)
     disk.error = errno.EIO
     disk.counts = dict.fromkeys(OPERATIONS, 0)
@@ -250,7 +250,7 @@ def test_one_unreadable_tensor_costs_no_other_and_is_named(disk: Disk) -> None:
 def test_an_interrupted_return_can_be_made_again(disk: Disk) -> None:
     given = [torch.randn(600) for _ in range(4)]
     before = [bits(t) for t in given]
-    values = Kept(given, aside=True)
+    values = KeptTensors(given, aside=True)
     spoil(given)
 
     def interrupted(operation: str, number: int) -> bool:

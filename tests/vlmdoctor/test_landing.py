@@ -13,9 +13,9 @@ from benchmarks.detection.case import Made
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.faults.plant import alter
 from benchmarks.detection.models import make
-from vlmdoctor.evidence.landing import Landing
-from vlmdoctor.probes.images.landing import look
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.evidence.image_placement import ImagePlacement
+from vlmdoctor.probes.images.placement import measure
+from vlmdoctor.sandbox.restore import restoring
 
 RULES = ["IMG343", "IMG344", "IMG345"]
 HEALTHY = [
@@ -55,9 +55,9 @@ def checked(subject: Any) -> Any:
     return report
 
 
-def landing(made: Made) -> Landing:
-    with unchanged(made.model):
-        return look(made.subject())
+def landing(made: Made) -> ImagePlacement:
+    with restoring(made.model):
+        return measure(made.subject())
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -16,7 +16,7 @@ from vlmdoctor.evidence.parameters import Parameter
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live import display
 from vlmdoctor.live.spark import ASCII, UNICODE, figure, signs_for, sparkline
-from vlmdoctor.live.state import KEPT, History, LiveState
+from vlmdoctor.live.state import KEPT, Curve, LiveState
 from vlmdoctor.live.view import draw
 from vlmdoctor.runs.numbers import clock, count
 
@@ -206,7 +206,7 @@ def test_findings_that_no_longer_hold_are_said_to_be_over():
 
 
 def test_histories_are_bounded_and_keep_the_shape():
-    history = History()
+    history = Curve()
     for value in range(100_000):
         history.add(float(value))
     history.add(None)

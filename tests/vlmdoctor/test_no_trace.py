@@ -18,7 +18,7 @@ from benchmarks.hostile.fingerprint import changed, fingerprint
 from vlmdoctor.errors import WouldMove
 from vlmdoctor.sandbox.iterators import Refusing, twin_of
 from vlmdoctor.sandbox.reach import Reach
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 
 SAMPLE = (
     *("ema-in-dict", "ema-slots", "queue-deque", "moco-momentum-encoder", "batch-norm-in-object"),
@@ -156,7 +156,7 @@ def test_the_walk_runs_no_code_of_the_users() -> None:
         __hash__ = None  # type: ignore[assignment]
 
     loud = Loud()
-    with unchanged(touching(lambda m, x: None, loud=[loud], more={"a": loud})):
+    with restoring(touching(lambda m, x: None, loud=[loud], more={"a": loud})):
         pass
     # Gone before the fingerprint of the classes is taken apart.
     assert called == []
@@ -182,7 +182,7 @@ def test_a_file_that_is_being_iterated_over_is_not_moved(tmp_path: Any) -> None:
     with path.open() as file:
         next(file)
         made = touching(lambda m, x: None, file=file, memory=io.BytesIO(b"abc"))
-        kept = unchanged(made)
+        kept = restoring(made)
         with kept:
             made.model.memory.write(b"xyz")
             with pytest.raises(WouldMove):
@@ -194,7 +194,7 @@ def test_a_file_that_is_being_iterated_over_is_not_moved(tmp_path: Any) -> None:
 
 def test_restoring_goes_on_past_an_error_and_raises_at_the_end() -> None:
     made = touching(lambda m, x: None, first={"a": 1}, last={"a": 1})
-    kept = unchanged(made)
+    kept = restoring(made)
     with pytest.raises(ZeroDivisionError), kept:
         kept._undo.insert(len(kept._undo) // 2, lambda: 1 // 0)
         made.model.first["a"] = made.model.last["a"] = 2

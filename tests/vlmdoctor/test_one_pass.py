@@ -15,7 +15,7 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.alignment import Alignment
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.join import Join
+from vlmdoctor.evidence.image_feature_scale import ImageFeatureScale
 from vlmdoctor.evidence.loss_terms import LossTerms
 from vlmdoctor.evidence.numerics import Numerics
 from vlmdoctor.evidence.positions import Positions
@@ -26,7 +26,7 @@ from vlmdoctor.probes.images import features
 from vlmdoctor.probes.numerics import activations
 from vlmdoctor.subject import Subject
 
-KINDS = (Forward, Numerics, Precision, Positions, Rotations, LossTerms, Alignment, Join)
+KINDS = (Forward, Numerics, Precision, Positions, Rotations, LossTerms, Alignment, ImageFeatureScale)
 
 
 def gathered(subject: Subject) -> dict[type, Any]:
@@ -123,7 +123,7 @@ def test_a_model_that_fails_while_it_is_observed_is_judged_by_its_plain_pass() -
     assert found[Forward].failure is None
     assert found[Forward].loss is not None
     assert found[LossTerms].terms and found[Alignment].ahead == 1  # they need no hook
-    assert found[Join] == "the forward pass raises RuntimeError when it is observed"
+    assert found[ImageFeatureScale] == "the forward pass raises RuntimeError when it is observed"
 
 
 def test_a_pass_that_raises_is_the_reason_for_all() -> None:

@@ -305,14 +305,14 @@ def test_the_page_of_a_run_is_plain(tmp_path) -> None:
 
     from vlmdoctor.runs.columns import read_recording
     from vlmdoctor.runs.page import page
-    from vlmdoctor.runs.verdict import Verdict
+    from vlmdoctor.runs.verdict import LearningSummary
 
     recording = read_recording(write_run(tmp_path / "run", steps=20, eval_every=10))
     for text in TEXTS:
         info = {"target": text, "command": [text, text], "created": text}
         summary = {f"accuracy/{text}": 0.5, "environment": {text: text}, "device": text, "seconds": 1.0}
         hostile = replace(recording, info={**info, "config": {text: text, "data": text}}, summary=summary)
-        drawn = page(hostile, hostile_report(text), Verdict(text, (text,), None), {})
+        drawn = page(hostile, hostile_report(text), LearningSummary(text, (text,), None), {})
         assert_plain(drawn)
         assert_harmless_page(drawn)
 

@@ -13,7 +13,7 @@ from benchmarks.detection.case import Case
 from benchmarks.detection.corpus import by_name
 from benchmarks.detection.models import make
 from vlmdoctor.engine import Gatherer
-from vlmdoctor.evidence.join import Join
+from vlmdoctor.evidence.image_feature_scale import ImageFeatureScale
 from vlmdoctor.evidence.positions import Positions
 from vlmdoctor.probes.positions.positions import _compared
 
@@ -111,14 +111,14 @@ class TestPositions:
         count = torch.cat([torch.arange(half), torch.arange(ids.shape[1] - half)])
         made.batch["position_ids"] = count.expand(3, len(ids), -1).contiguous()
         seen = Gatherer(made.subject())(Positions)
-        assert seen.own is None and seen.no_own == "several samples share each row"
+        assert seen.expected is None and seen.no_expected == "several samples share each row"
 
     def test_leaves_no_trace(self) -> None:
         made = make("qwen2_vl")
         before = {name: value.clone() for name, value in made.model.state_dict().items()}
         state = torch.get_rng_state()
         gather = Gatherer(made.subject())
-        gather(Positions), gather(Join)
+        gather(Positions), gather(ImageFeatureScale)
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
         assert made.model.training and not any(m._forward_pre_hooks for m in made.model.modules())
@@ -129,7 +129,7 @@ class TestJoin:
     @pytest.mark.parametrize(("family", "places"), [("llava", 32), ("nanovlm", 8), ("qwen2_5_vl", 8)])
     def test_image_places_are_found_without_their_ids(self, family: str, places: int) -> None:
         made = make(family)
-        found = Gatherer(made.subject())(Join)
+        found = Gatherer(made.subject())(ImageFeatureScale)
         assert found.image_places == places
         assert found.text_places == made.batch["input_ids"].numel() - places
         assert 0.1 < found.image_size / found.text_size < 100
@@ -144,7 +144,7 @@ def test_a_scale_on_the_embeddings_is_part_of_the_text() -> None:
     made = make("gemma3")
     for parameter in made["projector"].parameters():
         nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(0))
-    found = Gatherer(made.subject())(Join)
+    found = Gatherer(made.subject())(ImageFeatureScale)
     width = made["embed"].weight.shape[1]
     assert found.text_size == pytest.approx(
         float(made["embed"].weight.square().mean().sqrt()) * width**0.5, rel=0.3

@@ -23,7 +23,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.proof.prove import Measured, Tried, prove, repair_of
+from vlmdoctor.proof.prove import Attempt, Measurement, prove, repair_of
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, find_rule
 from vlmdoctor.subject import Subject
@@ -262,8 +262,8 @@ def with_repair(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]
     """A repair for the rule `trainable-not-in-optimizer` made of these functions."""
     module = ModuleType("vlmdoctor.repairs.trainable_not_in_optimizer")
     module.DEPTH, module.COPIES, module.OF_PARAMETERS = "backward", True, True  # type: ignore[attr-defined]
-    module.mend = functions.get("mend", lambda bench, finding, gather: Tried("a try"))  # type: ignore[attr-defined]
-    measure = functions.get("measure", lambda bench, finding: Measured("bad", False))
+    module.apply = functions.get("mend", lambda bench, finding, gather: Attempt("a try"))  # type: ignore[attr-defined]
+    measure = functions.get("measure", lambda bench, finding: Measurement("bad", False))
     if measure is not None:
         module.measure = measure  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -308,11 +308,11 @@ def test_a_repair_that_does_not_help_is_shown_as_such(monkeypatch: pytest.Monkey
 
 
 def test_without_a_measurement_the_rule_itself_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mend(bench: Any, finding: Finding, gather: Any) -> Tried:
+    def apply(bench: Any, finding: Finding, gather: Any) -> Attempt:
         bench.add_to_optimizer(finding.parameters)
-        return Tried("them added")
+        return Attempt("them added")
 
-    with_repair(monkeypatch, mend=mend, measure=None)
+    with_repair(monkeypatch, apply=apply, measure=None)
     finding, _ = found_half_held()
     assert finding.proof is not None and finding.proof.works
     assert finding.proof.before == finding.message
@@ -320,7 +320,7 @@ def test_without_a_measurement_the_rule_itself_is_run_again(monkeypatch: pytest.
 
 
 def test_a_copy_that_does_not_show_the_fault_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_repair(monkeypatch, measure=lambda bench, finding: Measured("good", True))
+    with_repair(monkeypatch, measure=lambda bench, finding: Measurement("good", True))
     finding, report = found_half_held()
     assert finding.proof is None
     assert report.facts["not_proven"]["trainable-not-in-optimizer"] == "the copy does not show the fault"
@@ -425,14 +425,14 @@ def test_every_repair_is_that_of_a_rule() -> None:
         repair = repair_of(name)
         assert repair is not None and repair.DEPTH in DEPTHS
         assert {repair.COPIES, repair.OF_PARAMETERS} <= {True, False}
-        assert callable(repair.mend) and callable(getattr(repair, "measure", print))
+        assert callable(repair.apply) and callable(getattr(repair, "measure", print))
     assert repair_of("no-such-rule") is None
 
 
 def test_a_model_that_refuses_to_be_copied_is_told() -> None:
-    from vlmdoctor.proof.workbench import bench_for
+    from vlmdoctor.proof.workbench import workbench_for
 
     model = Cuttable("")
     model.lock = (x for x in ())  # type: ignore[assignment]
     with pytest.raises(Unavailable, match="can't be copied"):
-        bench_for(Subject(model, batch=batch()))
+        workbench_for(Subject(model, batch=batch()))

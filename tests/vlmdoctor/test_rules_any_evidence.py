@@ -42,24 +42,24 @@ def parameters(draw) -> Parameters:
         layer, depth = layer_of(name)
         found.append(
             Parameter(
-                name,
-                draw(st.sampled_from(ROLES)),
-                layer,
-                depth,
-                tuple(draw(st.lists(st.integers(0, 4), max_size=2))),
-                draw(st.sampled_from(["float32", "bfloat16", "float16", "uint8"])),
-                draw(st.booleans()),
-                draw(st.none() | st.booleans()),
-                draw(st.none() | st.integers(0, 2)),
-                draw(maybe),
+                name=name,
+                role=draw(st.sampled_from(ROLES)),
+                layer=layer,
+                depth=depth,
+                shape=tuple(draw(st.lists(st.integers(0, 4), max_size=2))),
+                dtype=draw(st.sampled_from(["float32", "bfloat16", "float16", "uint8"])),
+                requires_grad=draw(st.booleans()),
+                wanted=draw(st.none() | st.booleans()),
+                in_optimizer=draw(st.none() | st.integers(0, 2)),
+                lr=draw(maybe),
             )
         )
     return Parameters(
-        tuple(found),
-        draw(st.booleans()),
-        draw(st.none() | st.integers(0, 7000)),
-        draw(st.integers(0, 30)),
-        tuple(draw(st.lists(st.sampled_from(["mm_projector", "*", ""]), max_size=2))),
+        parameters=tuple(found),
+        adapters=draw(st.booleans()),
+        vocab_size=draw(st.none() | st.integers(0, 7000)),
+        foreign=draw(st.integers(0, 30)),
+        unmatched=tuple(draw(st.lists(st.sampled_from(["mm_projector", "*", ""]), max_size=2))),
     )
 
 
@@ -73,40 +73,65 @@ def runs(draw) -> Steps:
     layers = draw(st.dictionaries(names.map(lambda name: layer_of(name)[0]), numbers, max_size=8))
     steps = tuple(
         Step(
-            step,
-            losses[step % len(losses)],
-            rates[step % len(rates)],
-            norms[step % len(norms)],
-            None,
-            {},
-            layers,
-            {},
-            labels[step % len(labels)],
-            labels[step % len(labels)],
+            step=step,
+            loss=losses[step % len(losses)],
+            lr=rates[step % len(rates)],
+            grad_norm=norms[step % len(norms)],
+            grad_norm_after=None,
+            role_grad_norms={},
+            layer_grad_norms=layers,
+            role_update_ratios={},
+            supervised_tokens=labels[step % len(labels)],
+            images=labels[step % len(labels)],
         )
         for step in range(draw(st.integers(0, 3)), length)
     )
     tracks = tuple(
-        Track(name, draw(counts), draw(counts), draw(counts), draw(counts), None, draw(maybe), draw(maybe))
+        Track(
+            name=name,
+            samples=draw(counts),
+            with_gradient=draw(counts),
+            zero_gradient=draw(counts),
+            nonfinite_gradient=draw(counts),
+            first_nonfinite=None,
+            grad_norm=draw(maybe),
+            update_ratio=draw(maybe),
+        )
         for name in draw(st.lists(names, max_size=8, unique=True))
     )
     evaluations = tuple(
-        Evaluation(draw(st.integers(0, 600)), *(draw(maybe) for _ in range(5)), draw(maybe_count))
+        Evaluation(
+            step=draw(st.integers(0, 600)),
+            loss=draw(maybe),
+            loss_shuffled=draw(maybe),
+            loss_blank=draw(maybe),
+            accuracy=draw(maybe),
+            accuracy_shuffled=draw(maybe),
+            samples=draw(maybe_count),
+        )
         for _ in range(draw(st.integers(0, 2)))
     )
     nonfinite = None
     if draw(st.booleans()):
         nonfinite = NonFinite(
-            draw(counts),
-            draw(st.sampled_from(["loss", "activation", "gradient", "weight"])),
-            draw(st.none() | names),
-            None,
-            draw(st.none() | st.booleans()),
-            (),
-            draw(maybe),
+            step=draw(counts),
+            where=draw(st.sampled_from(["loss", "activation", "gradient", "weight"])),
+            module=draw(st.none() | names),
+            module_class=None,
+            inputs_finite=draw(st.none() | st.booleans()),
+            parameters=(),
+            largest=draw(maybe),
         )
-    flags = [draw(st.none() | st.booleans()) for _ in range(2)]
-    return Steps(steps, tracks, evaluations, nonfinite, draw(maybe_count), draw(st.booleans()), *flags)
+    return Steps(
+        steps=steps,
+        tracks=tracks,
+        evaluations=evaluations,
+        nonfinite=nonfinite,
+        planned_steps=draw(maybe_count),
+        finished=draw(st.booleans()),
+        resumed=draw(st.none() | st.booleans()),
+        accumulates_without_reset=draw(st.none() | st.booleans()),
+    )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -209,7 +234,7 @@ def test_fine_tuning_with_a_low_flat_loss_is_silent() -> None:
 
 
 def test_skipped_steps_of_a_gradient_scaler_are_silent() -> None:
-    found = NonFinite(0, "gradient", parameters=("model.vision_proj.weight",), inputs_finite=True)
+    found = NonFinite(step=0, where="gradient", parameters=("model.vision_proj.weight",), inputs_finite=True)
     run = sample_steps(400, nonfinite=found, every=1)
     steps = tuple(
         dataclasses.replace(s, grad_norm=math.inf, grad_norm_after=math.nan, layer_grad_norms={})
@@ -226,7 +251,7 @@ def test_a_model_that_is_only_learning_to_look_is_silent() -> None:
     """Looking comes late, in a jump; every evaluation on the way there is of a run that is not over."""
     evaluations = tuple(
         Evaluation(
-            step,
+            step=step,
             loss=1.3 if step < 250 else 0.3,
             loss_shuffled=1.302 if step < 250 else 3.0,
             accuracy=0.1 if step < 250 else 0.9,

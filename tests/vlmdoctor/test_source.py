@@ -31,7 +31,7 @@ def settings_of(tmp_path: Path, name: str, text: str) -> list[Setting]:
 
 
 def severities(tmp_path: Path, name: str, text: str) -> list[Severity]:
-    source = Source(1, tuple(settings_of(tmp_path, name, text)))
+    source = Source(files=1, settings=tuple(settings_of(tmp_path, name, text)))
     return [finding.severity for finding in gpu_hidden_in_source.function(source)]
 
 

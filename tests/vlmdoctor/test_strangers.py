@@ -13,8 +13,8 @@ from benchmarks.detection.corpus import by_name
 from benchmarks.detection.models import make
 from benchmarks.detection.score import verdict
 from vlmdoctor.engine import Gatherer
-from vlmdoctor.evidence.agreement import Agreement
 from vlmdoctor.evidence.alignment import Alignment
+from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.report import Report
 from vlmdoctor.subject import Subject
@@ -75,7 +75,7 @@ def test_the_next_token_is_what_each_is_taught(family: str) -> None:
     ("family", "term"), [("nanovlm", "assistant + stop"), ("llava_scratch", "assistant + stop")]
 )
 def test_what_is_supervised_is_told_without_a_tokenizer(family: str, term: str) -> None:
-    assert Gatherer(make(family).subject())(Agreement).seen["supervise"] == term
+    assert Gatherer(make(family).subject())(ContractStatus).seen["supervise"] == term
 
 
 class Twice(nn.Module):

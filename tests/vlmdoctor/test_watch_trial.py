@@ -13,7 +13,7 @@ from watched import Model, adamw, hooks_on, make_batch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.probes.training.trial_steps import trial_steps
-from vlmdoctor.sandbox.kept_tensors import Kept
+from vlmdoctor.sandbox.kept_tensors import KeptTensors
 from vlmdoctor.subject import Subject
 
 
@@ -154,13 +154,13 @@ def test_weights_learn_in_memory_where_no_file_can_be_written(monkeypatch):
 def test_ctrl_c_waits_until_the_weights_are_back(monkeypatch):
     model = Model()
     before = copy.deepcopy(model.state_dict())
-    restore = Kept.restore
+    restore = KeptTensors.restore
 
     def interrupted(self):
         signal.raise_signal(signal.SIGINT)
         restore(self)
 
-    monkeypatch.setattr(Kept, "restore", interrupted)
+    monkeypatch.setattr(KeptTensors, "restore", interrupted)
     # A shell may have started the tests with Ctrl-C ignored.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

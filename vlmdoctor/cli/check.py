@@ -150,7 +150,7 @@ def _examine(
     if resolved.subject.contract is None:
         resolved.subject.contract = settings.load().contract
     if "batch" in resolved.facts:
-        given.append(MadeBatch(resolved.facts["batch"]))
+        given.append(MadeBatch(how=resolved.facts["batch"]))
     if device is not None:
         _move(resolved.subject, device)
     if resolved.file is not None and kind_of(resolved.file) == "python":

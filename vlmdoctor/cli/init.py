@@ -29,7 +29,7 @@ def command(
     """Write a run's contract into pyproject.toml: what learns, how fast, on what."""
     from vlmdoctor.contract import written
     from vlmdoctor.engine import Gatherer
-    from vlmdoctor.evidence.agreement import Agreement
+    from vlmdoctor.evidence.contract_status import ContractStatus
     from vlmdoctor.output_file import write_whole
     from vlmdoctor.probes.model.contract import inferred
     from vlmdoctor.settings_file import content, nearest, with_contract
@@ -41,7 +41,7 @@ def command(
         with_contract(text, "", path, force=force)  # a refusal comes before the model is built
     with redirect_stdout(sys.stderr):
         subject = resolve(target, trust_remote_code=trust_remote_code, makes_batch=False).subject
-        lines = written(inferred(Gatherer(subject, depth="static")(Agreement)))
+        lines = written(inferred(Gatherer(subject, depth="static")(ContractStatus)))
     if dry_run:
         print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
         return

@@ -31,7 +31,7 @@ def command(
     from vlmdoctor.cli.run_ending import next_command, present
     from vlmdoctor.runs.conclusion import judge_run, rules_for_runs
     from vlmdoctor.runs.examples import read_examples
-    from vlmdoctor.runs.outputs import publish, read_learned
+    from vlmdoctor.runs.outputs import publish, read_summary
     from vlmdoctor.runs.reader import read_info, read_run
 
     parameters, steps = read_run(run)
@@ -48,6 +48,6 @@ def command(
     def complain(sentence: str) -> None:
         print(f"vlmdoctor: {sentence}", file=sys.stderr)
 
-    taught = publish(run, report, complain) if draw else read_learned(run)
+    taught = publish(run, report, complain) if draw else read_summary(run)
     present(report, output, taught, run, ask=next_command(run, read_examples(run)))
     raise typer.Exit(exit_status(report, output))

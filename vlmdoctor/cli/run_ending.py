@@ -16,11 +16,16 @@ from rich.text import Text
 from vlmdoctor.cli.output import OutputOptions, render
 from vlmdoctor.output_file import write_whole
 from vlmdoctor.report import Report
-from vlmdoctor.runs.verdict import Verdict
+from vlmdoctor.runs.verdict import LearningSummary
 
 
 def present(
-    report: Report, output: OutputOptions, taught: Verdict | None, folder: Path, *, ask: str | None = None
+    report: Report,
+    output: OutputOptions,
+    taught: LearningSummary | None,
+    folder: Path,
+    *,
+    ask: str | None = None,
 ) -> None:
     """Prints what was learned, the report, and where everything is.
 
@@ -46,7 +51,7 @@ def present(
     sys.stdout.flush()
 
 
-def _opening(taught: Verdict | None) -> list[RenderableType]:
+def _opening(taught: LearningSummary | None) -> list[RenderableType]:
     """What was learned."""
     if taught is None:
         return []

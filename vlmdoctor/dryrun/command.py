@@ -90,14 +90,14 @@ def dry_run(
 ) -> Report:
     """Lays the target out without weights, runs a step, and judges it."""
     from vlmdoctor import settings
-    from vlmdoctor.dryrun.config_culprits import NotThere, blamed
-    from vlmdoctor.dryrun.estimate import outlook, without_pixels
+    from vlmdoctor.dryrun.config_culprits import NoModelGatherer, culprits
+    from vlmdoctor.dryrun.estimate import estimate, without_pixels
     from vlmdoctor.dryrun.parts import parts_of, ropes_of
     from vlmdoctor.dryrun.plan import Plan, prepared, shapes_under
     from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
+    from vlmdoctor.targets.meta_target import MADE, MetaTarget
     from vlmdoctor.targets.resolve import resolve
-    from vlmdoctor.targets.weightless import MADE, Weightless
 
     terms = settings.load().contract
     plan = Plan(
@@ -111,7 +111,7 @@ def dry_run(
         world_size=options.world_size,
     )
     plan.check()
-    weightless = Weightless(
+    weightless = MetaTarget(
         batch_size=options.batch_size or 1,
         images=1 if options.images is None else options.images,
         length=options.seq_len,
@@ -121,11 +121,13 @@ def dry_run(
         resolved = resolve(target, trust_remote_code=trust_remote_code, weightless=weightless)
     except NotBuilt as error:
         progress("looking for what contradicts itself")
-        told = blamed(target, weightless, plan, f"raises {error.raised}")
+        told = culprits(target, weightless, plan, f"raises {error.raised}")
         if not told.found:
             raise
         facts = {"not_built": text_of(error)}
-        return judge(rules, NotThere(told), command="check", target=target, fail_on=fail_on, facts=facts)
+        return judge(
+            rules, NoModelGatherer(told), command="check", target=target, fail_on=fail_on, facts=facts
+        )
     subject = resolved.subject
     made = resolved.facts.get("batch") == MADE
     sized = [name for name in options.given if name in ("--batch-size", "--images", "--seq-len")]
@@ -133,7 +135,7 @@ def dry_run(
         raise UserError(f"{sized[0]} has no effect on {target}, which brings its own batch.")
     if subject.training_args is not None:
         plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
-    given: list[Any] = [Placement(sum(1 for _ in subject.model.parameters()), dry_run=True)]
+    given: list[Any] = [Placement(parameters=sum(1 for _ in subject.model.parameters()), dry_run=True)]
     facts: dict[str, Any] = dict(resolved.facts)
     if not options.freeze and not options.lora:
         if made:
@@ -144,7 +146,7 @@ def dry_run(
     if resolved.raised is not None:
         progress("looking for what contradicts itself")
         failed = f"raises {resolved.raised}"
-        given.append(blamed(target, weightless, plan, failed, subject.model.config))
+        given.append(culprits(target, weightless, plan, failed, subject.model.config))
     if subject.batch is not None:
         progress("running a step without weights")
         try:
@@ -162,7 +164,7 @@ def dry_run(
             if shapes.failure is not None and made:
                 progress("looking for what contradicts itself")
                 failed = f"raises {shapes.failure.type}: {shapes.failure.message.partition(chr(10))[0]}"
-                given.append(blamed(target, weightless, plan, failed, subject.model.config, shapes.tokens))
+                given.append(culprits(target, weightless, plan, failed, subject.model.config, shapes.tokens))
             if shapes.failure is None:
                 progress("reckoning what it costs")
 
@@ -175,7 +177,7 @@ def dry_run(
                         raise Unavailable(f"no such batch could be made: {first_line(error)}") from error
 
                 try:
-                    cost = outlook(subject, plan, shapes, sized_batch if made else None)
+                    cost = estimate(subject, plan, shapes, sized_batch if made else None)
                 except Unavailable as reason:
                     facts["dry_run"]["cost_not_possible"] = str(reason)
                 else:
@@ -202,7 +204,7 @@ def dry_run(
 def _fit(gpu: str, cost: dict[str, Any]) -> Fit:
     parts = cost["bytes"]
     return Fit(
-        gpu,
+        gpu=gpu,
         memory=cost["gpu"]["room"],
         needed=parts["peak"],
         needed_in=parts["peak_in"],

@@ -11,12 +11,12 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.contradictions import Contradictions
 from vlmdoctor.sandbox.files import read_json
-from vlmdoctor.targets.weightless import Weightless
+from vlmdoctor.targets.meta_target import MetaTarget
 
 
-def blamed(
+def culprits(
     target: str,
-    weightless: Weightless,
+    weightless: MetaTarget,
     plan: Plan,
     failed: str,
     config: Any = None,
@@ -44,7 +44,7 @@ def blamed(
     return contradictions(written, failed, runs, config=config, tokens=tokens)
 
 
-class NotThere(Gatherer):
+class NoModelGatherer(Gatherer):
     """Has the evidence that it was given, and says of all other that there is no model to gather it from."""
 
     def __init__(self, *given: object) -> None:

@@ -58,7 +58,7 @@ def contradictions(
             except (UserError, Unavailable):
                 continue
             built = config is not None
-            return Contradictions(tuple(_told(one, written, failed, built) for one in together))
+            return Contradictions(found=tuple(_told(one, written, failed, built) for one in together))
     return Contradictions()
 
 
@@ -69,11 +69,11 @@ def _told(suspicion: Suspicion, written: Mapping[str, Any], failed: str, built: 
         if path != name:
             message = message.replace(path, name)
     return Contradiction(
-        message,
-        {names[path]: value for path, value in suspicion.fields.items()},
-        {names[path]: value for path, value in suspicion.change.items()},
-        failed,
-        built,
+        message=message,
+        fields={names[path]: value for path, value in suspicion.fields.items()},
+        change={names[path]: value for path, value in suspicion.change.items()},
+        failed=failed,
+        built=built,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.knowledge.gpus import Gpu
+from vlmdoctor.knowledge.gpus import GpuModel
 
 if TYPE_CHECKING:
-    from vlmdoctor.dryrun.measure import Measured
+    from vlmdoctor.dryrun.measure import StepCost
 
 UTILISATION = 0.4  # of the peak rate: what well-tuned training reaches
 RESERVED = 1 << 30  # CUDA's own context, and what the allocator can't hand out
@@ -42,7 +42,7 @@ class Cost:
         return asdict(self)
 
 
-def cost_of(measured: Measured, optimizer: str = "adamw") -> Cost:
+def cost_of(measured: StepCost, optimizer: str = "adamw") -> Cost:
     """The cost of the step that was measured, once the optimizer has its state."""
     from vlmdoctor.dryrun.optimizers import optimizer_bytes
 
@@ -63,17 +63,17 @@ def cost_of(measured: Measured, optimizer: str = "adamw") -> Cost:
     )
 
 
-def room_on(gpu: Gpu) -> int:
+def room_on(gpu: GpuModel) -> int:
     """The bytes that a step may take."""
     return int(gpu.memory * (1 << 30)) - RESERVED
 
 
-def fits(cost: Cost, gpu: Gpu) -> bool:
+def fits(cost: Cost, gpu: GpuModel) -> bool:
     """Whether the peak fits beside what the driver takes."""
     return cost.peak <= room_on(gpu)
 
 
-def seconds_a_step(cost: Cost, gpu: Gpu, dtype: str, utilisation: float = UTILISATION) -> float:
+def seconds_a_step(cost: Cost, gpu: GpuModel, dtype: str, utilisation: float = UTILISATION) -> float:
     """Seconds that one step takes at this share of the GPU's peak rate in `dtype`."""
     rate = gpu.single if dtype == "float32" else gpu.half
     return cost.flops / (rate * 1e12 * utilisation)

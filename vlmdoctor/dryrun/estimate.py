@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmdoctor.dryrun.cost import UTILISATION, cost_of, fits, room_on, seconds_a_step
-from vlmdoctor.dryrun.measure import Measured, measure, of_shapes
+from vlmdoctor.dryrun.measure import StepCost, measure, of_shapes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.search import largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.evidence.shapes import Shapes
@@ -26,7 +26,7 @@ UNITS = {
 }
 
 
-def outlook(
+def estimate(
     subject: Subject, plan: Plan, shapes: Shapes, make_batch: Callable[[int, int | None], Any] | None
 ) -> dict[str, Any]:
     """What the step costs and, for a named GPU, whether it fits and what would; plain values.
@@ -78,7 +78,7 @@ def _on_gpu(
     subject: Subject,
     plan: Plan,
     shapes: Shapes,
-    measured: Measured,
+    measured: StepCost,
     make_batch: Callable[[int, int | None], Any] | None,
 ) -> dict[str, Any]:
     gpu = gpu_named(plan.gpu or "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.ranks import blocks_of, local, ranks, sharded, without_weights
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.unknown import ValueUnknown
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepCost:
     """What one step gave, for the one rank that has the most.
 
     Attributes:
@@ -55,13 +55,13 @@ class Measured:
     largest_block: int = 0
 
 
-def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> Measured:
+def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> StepCost:
     """The same, where the step was already run: by `shapes_of`, of a model that is not sharded."""
     trainable = sum(p.nbytes for p in _abstract(model.parameters()))
     # Without a gradient there is no state either.
     unreached = set(shapes.without_gradient)
     learning = _abstract(p for n, p in model.named_parameters() if canonical_name(n) not in unreached)
-    return Measured(
+    return StepCost(
         parameters=shapes.parameter_bytes + shapes.buffer_bytes,
         gradients=sum(p.nbytes for p in learning),
         buckets=trainable if plan.shard == "ddp" else 0,
@@ -74,7 +74,7 @@ def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> Measured:
     )
 
 
-def measure(subject: Subject, plan: Plan, batch: Any = None) -> Measured:
+def measure(subject: Subject, plan: Plan, batch: Any = None) -> StepCost:
     """Runs a step of the subject under the plan, on `batch` if that is given.
 
     Raises:
@@ -94,12 +94,12 @@ def measure(subject: Subject, plan: Plan, batch: Any = None) -> Measured:
         raise Unavailable(f"the dry run can't carry {first_line(error)}") from error
 
 
-def _under(subject: Subject, plan: Plan, batch: Any, spread: bool = False) -> Measured:
+def _under(subject: Subject, plan: Plan, batch: Any, spread: bool = False) -> StepCost:
     from vlmdoctor.dryrun.plan import prepared
 
     twin = prepared(subject.model, plan)
     if twin is subject.model:
-        twin = laid_out(twin)
+        twin = meta_copy(twin)
     if plan.shard != "fsdp2":
         return _measured(twin, plan, batch, subject.loss_fn, spread)
     assert plan.world_size is not None
@@ -123,7 +123,7 @@ def _measured(
     outside: int = 0,
     blocks: int = 0,
     largest_block: int = 0,
-) -> Measured:
+) -> StepCost:
     trainable = sum(p.nbytes for p in _abstract(twin.parameters()))
     parameters = sum(local(p).nbytes for p in twin.parameters()) + sum(b.nbytes for b in twin.buffers())
     casting = None if plan.shard == "fsdp2" else plan.autocast
@@ -132,7 +132,7 @@ def _measured(
     if done.error is not None:
         raise Unavailable(f"the step raises {type(done.error).__name__}: {_line(done.error)}")
     learning = _abstract(p for p in twin.parameters() if p.grad is not None or not done.loss)
-    return Measured(
+    return StepCost(
         parameters=parameters,
         gradients=sum(p.nbytes for p in learning),
         buckets=trainable if plan.shard == "ddp" else 0,

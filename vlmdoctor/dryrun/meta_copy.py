@@ -44,7 +44,7 @@ def building() -> Iterator[None]:
             del constraints.positive_definite.check
 
 
-def laid_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def meta_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of `model` with abstract weights (in `dtype`, if given); integer buffers keep their values.
 
     Raises:

@@ -25,16 +25,18 @@ def clashes_of(failure: Failure, config: Any) -> tuple[Clash, ...]:
     features = [fact for fact in failure.values if _FEATURES.fullmatch(fact.name) and len(fact.shape) > 1]
     widths = {fact.shape[-1]: fact.name for fact in reversed(features)}
     if len(widths) == 2:
-        return tuple(Clash(name, width, _said_by(width, said)) for width, name in widths.items())
+        return tuple(
+            Clash(what=name, number=width, said_by=_said_by(width, said)) for width, name in widths.items()
+        )
     found: list[Clash] = []
     for text in _LIST.findall(failure.message):
         sizes = [int(part) for part in text.split(",")]
         paths = tuple(path for path, value in said if value == sizes)
         if paths:
-            found.append(Clash("", sizes, paths))
+            found.append(Clash(what="", number=sizes, said_by=paths))
     for text in dict.fromkeys(_NUMBER.findall(_LIST.sub("", failure.message))):
         if int(text) >= _TELLING and (paths := _said_by(int(text), said)):
-            found.append(Clash("", int(text), paths))
+            found.append(Clash(what="", number=int(text), said_by=paths))
     return tuple(found[:4])
 
 

@@ -129,7 +129,7 @@ def prepared(model: Any, plan: Plan) -> Any:
     Raises:
         UserError: The model can't be trained so.
     """
-    from vlmdoctor.dryrun.meta_copy import laid_out
+    from vlmdoctor.dryrun.meta_copy import meta_copy
 
     if (plan.dtype, plan.lora, plan.attention) == (None, None, None) and not (
         plan.checkpointing or plan.freeze
@@ -137,7 +137,7 @@ def prepared(model: Any, plan: Plan) -> Any:
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return _adapted(laid_out(model, plan.dtype), plan)
+        return _adapted(meta_copy(model, plan.dtype), plan)
 
 
 def _adapted(model: Any, plan: Plan) -> Any:

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vlmdoctor.dryrun.cost import cost_of, fits, room_on
-from vlmdoctor.dryrun.measure import Measured, measure
+from vlmdoctor.dryrun.measure import StepCost, measure
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.knowledge.gpus import Gpu
+from vlmdoctor.knowledge.gpus import GpuModel
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.subject import Subject
 
@@ -112,8 +112,8 @@ def _solved(known: dict[int, int], room: int, held: int | None) -> int:
 def largest_batch(
     subject: Subject,
     plan: Plan,
-    base: Measured,
-    gpu: Gpu,
+    base: StepCost,
+    gpu: GpuModel,
     size: tuple[int, int],
     make_batch: Callable[[int, int | None], Any],
 ) -> Largest:
@@ -142,8 +142,8 @@ def largest_batch(
 def largest_sequence(
     subject: Subject,
     plan: Plan,
-    base: Measured,
-    gpu: Gpu,
+    base: StepCost,
+    gpu: GpuModel,
     size: tuple[int, int],
     context: int | None,
     make_batch: Callable[[int, int | None], Any],
@@ -165,19 +165,19 @@ def largest_sequence(
     return largest(needs, known, room_on(gpu), guess=most, confirmable=confirmable, most=most)
 
 
-def _held(base: Measured, plan: Plan) -> int:
+def _held(base: StepCost, plan: Plan) -> int:
     """Bytes that are there from the first to the last moment of a step."""
     return base.parameters + base.buckets + cost_of(base, plan.optimizer).optimizer
 
 
-def _update(base: Measured, plan: Plan) -> int:
+def _update(base: StepCost, plan: Plan) -> int:
     return cost_of(replace(base, peak=0), plan.optimizer).peak
 
 
-def settings_that_fit(subject: Subject, plan: Plan, base: Measured, gpu: Gpu) -> list[dict[str, Any]]:
+def settings_that_fit(subject: Subject, plan: Plan, base: StepCost, gpu: GpuModel) -> list[dict[str, Any]]:
     """The first setting of each kind under which the same batch fits, the least change first."""
     found: list[dict[str, Any]] = []
-    seen: dict[Plan, Measured] = {replace(plan, gpu=None, optimizer=""): base}
+    seen: dict[Plan, StepCost] = {replace(plan, gpu=None, optimizer=""): base}
     for kind, options, changed in _changes(subject.model, plan, base):
         if any(setting["kind"] == kind for setting in found):
             continue
@@ -219,7 +219,7 @@ def _could_fuse(model: Any) -> bool:
     return eager and bool(getattr(model, "_supports_sdpa", False))
 
 
-def _changes(model: Any, plan: Plan, base: Measured) -> Iterator[tuple[str, str, Plan]]:
+def _changes(model: Any, plan: Plan, base: StepCost) -> Iterator[tuple[str, str, Plan]]:
     """Kind, options as typed, plan: the least change first within each kind."""
     import torch
 

@@ -19,13 +19,13 @@ class ValueUnknown(RuntimeError):
         self.operator = operator
 
 
-class Unread(float):
+class UnknownScalar(float):
     """What `.item()` of an abstract float gives: it can be reckoned with and logged, but not decided on.
 
     Most training loops read their loss for a log. Its content is 1, so that logarithms and divisions go on.
     """
 
-    def __new__(cls) -> Unread:
+    def __new__(cls) -> UnknownScalar:
         return super().__new__(cls, 1.0)
 
     def __repr__(self) -> str:
@@ -42,8 +42,8 @@ class Unread(float):
     def __hash__(self) -> int:
         return id(self)
 
-    def _reckons(self, *others: Any) -> Unread:
-        return Unread()
+    def _reckons(self, *others: Any) -> UnknownScalar:
+        return UnknownScalar()
 
     def _decides(self, *others: Any) -> Any:
         raise ValueUnknown("Tensor.item", "gives a number without a value in a dry run, and it is decided on")

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vlmdoctor.dryrun.tensor_tree import tensors_in
-from vlmdoctor.dryrun.unknown import Unread
+from vlmdoctor.dryrun.unknown import UnknownScalar
 
 
 class Functions(TorchFunctionMode):
@@ -46,7 +46,7 @@ def _new_literal(tensor: torch.Tensor, data: Any, **kwargs: Any) -> torch.Tensor
 
 def _item(tensor: torch.Tensor) -> Any:
     unread = tensor.is_meta and tensor.is_floating_point() and tensor.numel() == 1
-    return Unread() if unread else tensor.item()
+    return UnknownScalar() if unread else tensor.item()
 
 
 _OWN: dict[Any, Callable[..., Any]] = {

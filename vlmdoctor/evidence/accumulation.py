@@ -9,7 +9,7 @@ PROBE = "vlmdoctor.probes.loss.accumulation"
 TIMES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accumulation:
     """Losses of one batch, with and without being told how many labels its whole step has.
 

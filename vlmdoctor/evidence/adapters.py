@@ -8,7 +8,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.model.adapters"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptedModule:
     """One module with an adapter.
 
@@ -23,7 +23,7 @@ class AdaptedModule:
     asked_as: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapters:
     """The adapters of one PEFT model.
 

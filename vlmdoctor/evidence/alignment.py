@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.loss.alignment"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alignment:
     """How labels and predictions were brought together.
 

@@ -8,7 +8,7 @@ DEPTH = "backward"
 PROBE = "vlmdoctor.probes.loss.auxiliary"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Auxiliary:
     """The auxiliary losses in the model's output that have a graph.
 

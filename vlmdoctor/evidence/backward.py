@@ -10,7 +10,7 @@ DEPTH = "backward"
 PROBE = "vlmdoctor.probes.gradient.backward"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gradient:
     """The gradient of one parameter tensor that has requires_grad.
 
@@ -33,7 +33,7 @@ class Gradient:
     zeroed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backward:
     """What one backward pass gave.
 

@@ -8,7 +8,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.model.batch_norms"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunningNorm:
     """One batch normalisation that keeps running statistics.
 
@@ -28,7 +28,7 @@ class RunningNorm:
     frozen: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchNorms:
     """The model's batch normalisations.
 

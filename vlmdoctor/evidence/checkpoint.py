@@ -13,7 +13,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.checkpoint.checkpoint"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weight:
     """One parameter of the model beside the checkpoint's tensor for it.
 
@@ -79,7 +79,7 @@ RELATED = 0.5  # correlation: fine-tuning leaves it above 0.9, random values hav
 FAR = 0.5  # relative distance: of unrelated values it is about 1.4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What the checkpoint holds for the model.
 

@@ -8,7 +8,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.model.config"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tie:
     """Two parameters that the configuration ties.
 
@@ -27,7 +27,7 @@ class Tie:
     trainable: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageSizes:
     """What the processor makes of an image, beside what the tower takes; None where unknown.
 
@@ -45,7 +45,7 @@ class ImageSizes:
     tower_extra_tokens: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """What the configuration, the tables, the tokenizer and the processor say about each other.
 

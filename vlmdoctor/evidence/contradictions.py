@@ -10,7 +10,7 @@ DEPTH = "shapes"
 GIVEN = "no config.json was changed and tried"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contradiction:
     """One of them.
 
@@ -29,7 +29,7 @@ class Contradiction:
     built: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contradictions:
     """What was found; empty where the model runs."""
 

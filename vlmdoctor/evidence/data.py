@@ -12,7 +12,7 @@ PROBE = "vlmdoctor.probes.data.read"
 IGNORED = -100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of a batch: a sample, or several packed ones.
 
@@ -66,7 +66,7 @@ class Row:
         return tuple(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """The pixels of one image, as the model is given them.
 
@@ -93,7 +93,7 @@ class Picture:
     contrast: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Words:
     """The vocabulary from its three sides: tokenizer, embedding and output head.
 
@@ -135,7 +135,7 @@ class Words:
         return str(token) if text is None else f"'{text}' ({token})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trouble:
     """A sample that could not be made into a batch.
 
@@ -154,7 +154,7 @@ class Trouble:
     columns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """What was found in the batch and in some samples of the dataset.
 

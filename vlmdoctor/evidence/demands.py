@@ -19,7 +19,7 @@ _UNITS = {"": 10**9, "GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20, "TB":
 _UNITS |= {"G": 10**9, "M": 10**6, "T": 10**12}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Demand:
     """One thing that the machine must have.
 
@@ -36,7 +36,7 @@ class Demand:
     version: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Demands:
     """All that is asked."""
 
@@ -52,24 +52,24 @@ def parse(texts: Iterable[str]) -> Demands:
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if not parts:
         raise UserError(f"--require needs something to require, such as {_forms()}.")
-    return Demands(tuple(_demand(part) for part in parts))
+    return Demands(demands=tuple(_demand(part) for part in parts))
 
 
 def _demand(text: str) -> Demand:
     if match := re.fullmatch(r"(\d{1,5})-gpus?", text, re.IGNORECASE):
-        return Demand(text, "gpus", int(match[1]))
+        return Demand(text=text, kind="gpus", amount=int(match[1]))
     name, equals, value = (part.strip() for part in text.partition("="))
     name = name.lower()
     if not equals and name in WORDS:
-        return Demand(text, name)
+        return Demand(text=text, kind=name)
     if name in COUNTS and re.fullmatch(r"\d{1,5}", value):
-        return Demand(text, name, int(value))
+        return Demand(text=text, kind=name, amount=int(value))
     if name in SIZES and (match := re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*([A-Za-z]*)", value)):
         if match[2].upper() in _UNITS:
-            return Demand(text, name, int(float(match[1]) * _UNITS[match[2].upper()]))
+            return Demand(text=text, kind=name, amount=int(float(match[1]) * _UNITS[match[2].upper()]))
         raise UserError(f"--require {text}: '{match[2]}' is no unit; write GB, GiB, MB or TB.")
     if name in VERSIONS and re.fullmatch(r"\d{1,5}(\.\d{1,5}){0,3}", value):
-        return Demand(text, name, version=value)
+        return Demand(text=text, kind=name, version=value)
     close = difflib.get_close_matches(name, (*WORDS, *SIZES, *VERSIONS, *COUNTS), n=1)
     hint = f" (did you mean '{close[0]}'?)" if close and close[0] != name else ""
     raise UserError(f"--require can't be '{text}'{hint}; known are {_forms()}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorFact:
     """A tensor's outside: its name in the source, shape, dtype and device."""
 
@@ -18,7 +18,7 @@ class TensorFact:
         return f"{self.name} {list(self.shape)} {self.dtype} on {self.device}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """An exception that the user's model raised.
 

@@ -9,7 +9,7 @@ DEPTH = "shapes"
 GIVEN = "no --gpu was named"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What a step needs, and what the GPU has.
 

@@ -11,7 +11,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.forward"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forward:
     """What one forward pass gave.
 

@@ -12,7 +12,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.images.inputs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """The grids [N, 2 or 3] of images whose patches lie in one flat tensor [P, D].
 
@@ -30,7 +30,7 @@ class Grid:
     patches: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mask:
     """A mask of pixels, patches or images.
 
@@ -50,7 +50,7 @@ class Mask:
     answers_seeing: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageInputs:
     """What was found in the batch.
 

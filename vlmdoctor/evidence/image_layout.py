@@ -12,8 +12,8 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.images.layout"
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, kw_only=True)
+class LayoutSmoothness:
     """How rough one picture is as it is given, and read in another way.
 
     Attributes:
@@ -32,7 +32,7 @@ class Reading:
     size: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageLayout:
     """The readings of the pictures that are no stand-ins.
 
@@ -43,5 +43,5 @@ class ImageLayout:
     """
 
     name: str
-    channels_last: tuple[Reading, ...] = ()
-    grids: tuple[Reading, ...] = ()
+    channels_last: tuple[LayoutSmoothness, ...] = ()
+    grids: tuple[LayoutSmoothness, ...] = ()

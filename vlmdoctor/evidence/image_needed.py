@@ -11,7 +11,7 @@ PROBE = "vlmdoctor.probes.training.image_needed"
 STEPS = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageNeeded:
     """What was learned from one batch with its images, and with one blank image in place of all.
 

@@ -12,7 +12,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.influence.plan"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """What one change of the input did to logits that it must not move (or, for the images, must move).
 
@@ -44,7 +44,7 @@ class Change:
         return self.moved > self.allowed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Influence:
     """The changes that were tried.
 

@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.loss.label_leak"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelLeak:
     """What became of the scores for a label when that label alone was changed.
 

@@ -8,7 +8,7 @@ DEPTH = "backward"
 PROBE = "vlmdoctor.probes.loss.form"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """The weights of the tokens in a loss that is a weighted sum of cross-entropies.
 
@@ -39,7 +39,7 @@ class Weights:
         return self.heaviest <= 1.02 * self.lightest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossForm:
     """How the loss of the user's batch comes from the logits.
 

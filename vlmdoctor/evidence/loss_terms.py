@@ -11,7 +11,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.loss.terms"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Term:
     """One call of a loss function of torch.
 
@@ -47,7 +47,7 @@ class Term:
         return self.rows >= 2 and self.classes >= 3 and self.low >= 0 and self.high <= 1.001 and whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summed:
     """All calls of cross-entropy together.
 
@@ -87,7 +87,7 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) <= CLOSE * abs(other)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """All calls of one forward pass, in their order.
 
@@ -108,7 +108,11 @@ class LossTerms:
             return None
         total = sum(total or 0.0 for total in totals)
         targets, places = sum(t.targets for t in self.terms), sum(t.places for t in self.terms)
-        return Summed(self.loss, total, targets, places) if targets and total > 0 else None
+        return (
+            Summed(loss=self.loss, total=total, targets=targets, places=places)
+            if targets and total > 0
+            else None
+        )
 
     def needed(self) -> tuple[Term, ...]:
         """The calls; raises `Unavailable` where there were none."""

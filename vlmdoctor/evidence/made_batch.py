@@ -8,7 +8,7 @@ DEPTH = "static"
 GIVEN = "the batch is the user's own"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MadeBatch:
     """Handed in by whoever made the batch: parts of the model that it leaves out may be used by real ones.
 

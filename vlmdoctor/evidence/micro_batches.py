@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.loss.micro_batches"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchNorm:
     """A normalisation that takes its mean and variance from the batch while the model trains.
 
@@ -24,7 +24,7 @@ class BatchNorm:
     moved: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatches:
     """The losses of a batch and of its parts, with dropout off.
 

@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.numerics.activations"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Culprit:
     """The first module that made NaN or infinity out of finite inputs.
 
@@ -29,7 +29,7 @@ class Culprit:
     only_loss: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Numerics:
     """What the activations looked like.
 

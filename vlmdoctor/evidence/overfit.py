@@ -12,7 +12,7 @@ LEARNED = 0.9  # of the first loss: what is below it on one batch again and agai
 JUMP = 4.0  # times the first loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Try:
     """Some steps on one batch: the loss before each of them, and the learning rate.
 
@@ -40,7 +40,7 @@ class Try:
         return bool(self.losses) and self.best < LEARNED * self.losses[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overfit:
     """What was tried on one batch.
 

@@ -8,7 +8,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.model.parameters"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One parameter tensor; a tied one is listed once, under its first name.
 
@@ -45,7 +45,7 @@ class Parameter:
         return count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """All parameters of the model, in its own order.
 

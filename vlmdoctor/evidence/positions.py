@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.positions.positions"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counted:
     """How the positions of one row go on from token to token.
 
@@ -34,7 +34,7 @@ class Counted:
     restarts: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """Positions where they were seen.
 
@@ -49,8 +49,8 @@ class Place:
     rows: tuple[Counted, ...]
 
 
-@dataclass(frozen=True)
-class Own:
+@dataclass(frozen=True, kw_only=True)
+class ExpectedPositions:
     """The positions that the model makes itself of this batch, held against those that it used.
 
     Attributes:
@@ -76,7 +76,7 @@ class Own:
     example: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Positions:
     """What was seen of positions in one forward pass.
 
@@ -84,12 +84,12 @@ class Positions:
         given: The name of the batch's positions; None where the batch has none.
         places: Where they were seen: the modules that take them, else the batch itself.
         limit: The highest number of positions that the model has; None where unknown.
-        own: The comparison with the model's own; None where it makes none, with the reason in `no_own`.
-        no_own: Why there is no comparison.
+        expected: The comparison with the model's own; None where it makes none: see `no_expected`.
+        no_expected: Why there is no comparison.
     """
 
     given: str | None = None
     places: tuple[Place, ...] = ()
     limit: int | None = None
-    own: Own | None = None
-    no_own: str | None = None
+    expected: ExpectedPositions | None = None
+    no_expected: str | None = None

@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.numerics.precision"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerPrecision:
     """One layer of a stack of layers, in one forward pass.
 
@@ -31,7 +31,7 @@ class LayerPrecision:
     wider: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Precision:
     """The layers in the order in which they ran, without those that ran under autocast.
 

@@ -32,7 +32,7 @@ _CACHED = re.compile(r"(^|\.)(k|v|kv|key|value)(_(a|b))?(_proj)?(_with_mqa)?\.|(
 _FOR_IMAGES = re.compile(r"vision|visual|image|img")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reach:
     """The trainable parameters that were measured often enough to say so.
 
@@ -145,7 +145,7 @@ def reach_in_steps(parameters: Parameters, steps: Steps) -> Reach:
 def reach_in_backward(parameters: Parameters, backward: Backward) -> Reach:
     """What one backward pass says: where it made no gradient there is no path; zeros are not judged."""
     tracks = {
-        g.name: Track(g.name, samples=1, with_gradient=int(g.present), zero_gradient=int(bool(g.zero)))
+        g.name: Track(name=g.name, samples=1, with_gradient=int(g.present), zero_gradient=int(bool(g.zero)))
         for g in backward.gradients
     }
     with_images = None if backward.images is None else int(backward.images > 0)
@@ -156,7 +156,7 @@ def reach_in_shapes(parameters: Parameters, shapes: Shapes) -> Reach:
     """What a step without weights says: whether there is a path, and nothing about its numbers."""
     missing = set(shapes.without_gradient)
     tracks = {
-        p.name: Track(p.name, samples=1, with_gradient=int(p.name not in missing), zero_gradient=0)
+        p.name: Track(name=p.name, samples=1, with_gradient=int(p.name not in missing), zero_gradient=0)
         for p in parameters.parameters
         if p.requires_grad
     }
@@ -183,4 +183,11 @@ def _reach(
             missing.append(p)
         elif track.with_gradient:
             undecided.append(p)
-    return Reach(tracks, tuple(reached), tuple(missing), tuple(undecided), with_images, enough_images)
+    return Reach(
+        tracks=tracks,
+        reached=tuple(reached),
+        missing=tuple(missing),
+        undecided=tuple(undecided),
+        with_images=with_images,
+        enough_images=enough_images,
+    )

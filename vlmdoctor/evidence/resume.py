@@ -8,7 +8,7 @@ DEPTH = "steps"
 PROBE = "vlmdoctor.probes.checkpoint.resume"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """One training step after loading the state dicts, beside the same step without.
 

@@ -9,7 +9,7 @@ DEPTH = "shapes"
 PROBE = "vlmdoctor.probes.positions.rope_settings"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """The frequencies of one rotary embedding.
 
@@ -44,7 +44,7 @@ class Rope:
     context: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RopeSettings:
     """All rotary embeddings of a model, alike ones once."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Repair:
+@dataclass(frozen=True, kw_only=True)
+class TableRepair:
     """The tables rebuilt in memory and the forward pass run again.
 
     Attributes:
@@ -24,7 +24,7 @@ class Repair:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rotary:
     """A rotary table that did not fit.
 
@@ -56,4 +56,4 @@ class Rotary:
     built_file: str | None = None
     built_line: int | None = None
     built_code: str | None = None
-    repair: Repair | None = None
+    repair: TableRepair | None = None

@@ -8,7 +8,7 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.positions.rotations"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rotations:
     """What was seen.
 

@@ -8,7 +8,7 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.optimizer.schedule"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The learning rate of the parameter group that has the largest one.
 

@@ -9,9 +9,10 @@ from vlmdoctor.evidence.failure import Failure
 
 DEPTH = "shapes"
 PROBE = "vlmdoctor.probes.dry_run.shapes"
+FOR_DRY_RUNS = "it needs --depth shapes; the real passes tell more"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModuleShape:
     """One module, or several alike that were folded into one row.
 
@@ -38,7 +39,7 @@ class ModuleShape:
     gradient: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clash:
     """A number where shapes met that did not fit, and where the configuration says it.
 
@@ -53,7 +54,7 @@ class Clash:
     said_by: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shapes:
     """What one step without weights gave.
 

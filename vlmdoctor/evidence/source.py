@@ -8,7 +8,7 @@ DEPTH = "static"
 GIVEN = "no source files were given"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """A place that sets an environment variable.
 
@@ -41,7 +41,7 @@ class Setting:
     late: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnCpu:
     """A place that keeps a training on the CPU, whatever GPUs there are.
 
@@ -58,7 +58,7 @@ class OnCpu:
     in_tests: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """A start of the deepspeed launcher that chooses GPUs itself, while CUDA_VISIBLE_DEVICES does so too.
 
@@ -75,7 +75,7 @@ class Launch:
     value: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """What was found in the files.
 

@@ -9,7 +9,7 @@ DEPTH = "steps"
 PROBE = "vlmdoctor.probes.training.steps"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One optimizer step.
 
@@ -41,7 +41,7 @@ class Step:
     images: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Track:
     """One parameter over the sampled steps; keyed by its canonical name.
 
@@ -72,7 +72,7 @@ class Track:
     changed_fraction: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What the model can do on examples that it was not trained on, with and without looking.
 
@@ -95,7 +95,7 @@ class Evaluation:
     samples: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NonFinite:
     """The first NaN or infinity of a run.
 
@@ -123,7 +123,7 @@ class NonFinite:
     inputs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """A run, or a piece of one.
 

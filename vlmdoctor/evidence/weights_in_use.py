@@ -11,7 +11,7 @@ DEPTH = "backward"
 PROBE = "vlmdoctor.probes.gradient.weights_in_use"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stranger:
     """A trainable parameter that the loss depends on and that is none of `model.parameters()`.
 
@@ -28,7 +28,7 @@ class Stranger:
     in_optimizer: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsInUse:
     """What was found.
 

@@ -8,7 +8,7 @@ DEPTH = "backward"
 PROBE = "vlmdoctor.probes.gradient.zero_weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZeroWeights:
     """What was found and tried.
 

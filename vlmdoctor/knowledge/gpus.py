@@ -8,7 +8,7 @@ from vlmdoctor.errors import UserError
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuModel:
     """A GPU.
 
     Attributes:
@@ -25,24 +25,24 @@ class Gpu:
 
 
 GPUS = {
-    "b200": Gpu(180, 2250, 75),
-    "h200": Gpu(141, 989, 67),
-    "h100": Gpu(80, 989, 67),
-    "a100-80": Gpu(80, 312, 19.5),
-    "a100-40": Gpu(40, 312, 19.5),
-    "l40s": Gpu(48, 362, 91.6),
-    "l4": Gpu(24, 121, 30.3),
-    "a10": Gpu(24, 125, 31.2),
-    "v100-32": Gpu(32, 125, 15.7, bfloat16=False),
-    "t4": Gpu(16, 65, 8.1, bfloat16=False),
-    "5090": Gpu(32, 209, 104.8),
-    "4090": Gpu(24, 165, 82.6),
-    "3090": Gpu(24, 71, 35.6),
-    "mi300x": Gpu(192, 1307, 163.4),
+    "b200": GpuModel(180, 2250, 75),
+    "h200": GpuModel(141, 989, 67),
+    "h100": GpuModel(80, 989, 67),
+    "a100-80": GpuModel(80, 312, 19.5),
+    "a100-40": GpuModel(40, 312, 19.5),
+    "l40s": GpuModel(48, 362, 91.6),
+    "l4": GpuModel(24, 121, 30.3),
+    "a10": GpuModel(24, 125, 31.2),
+    "v100-32": GpuModel(32, 125, 15.7, bfloat16=False),
+    "t4": GpuModel(16, 65, 8.1, bfloat16=False),
+    "5090": GpuModel(32, 209, 104.8),
+    "4090": GpuModel(24, 165, 82.6),
+    "3090": GpuModel(24, 71, 35.6),
+    "mi300x": GpuModel(192, 1307, 163.4),
 }
 
 
-def gpu_named(name: str) -> Gpu:
+def gpu_named(name: str) -> GpuModel:
     """The GPU with this name; raises `UserError` where there is none."""
     found = GPUS.get(name.lower())
     if found is None:

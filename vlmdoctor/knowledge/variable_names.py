@@ -92,23 +92,23 @@ LD_LIBRARY_PATH
 
 
 @functools.cache
-def known() -> frozenset[str]:
+def names() -> frozenset[str]:
     """All names."""
     return frozenset(_KNOWN.split())
 
 
 @functools.cache
-def meant_by(name: str) -> str | None:
+def closest_known_name(name: str) -> str | None:
     """The known variable that a misspelt name was meant for; None for a known or a foreign one."""
     upper = name.upper().replace("-", "_")
-    if name in known() or len(name) < 8:
+    if name in names() or len(name) < 8:
         return None
-    if upper in known():
+    if upper in names():
         return upper
     allowed = 2 if len(name) >= 14 else 1
     best = None
     characters = set(upper)
-    for candidate in known():
+    for candidate in names():
         # Each change of a letter makes at most two letters differ: most names are ruled out at once.
         if abs(len(candidate) - len(name)) > allowed or len(characters ^ set(candidate)) > 2 * allowed:
             continue

@@ -30,7 +30,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Reading:
+class VisibleDevices:
     """What becomes of a value.
 
     Attributes:
@@ -63,14 +63,14 @@ def sees_nothing(value: str) -> bool:
     return not reading.crashes and reading.visible == ()
 
 
-def read(value: str, count: int | None = None, uuids: Sequence[str] = ()) -> Reading:
+def read(value: str, count: int | None = None, uuids: Sequence[str] = ()) -> VisibleDevices:
     """What torch makes of `value` on a machine with `count` GPUs (None: not known) with these UUIDs."""
     if value.startswith(("GPU-", "MIG-")):
         entries, visible = _uuids(value, value[:4], list(uuids))
         crashes = False
     else:
         entries, visible, crashes = _ordinals(value, sys.maxsize if count is None else count)
-    return Reading(
+    return VisibleDevices(
         value, tuple(entries), visible, crashes, meant=_meant(value, count, uuids, entries, crashes)
     )
 

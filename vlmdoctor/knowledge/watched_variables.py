@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmdoctor.knowledge.variable_names import meant_by
+from vlmdoctor.knowledge.variable_names import closest_known_name
 
 _CUDA = (
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
@@ -33,7 +33,7 @@ _NUMBER_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "pandas", "cv2", *_HU
 
 def is_watched(name: str) -> bool:
     """Whether a variable is looked for: one that matters, or a misspelt one."""
-    return name in WATCHED or meant_by(name) in WATCHED
+    return name in WATCHED or closest_known_name(name) in WATCHED
 
 
 def read_by_cuda(name: str) -> bool:

@@ -13,7 +13,7 @@ from vlmdoctor.finding import Finding
 KEPT = 256
 
 
-class History:
+class Curve:
     """A whole run of values in at most `KEPT` averages: neighbours are merged as it grows.
 
     >>> history = History()
@@ -54,8 +54,8 @@ class Part:
     role: str
     parameters: int = 0
     trainable: int = 0
-    norm: History = field(default_factory=History)
-    ratio: History = field(default_factory=History)
+    norm: Curve = field(default_factory=Curve)
+    ratio: Curve = field(default_factory=Curve)
 
     @property
     def state(self) -> str:
@@ -96,14 +96,14 @@ class LiveState:
         self.parts: dict[str, Part] = {}
         self.layers: dict[str, float] = {}
         self.sampled_step: int | None = None
-        self.loss = History()
-        self.norm = History()
+        self.loss = Curve()
+        self.norm = Curve()
         self.lr: float | None = None
         self.tokens_per_s: float | None = None
         self.memory_mb: float | None = None
         self.mfu: float | None = None
         self.evaluation: Mapping[str, Any] = {}
-        self.accuracies = History()
+        self.accuracies = Curve()
         self.noticed: dict[str, Noticed] = {}
         self._started = clock()
         self._first_seen: float | None = None

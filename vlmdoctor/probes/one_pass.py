@@ -19,7 +19,7 @@ from vlmdoctor.probes import forward_result
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.probes.listening import Listening, Observer, Outcome
 from vlmdoctor.sandbox.call import run, seed
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 OBSERVERS = (
@@ -44,13 +44,13 @@ class OnePass:
         self._made: dict[str, Any] = {}
         observers = self._observers(subject, gather)
         outcome = Outcome()
-        with unchanged(subject):
+        with restoring(subject):
             observable = innermost(subject.model) is subject.model
             if observable:
                 outcome = self._listen(subject, observers, first=True)
             if not observable or outcome.error is not None:
                 _forget(outcome)
-                with unchanged(subject):
+                with restoring(subject):
                     # What counts is the pass that the run makes, with all that is around the model.
                     plain, _ = _attempt(subject, (), as_given=True)
                     self.forward = forward_result.read(subject, plain)
@@ -95,7 +95,7 @@ class OnePass:
         """For models that fail while all listen: each has a pass of its own, `together` tried first."""
         groups = [observers] if together and len(observers) > 1 else [{n: o} for n, o in observers.items()]
         for group in groups:
-            with unchanged(subject):
+            with restoring(subject):
                 outcome = self._listen(subject, group)
             if outcome.error is None:
                 continue
@@ -132,7 +132,7 @@ def _reason(error: Exception) -> Unavailable:
 def _attempt(
     subject: Subject, observers: Iterable[Observer], *, as_given: bool = False
 ) -> tuple[Outcome, dict[Any, Exception]]:
-    """One pass in the mode that the model is in, and what its observers raised; use inside `unchanged`.
+    """One pass in the mode that the model is in, and what its observers raised; use inside `restoring`.
 
     With `as_given` compilation and data-parallel wrappers stay around the model.
     """

@@ -23,7 +23,7 @@ from vlmdoctor.subject import Subject
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What a repair's measurement gave: in words, and whether it is as it should be."""
 
     text: str
@@ -31,7 +31,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
+class Attempt:
     """What a repair did to the copy.
 
     Attributes:
@@ -50,10 +50,10 @@ class Repair(Protocol):
     COPIES: bool  # whether it needs a copy: False where only the way of running the model is mended
     OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
 
-    def mend(self, bench: Any, finding: Finding, gather: Gatherer) -> Tried:
+    def apply(self, bench: Any, finding: Finding, gather: Gatherer) -> Attempt:
         """Repairs the copy; raises `Unavailable` where it can't."""
 
-    def measure(self, bench: Any, finding: Finding) -> Measured:
+    def measure(self, bench: Any, finding: Finding) -> Measurement:
         """Measures what the finding is about; runs on a copy before and on another after the repair.
 
         May be left out: then the rule itself is run once more on the mended copy.
@@ -124,56 +124,56 @@ def _tried(
     """(the finding with its proof, the rules among the others' that no longer fire on the mended copy)."""
     import torch
 
-    from vlmdoctor.proof.workbench import bench_for
-    from vlmdoctor.sandbox.restore import unchanged
+    from vlmdoctor.proof.workbench import workbench_for
+    from vlmdoctor.sandbox.restore import restoring
 
-    with unchanged(subject):
+    with restoring(subject):
 
         def between() -> AbstractContextManager[None]:
             # The model itself must be as it was before each attempt: it may keep tensors of the last.
-            return nullcontext() if repair.COPIES else unchanged(subject)
+            return nullcontext() if repair.COPIES else restoring(subject)
 
-        def mended() -> tuple[Any, Tried]:
-            bench = bench_for(subject, copied=repair.COPIES)
+        def repaired() -> tuple[Any, Attempt]:
+            bench = workbench_for(subject, copied=repair.COPIES)
             with between():
-                return bench, repair.mend(bench, finding, gather)
+                return bench, repair.apply(bench, finding, gather)
 
-        def measured(bench: Any) -> Measured:
+        def measured(bench: Any) -> Measurement:
             with between():
                 if hasattr(repair, "measure"):
                     return repair.measure(bench, finding)
-                with bench.mended_way():
+                with bench.repaired_way():
                     return _judged_again(bench.subject(subject), finding, rules, gather.depth)
 
         drawn = torch.get_rng_state()
-        before = measured(bench_for(subject, copied=repair.COPIES))
+        before = measured(workbench_for(subject, copied=repair.COPIES))
         if before.healthy:
             raise Unavailable("the copy does not show the fault")
         torch.set_rng_state(drawn)  # dropout alike in both
-        bench, tried = mended()
+        bench, tried = repaired()
         after = measured(bench)
         proof = Proof(tried.text, before.text, after.text, works=after.healthy)
         learned = tried.learned if after.healthy else {}
         gone: set[str] = set()
         if after.healthy and others:
             del bench
-            bench, _ = mended()
+            bench, _ = repaired()
             rivals = {f.rule for f in others if f.severity.rank <= finding.severity.rank}
-            with bench.mended_way():
+            with bench.repaired_way():
                 gone = _no_longer(
                     bench.subject(subject), [r for r in rules if r.name in rivals], gather.depth
                 )
     return dataclasses.replace(finding, proof=proof, **learned), gone
 
 
-def _judged_again(subject: Subject, finding: Finding, rules: Iterable[Rule], depth: str) -> Measured:
+def _judged_again(subject: Subject, finding: Finding, rules: Iterable[Rule], depth: str) -> Measurement:
     judged = judge(
         [r for r in rules if r.name == finding.rule], Gatherer(subject, depth=depth), command="", target=""
     )
     if not judged.ran:
         raise Unavailable("the rule can't be run on the mended copy")
     said = "; ".join(f.message for f in judged.findings)
-    return Measured(said or f"{finding.rule} finds nothing any more", not judged.findings)
+    return Measurement(said or f"{finding.rule} finds nothing any more", not judged.findings)
 
 
 def _no_longer(subject: Subject, rules: list[Rule], depth: str) -> set[str]:

@@ -11,10 +11,10 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.probes.batch.fields import Inputs
 from vlmdoctor.probes.influence.passes import innermost
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.workbench import Workbench
 
 
-def relabel(bench: Bench, gather: Gatherer, made: Callable[[Inputs], torch.Tensor]) -> None:
+def relabel(bench: Workbench, gather: Gatherer, made: Callable[[Inputs], torch.Tensor]) -> None:
     """Gives the batch the labels that `made` makes of its parts.
 
     Raises:

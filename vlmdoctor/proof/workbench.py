@@ -16,7 +16,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised
 from vlmdoctor.sandbox import call
-from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.sandbox.clone import clone_together
 from vlmdoctor.sandbox.restore import copy_of
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.optimizers import innermost
@@ -48,7 +48,7 @@ class Trained:
 
 
 @dataclass
-class Bench:
+class Workbench:
     """What a repair may change, all of it; training on it changes it too.
 
     Attributes:
@@ -74,7 +74,7 @@ class Bench:
 
     def loss(self) -> torch.Tensor:
         """The loss of the batch, with its graph."""
-        with self.mended_way():
+        with self.repaired_way():
             loss, _ = call.run(self.model, copy_of(self.batch), self.loss_fn)
         if loss is None:
             raise Unavailable("the model gives no loss for this batch")
@@ -130,14 +130,14 @@ class Bench:
         return len(added) if self.optimizers else 0
 
     def subject(self, original: Subject) -> Subject:
-        """What is on the bench as something to be examined like the original (inside `mended_way`)."""
+        """What is on the bench as something to be examined like the original (inside `repaired_way`)."""
         own = {"model": self.model, "batch": self.batch}
         if self.model is not original.model:
             own |= {"optimizer": self.optimizers or None, "lr_scheduler": self.schedulers or None}
         return dataclasses.replace(original, **own)
 
     @contextmanager
-    def mended_way(self) -> Iterator[None]:
+    def repaired_way(self) -> Iterator[None]:
         """The contexts of `around`, all of them."""
         with ExitStack() as stack:
             for context in self.around:
@@ -145,7 +145,7 @@ class Bench:
             yield
 
 
-def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
+def workbench_for(subject: Subject, *, copied: bool = True) -> Workbench:
     """What `subject` trains, copied; else the model itself without its optimizers, to be run and not changed.
 
     Raises:
@@ -157,23 +157,23 @@ def bench_for(subject: Subject, *, copied: bool = True) -> Bench:
     if any(tensor.is_meta for tensor in tensors):
         raise Unavailable("the model has no weights (it is on the meta device)")
     if not copied:
-        return Bench(subject.model, copy_of(subject.batch), [], [], subject.loss_fn)
+        return Workbench(subject.model, copy_of(subject.batch), [], [], subject.loss_fn)
     size = sum(tensor.nbytes for tensor in tensors)
     if size > LARGEST_BYTES:
         raise Unavailable(f"the model has {size / 2**30:.1f} GiB, too much for a copy to try repairs on")
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     try:
         # Copied together, so that the optimizers' copies hold the copied model's parameters.
-        model, own, schedulers = copied_together(subject.model, given, optimizers(subject.lr_scheduler))
+        model, own, schedulers = clone_together(subject.model, given, optimizers(subject.lr_scheduler))
     except Exception as error:
         raise Unavailable(f"the model can't be copied ({raised(error)})") from error
-    bench = Bench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
+    bench = Workbench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
     if subject.loss_fn is not None and not _is_used(bench):
         raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")
     return bench
 
 
-def _is_used(bench: Bench) -> bool:
+def _is_used(bench: Workbench) -> bool:
     """Whether the loss is made with the copy at all: a loss_fn may hold on to the model that it knows."""
     called: list[nn.Module] = []
     handles = [m.register_forward_pre_hook(lambda m, _: called.append(m)) for m in bench.model.modules()]

@@ -13,15 +13,15 @@ from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
 from vlmdoctor.finding import Finding
 from vlmdoctor.knowledge.parameter_names import plain_name
 from vlmdoctor.probes.checkpoint.files import open_checkpoint
-from vlmdoctor.proof.prove import Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "forward"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Whatever tensor of the checkpoint has the shape of the parameter that it belongs to."""
     known: Checkpoint = gather(Checkpoint)
     given = getattr(gather.subject, "checkpoint", None)
@@ -37,13 +37,13 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
                 parameter.copy_(files.whole(weight.key).to(parameter))
                 loaded.append(weight)
     after = _loss(bench)
-    return Tried(
+    return Attempt(
         f"{len(loaded)} of the model's {len(known.weights)} tensors loaded{_how(loaded)}, which brings the "
         f"loss from {before:.4g} to {after:.4g}"
     )
 
 
-def _loss(bench: Bench) -> float:
+def _loss(bench: Workbench) -> float:
     with torch.no_grad():
         return float(bench.loss())
 

@@ -8,16 +8,16 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.finding import Finding
 from vlmdoctor.probes.batch.fields import Inputs
-from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.prove import Attempt
 from vlmdoctor.proof.relabel import relabel, without
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "static"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Where a placeholder stands, and where one is the label."""
     known: Data = gather(Data)
 
@@ -27,4 +27,4 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         return without(inputs, torch.isin(ids, images) | torch.isin(labels, images))
 
     relabel(bench, gather, made)
-    return Tried("the image placeholders set to -100 in the labels")
+    return Attempt("the image placeholders set to -100 in the labels")

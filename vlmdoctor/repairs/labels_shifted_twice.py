@@ -8,16 +8,16 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
 from vlmdoctor.probes.batch.fields import Inputs
-from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.prove import Attempt
 from vlmdoctor.proof.relabel import relabel
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "forward"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Where the labels are ahead of the ids, and not where the model's own loss shifts too far."""
     ahead, more = finding.measured["labels_ahead_by"], finding.measured["loss_shifts_by"]
     too_far = min(ahead, ahead + more - 1)
@@ -30,4 +30,4 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         return moved
 
     relabel(bench, gather, made)
-    return Tried(f"the labels shifted back by {too_far}")
+    return Attempt(f"the labels shifted back by {too_far}")

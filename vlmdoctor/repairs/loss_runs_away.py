@@ -7,9 +7,9 @@ import math
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import NotProven, Unavailable
 from vlmdoctor.finding import Finding, Fix
-from vlmdoctor.proof.prove import Measured, Tried
-from vlmdoctor.proof.workbench import Bench, Trained
-from vlmdoctor.sandbox.clone import copied_together
+from vlmdoctor.proof.prove import Attempt, Measurement
+from vlmdoctor.proof.workbench import Trained, Workbench
+from vlmdoctor.sandbox.clone import clone_together
 
 DEPTH = "steps"
 COPIES = True
@@ -19,7 +19,7 @@ STEPS = 4
 JUMP = 1.5  # times the first loss
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """The largest rate, among tenths of the given one, with which the loss falls."""
     if not bench.optimizers:
         raise Unavailable("no optimizer was given")
@@ -33,17 +33,19 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
             fix = Fix(
                 f"take a learning rate of {rate:.3g} or less, and give the scheduler if the run has one"
             )
-            return Tried(f"a learning rate of {rate:.3g} in place of {given:.3g}", {"fix": fix})
+            return Attempt(f"a learning rate of {rate:.3g} in place of {given:.3g}", {"fix": fix})
     raise NotProven(f"no rate down to {given * 10.0**-POWERS:.3g} lets the loss fall either")
 
 
-def measure(bench: Bench, finding: Finding) -> Measured:
+def measure(bench: Workbench, finding: Finding) -> Measurement:
     """Where a few steps on this batch bring the loss."""
     trained = bench.trained(STEPS)
     first, last = trained.losses[0], trained.losses[-1]
     top = max(trained.losses)
     over = f", by way of {top:.4g}," if top > 2 * max(first, last) else ""
-    return Measured(f"the loss goes from {first:.4g}{over} to {last:.4g} in {STEPS} steps", _falls(trained))
+    return Measurement(
+        f"the loss goes from {first:.4g}{over} to {last:.4g} in {STEPS} steps", _falls(trained)
+    )
 
 
 def _falls(trained: Trained) -> bool:
@@ -52,12 +54,12 @@ def _falls(trained: Trained) -> bool:
     return all(math.isfinite(loss) for loss in losses) and trained.falls and max(losses) < JUMP * losses[0]
 
 
-def _copied(bench: Bench) -> Bench:
-    model, optimizers, schedulers = copied_together(bench.model, bench.optimizers, bench.schedulers)
-    return Bench(model, bench.batch, optimizers, schedulers, bench.loss_fn)
+def _copied(bench: Workbench) -> Workbench:
+    model, optimizers, schedulers = clone_together(bench.model, bench.optimizers, bench.schedulers)
+    return Workbench(model, bench.batch, optimizers, schedulers, bench.loss_fn)
 
 
-def _lower(bench: Bench, factor: float) -> None:
+def _lower(bench: Workbench, factor: float) -> None:
     for optimizer in bench.optimizers:
         for group in optimizer.param_groups:
             for name in ("lr", "initial_lr"):

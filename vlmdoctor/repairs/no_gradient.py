@@ -17,8 +17,8 @@ from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.failure.traceback import is_users, line_of, shown_path
 from vlmdoctor.probes.gradient.detach_sites import Cut
 from vlmdoctor.probes.gradient.detach_tracer import cuts_in, mended, outputs_of
-from vlmdoctor.proof.prove import Measured, Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt, Measurement
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "backward"
 COPIES = False
@@ -59,7 +59,7 @@ _FIXES = {
 }
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Takes the fewest cuts out that let a gradient through to what the finding is about."""
     wanted = set(finding.parameters)
     candidates = _candidates(bench)
@@ -71,15 +71,15 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     return _told(bench, finding, chosen, candidates)
 
 
-def measure(bench: Bench, finding: Finding) -> Measured:
+def measure(bench: Workbench, finding: Finding) -> Measurement:
     """How many of the tensors get a gradient."""
     wanted = set(finding.parameters)
     reached = bench.reached().names & wanted
     word = "tensor gets" if len(wanted) == 1 else "tensors get"
-    return Measured(f"{len(reached)} of {len(wanted)} {word} a gradient", 2 * len(reached) > len(wanted))
+    return Measurement(f"{len(reached)} of {len(wanted)} {word} a gradient", 2 * len(reached) > len(wanted))
 
 
-def _candidates(bench: Bench) -> dict[Cut, nn.Module | None]:
+def _candidates(bench: Workbench) -> dict[Cut, nn.Module | None]:
     """The cuts on the way, and those that only show once the first ones are out of it."""
     with torch.enable_grad():
         found = cuts_in(bench.loss)
@@ -88,7 +88,7 @@ def _candidates(bench: Bench) -> dict[Cut, nn.Module | None]:
     return found
 
 
-def _fewest(bench: Bench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut, ...]:
+def _fewest(bench: Workbench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut, ...]:
     """The cuts to take out: one if one will do, several where a part is cut off in several places."""
     chosen: tuple[Cut, ...] = ()
     reached = 0
@@ -106,7 +106,7 @@ def _fewest(bench: Bench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut,
     return chosen
 
 
-def _reached_without(bench: Bench, cuts: Sequence[Cut], wanted: set[str]) -> int:
+def _reached_without(bench: Workbench, cuts: Sequence[Cut], wanted: set[str]) -> int:
     bench.around.append(partial(mended, tuple(cuts)))
     try:
         return len(bench.reached().names & wanted)
@@ -116,7 +116,7 @@ def _reached_without(bench: Bench, cuts: Sequence[Cut], wanted: set[str]) -> int
         bench.around.pop()
 
 
-def _seen(bench: Bench, finding: Finding, tried: int) -> str:
+def _seen(bench: Workbench, finding: Finding, tried: int) -> str:
     """What becomes of the output of the last module that the finding is about."""
     with torch.enable_grad():
         outputs = outputs_of(bench.model, finding.parameters, bench.loss)
@@ -132,8 +132,8 @@ def _seen(bench: Bench, finding: Finding, tried: int) -> str:
 
 
 def _told(
-    bench: Bench, finding: Finding, cuts: Sequence[Cut], met_in: Mapping[Cut, nn.Module | None]
-) -> Tried:
+    bench: Workbench, finding: Finding, cuts: Sequence[Cut], met_in: Mapping[Cut, nn.Module | None]
+) -> Attempt:
     done, causes = [], []
     names = {module: canonical_name(f"{name}.").rstrip(".") for name, module in bench.model.named_modules()}
     places = dict.fromkeys(name for cut in cuts if (name := names.get(met_in[cut])))
@@ -154,4 +154,4 @@ def _told(
     learned["at"] = tuple(dict.fromkeys((*places, *finding.at)))
     if is_users(first.file):  # the line of a library that was wrapped is not where the fault is
         learned |= {"file": shown_path(first.file), "line": first.line}
-    return Tried(" and ".join(done), learned)
+    return Attempt(" and ".join(done), learned)

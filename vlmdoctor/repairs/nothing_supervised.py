@@ -8,9 +8,9 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.finding import Finding
 from vlmdoctor.probes.batch.fields import Inputs, standard
 from vlmdoctor.probes.forward_result import supervised_tokens
-from vlmdoctor.proof.prove import Measured, Tried
+from vlmdoctor.proof.prove import Attempt, Measurement
 from vlmdoctor.proof.relabel import relabel
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "backward"
 COPIES = True
@@ -18,7 +18,7 @@ OF_PARAMETERS = False
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "image_token")
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Every token is its own label, but padding and image placeholders."""
 
     def made(inputs: Inputs) -> torch.Tensor:
@@ -31,13 +31,13 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         return labels
 
     relabel(bench, gather, made)
-    return Tried("the labels taken from the token ids")
+    return Attempt("the labels taken from the token ids")
 
 
-def measure(bench: Bench, finding: Finding) -> Measured:
+def measure(bench: Workbench, finding: Finding) -> Measurement:
     """How many labels there are, and how many tensors get a gradient."""
     reached = bench.reached()
     trainable = sum(1 for p in bench.parameters().values() if p.requires_grad)
     labels = supervised_tokens(standard(bench.model, bench.batch, bench.loss_fn)) or 0
     text = f"{labels} labels, {len(reached.names)} of {trainable} tensors get a gradient"
-    return Measured(text, labels > 0 and bool(reached.names))
+    return Measurement(text, labels > 0 and bool(reached.names))

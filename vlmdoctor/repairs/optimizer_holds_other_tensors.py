@@ -7,15 +7,15 @@ from collections import defaultdict
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
-from vlmdoctor.proof.prove import Measured, Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt, Measurement
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "backward"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """One group with all trainable parameters and the settings of the first group there was."""
     if not bench.optimizers or not bench.optimizers[0].param_groups:
         raise Unavailable("no optimizer was given")
@@ -25,12 +25,12 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     optimizer.state = defaultdict(dict)
     del bench.optimizers[1:]
     bench.schedulers.clear()  # they count the groups that were there when they were made
-    return Tried(f"the optimizer made anew on the model's {len(trainable)} trainable tensors")
+    return Attempt(f"the optimizer made anew on the model's {len(trainable)} trainable tensors")
 
 
-def measure(bench: Bench, finding: Finding) -> Measured:
+def measure(bench: Workbench, finding: Finding) -> Measurement:
     """How many of the trainable tensors move."""
     trainable = {name for name, p in bench.parameters().items() if p.requires_grad}
     moved = bench.trained().moved & trainable
     every = "all " if moved == trainable else f"{len(moved)} of "
-    return Measured(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved) > len(trainable))
+    return Measurement(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved) > len(trainable))

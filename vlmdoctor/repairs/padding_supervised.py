@@ -8,16 +8,16 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
 from vlmdoctor.probes.batch.fields import Inputs
-from vlmdoctor.proof.prove import Tried
+from vlmdoctor.proof.prove import Attempt
 from vlmdoctor.proof.relabel import relabel, without
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "static"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """By the batch's own mask."""
 
     def made(inputs: Inputs) -> torch.Tensor:
@@ -26,4 +26,4 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         return without(inputs, ~inputs.valid)
 
     relabel(bench, gather, made)
-    return Tried("padding set to -100 in the labels")
+    return Attempt("padding set to -100 in the labels")

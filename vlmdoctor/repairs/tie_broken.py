@@ -5,18 +5,18 @@ from __future__ import annotations
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
-from vlmdoctor.proof.prove import Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "static"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """As the model itself does it on loading."""
     tie = getattr(bench.model, "tie_weights", None)
     if tie is None:
         raise Unavailable("the model has no tie_weights()")
     tie()
-    return Tried("model.tie_weights() called")
+    return Attempt("model.tie_weights() called")

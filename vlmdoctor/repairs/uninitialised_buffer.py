@@ -9,15 +9,15 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.finding import Finding
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.positions.buffers import fresh
-from vlmdoctor.proof.prove import Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt
+from vlmdoctor.proof.workbench import Workbench
 
 DEPTH = "forward"
 COPIES = True
 OF_PARAMETERS = False
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """Every table that the finding names, where its module can be made anew."""
     before = _loss(bench)
     made = 0
@@ -33,9 +33,9 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
     if made < len(finding.at):
         raise Unavailable("the module can't be made anew from its own attributes")
     tables = "the table" if made == 1 else f"the {made} tables"
-    return Tried(f"{tables} made anew, which brings the loss from {before:.4g} to {_loss(bench):.4g}")
+    return Attempt(f"{tables} made anew, which brings the loss from {before:.4g} to {_loss(bench):.4g}")
 
 
-def _loss(bench: Bench) -> float:
+def _loss(bench: Workbench) -> float:
     with torch.no_grad():
         return float(bench.loss())

@@ -8,8 +8,8 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding
-from vlmdoctor.proof.prove import Measured, Tried
-from vlmdoctor.proof.workbench import Bench
+from vlmdoctor.proof.prove import Attempt, Measurement
+from vlmdoctor.proof.workbench import Workbench
 from vlmdoctor.repairs import optimizer_holds_other_tensors
 
 DEPTH = "steps"
@@ -19,7 +19,7 @@ MOVES = 0.1  # of the elements: with rounding hardly any does
 USUAL_RATE = 1e-4
 
 
-def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
+def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     """The repair that fits what is known of the optimizer and the data type."""
     known: Parameters = gather(Parameters)
     meant = [p for p in known.parameters if p.name in finding.parameters]
@@ -27,28 +27,28 @@ def mend(bench: Bench, finding: Finding, gather: Gatherer) -> Tried:
         raise Unavailable("no optimizer was given")
     if all(p.in_optimizer == 0 for p in meant):
         if known.foreign:
-            return optimizer_holds_other_tensors.mend(bench, finding, gather)
+            return optimizer_holds_other_tensors.apply(bench, finding, gather)
         added = bench.add_to_optimizer(finding.parameters)
-        return Tried(f"the {added} tensors added to the optimizer")
+        return Attempt(f"the {added} tensors added to the optimizer")
     if all(p.lr == 0 for p in meant):
         return _rate(bench, known)
     if any(p.dtype in ("bfloat16", "float16") for p in meant):
         bench.model.float()
         bench.batch = _in_float32(bench.batch)
-        return Tried("the weights in float32")
+        return Attempt("the weights in float32")
     raise Unavailable("which repair it takes is not known")
 
 
-def _rate(bench: Bench, known: Parameters) -> Tried:
+def _rate(bench: Workbench, known: Parameters) -> Attempt:
     rate = max((p.lr for p in known.parameters if p.lr), default=USUAL_RATE)
     for group in (group for optimizer in bench.optimizers for group in optimizer.param_groups):
         if group.get("lr") == 0:
             group["lr"] = rate
     bench.schedulers.clear()  # they would set it to 0 again
-    return Tried(f"a learning rate of {rate:.3g} for them")
+    return Attempt(f"a learning rate of {rate:.3g} for them")
 
 
-def measure(bench: Bench, finding: Finding) -> Measured:
+def measure(bench: Workbench, finding: Finding) -> Measurement:
     """How many of the tensors, and of their elements, are not what they were after a few steps."""
     before = {name: p.detach().clone() for name, p in bench.parameters(finding.parameters).items()}
     steps = len(bench.trained().losses) - 1
@@ -56,7 +56,7 @@ def measure(bench: Bench, finding: Finding) -> Measured:
     changed = {name: int((p.detach() != before[name]).sum()) for name, p in after.items()}
     share = sum(changed.values()) / max(1, sum(p.numel() for p in after.values()))
     moved = sum(1 for count in changed.values() if count)
-    return Measured(
+    return Measurement(
         f"{moved} of {len(after)} move in {steps} steps, {share:.0%} of their numbers",
         2 * moved > len(after) and share > MOVES,
     )

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmdoctor.contract import shown
+from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.plain_text import plain_line, shown_integer, without_commands
-from vlmdoctor.probes.dry_run.shapes import FOR_DRY_RUNS
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.dry_run import print_dry_run
 

@@ -80,7 +80,7 @@ def words(**changes: Any) -> Words:
 def sample_picture(number: int = 0, **changes: Any) -> Picture:
     """A picture that was normalised as its processor says."""
     picture = Picture(
-        f"image {number} of the batch",
+        name=f"image {number} of the batch",
         low=-1.8,
         high=2.1,
         restored_low=0.0,

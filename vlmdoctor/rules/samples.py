@@ -40,10 +40,18 @@ def sample_parameters(change: Callable[[Parameter], dict[str, Any]] | None = Non
     for name, shape in SHAPES.items():
         layer, depth = layer_of(name)
         parameter = Parameter(
-            name, role_of(name), layer, depth, shape, "float32", True, in_optimizer=1, lr=1e-3
+            name=name,
+            role=role_of(name),
+            layer=layer,
+            depth=depth,
+            shape=shape,
+            dtype="float32",
+            requires_grad=True,
+            in_optimizer=1,
+            lr=1e-3,
         )
         found.append(dataclasses.replace(parameter, **(change(parameter) if change else {})))
-    return Parameters(tuple(found), vocab_size=VOCABULARY)
+    return Parameters(parameters=tuple(found), vocab_size=VOCABULARY)
 
 
 def frozen(*roles: str) -> Callable[[Parameter], dict[str, Any]]:
@@ -80,7 +88,7 @@ def sample_steps(
     steps = []
     for step in range(count):
         lr = 1e-3 * min(1.0, step / 20)
-        row = Step(step, loss(step), lr, supervised_tokens=96, images=64)
+        row = Step(step=step, loss=loss(step), lr=lr, supervised_tokens=96, images=64)
         if step % every == 0:
             row = dataclasses.replace(
                 row,
@@ -96,7 +104,7 @@ def sample_steps(
     for parameter in parameters.parameters:
         seen = samples if parameter.requires_grad else 0
         made = Track(
-            parameter.name,
+            name=parameter.name,
             samples=seen,
             with_gradient=seen,
             grad_norm=0.1 if seen else None,
@@ -107,7 +115,7 @@ def sample_steps(
         )
         tracks.append(dataclasses.replace(made, **(track(made) if track and seen else {})))
     known: dict[str, Any] = {"planned_steps": count, "finished": True, "resumed": False}
-    return Steps(tuple(steps), tuple(tracks), **(known | fields))
+    return Steps(steps=tuple(steps), tracks=tuple(tracks), **(known | fields))
 
 
 def without_gradient(*parts: str) -> Callable[[Track], dict[str, Any]]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor.finding import plain
 from vlmdoctor.output_file import write_whole
 from vlmdoctor.report import Report
-from vlmdoctor.runs.verdict import Verdict, verdict
+from vlmdoctor.runs.verdict import LearningSummary, verdict
 
 if TYPE_CHECKING:
     from vlmdoctor.runs.columns import Recording
 
 
-def learned(recording: Recording) -> Verdict:
+def summarise(recording: Recording) -> LearningSummary:
     """What the run taught the model."""
     losses = recording.column("loss").values.tolist()
     return verdict(
@@ -30,11 +30,11 @@ def learned(recording: Recording) -> Verdict:
     )
 
 
-def read_learned(folder: Path) -> Verdict:
+def read_summary(folder: Path) -> LearningSummary:
     """What the run in a folder taught the model."""
     from vlmdoctor.runs.columns import read_recording
 
-    return learned(read_recording(folder))
+    return summarise(read_recording(folder))
 
 
 def publish(
@@ -43,7 +43,7 @@ def publish(
     complain: Callable[[str], None],
     *,
     environment: Mapping[str, Any] | None = None,
-) -> Verdict | None:
+) -> LearningSummary | None:
     """Writes summary.json's verdict, loss.png, grads.png and report.html.
 
     Each is tried by itself: a run is never lost, nor its exit status changed, because a picture could not be
@@ -56,7 +56,7 @@ def publish(
         from vlmdoctor.runs.columns import read_recording
 
         recording = read_recording(folder)
-        taught = learned(recording)
+        taught = summarise(recording)
         recording = _with_verdict(recording, report, taught, environment)
     except Exception as error:
         complain(f"{folder} could not be read back, so there are no plots and no report: {_said(error)}")
@@ -80,7 +80,7 @@ def _said(error: Exception) -> str:
 
 
 def _with_verdict(
-    recording: Recording, report: Report, taught: Verdict, environment: Mapping[str, Any] | None
+    recording: Recording, report: Report, taught: LearningSummary, environment: Mapping[str, Any] | None
 ) -> Recording:
     added: dict[str, Any] = {
         "verdict": report.verdict,
@@ -98,7 +98,7 @@ def _write_summary(recording: Recording) -> None:
     write_whole(recording.folder / "summary.json", text + "\n")
 
 
-def _draw(recording: Recording, report: Report, taught: Verdict) -> None:
+def _draw(recording: Recording, report: Report, taught: LearningSummary) -> None:
     from vlmdoctor.runs.plots.grads import draw_grads
     from vlmdoctor.runs.plots.loss import draw_loss
     from vlmdoctor.runs.plots.marks import Mark
@@ -111,7 +111,7 @@ def _draw(recording: Recording, report: Report, taught: Verdict) -> None:
         (recording.folder / "grads.png").unlink(missing_ok=True)
 
 
-def _write_page(recording: Recording, report: Report, taught: Verdict) -> None:
+def _write_page(recording: Recording, report: Report, taught: LearningSummary) -> None:
     from vlmdoctor.runs.page import page
     from vlmdoctor.runs.plots.grads import draw_grads
     from vlmdoctor.runs.plots.loss import draw_loss

@@ -18,7 +18,7 @@ from vlmdoctor.reporters.html import inert
 from vlmdoctor.runs.columns import UPDATE_RATIO, Recording
 from vlmdoctor.runs.examples import read_examples
 from vlmdoctor.runs.numbers import clock, count, number, percent
-from vlmdoctor.runs.verdict import Verdict
+from vlmdoctor.runs.verdict import LearningSummary
 
 WORDS = {
     "pass": "✓ nothing stands against it",
@@ -28,7 +28,7 @@ WORDS = {
 
 
 def page(
-    recording: Recording, report: Report, learned: Verdict, plots: Mapping[str, Mapping[str, Path]]
+    recording: Recording, report: Report, learned: LearningSummary, plots: Mapping[str, Mapping[str, Path]]
 ) -> str:
     """The page.
 
@@ -66,7 +66,7 @@ def escape(text: str) -> str:
     return _escaped(plain_lines(text))
 
 
-def _header(recording: Recording, report: Report, learned: Verdict, name: str) -> str:
+def _header(recording: Recording, report: Report, learned: LearningSummary, name: str) -> str:
     crumbs = [f"<b>{escape(name)}</b>"]
     data = recording.config.get("data")
     crumbs += [escape(f"data: {data}")] if data else []

@@ -14,7 +14,7 @@ SHORT_RUN = 100
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LearningSummary:
     """What was learned.
 
     Attributes:
@@ -35,7 +35,7 @@ def verdict(
     steps: int = 0,
     total: int | None = None,
     finished: bool = True,
-) -> Verdict:
+) -> LearningSummary:
     """The verdict on a run.
 
     Args:
@@ -53,7 +53,7 @@ def verdict(
         sentences.append("The training loss was not a number in some steps.")
     if total and not finished and steps < total:
         sentences.insert(0, f"Stopped after {steps:,} of {total:,} steps.")
-    return Verdict(headline[:1].upper() + headline[1:], tuple(sentences), looks)
+    return LearningSummary(headline[:1].upper() + headline[1:], tuple(sentences), looks)
 
 
 def _looks(summary: Mapping[str, Any]) -> bool | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 
-def copied_together(model: nn.Module, *others: Any) -> tuple[Any, ...]:
+def clone_together(model: nn.Module, *others: Any) -> tuple[Any, ...]:
     """`model` and `others`, copied together: an optimizer's copy holds the copied model's parameters.
 
     Functions are shared between copies. One that took the place of a module's `forward` and holds on to the

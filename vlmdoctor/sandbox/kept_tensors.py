@@ -19,7 +19,7 @@ IN_MEMORY = 64 << 20
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Kept:
+class KeptTensors:
     """The values of tensors at one moment.
 
     They are safe before the constructor returns: a file has been read back and compared, or there is no file.
@@ -221,9 +221,9 @@ def _no_room(size: int, error: BaseException) -> str:
 def _lost(tensors: list[torch.Tensor], owner: nn.Module | None, error: Exception) -> str:
     names: dict[int, str] = {}
     if owner is not None:
-        from vlmdoctor.sandbox.unregistered import hidden_parameters
+        from vlmdoctor.sandbox.unregistered import unregistered_parameters
 
-        found = [*owner.named_parameters(), *owner.named_buffers(), *hidden_parameters(owner).items()]
+        found = [*owner.named_parameters(), *owner.named_buffers(), *unregistered_parameters(owner).items()]
         names = {id(tensor): name for name, tensor in found}
     shown = [names.get(id(tensor), f"a tensor of shape {list(tensor.shape)}") for tensor in tensors]
     more = f" and {len(shown) - 10:,} more" if len(shown) > 10 else ""

@@ -17,7 +17,14 @@ from vlmdoctor.sandbox.iterators import Refusing, twin_of
 from vlmdoctor.sandbox.reach import Reach, shown
 from vlmdoctor.sandbox.signals import Interruptions, deliver
 
-__all__ = ["Unchanged", "copy_of", "same_random_states", "unchanged", "unchanged_data", "unchanged_subject"]
+__all__ = [
+    "Restoring",
+    "copy_of",
+    "restoring",
+    "restoring_data",
+    "restoring_subject",
+    "same_random_states",
+]
 
 Undo = Callable[[], Any]
 RUN = ("model", "loss_fn")
@@ -26,7 +33,7 @@ SMALL_BYTES = 1 << 20
 REST = ("batch", "optimizer", "lr_scheduler", *DATA)
 
 
-def unchanged(what: Any, *, learns: bool = False) -> Unchanged:
+def restoring(what: Any, *, learns: bool = False) -> Restoring:
     """Whatever happens inside to a model and its loss is undone afterwards, also after an exception.
 
     Undone is all that they lead to: tensors, gradients, hooks, attributes, containers, numpy arrays,
@@ -39,39 +46,39 @@ def unchanged(what: Any, *, learns: bool = False) -> Unchanged:
         learns: Optimizer steps are taken inside: all weights are kept, however many, and out of the way.
     """
     roots = {"model": what} if isinstance(what, nn.Module) else {n: getattr(what, n, None) for n in RUN}
-    return Unchanged(roots, learns=learns)
+    return Restoring(roots, learns=learns)
 
 
-def unchanged_data(subject: Any) -> Unchanged:
-    """As `unchanged`, for the dataset and the collator."""
-    return Unchanged({name: getattr(subject, name, None) for name in DATA}, clears=False)
+def restoring_data(subject: Any) -> Restoring:
+    """As `restoring`, for the dataset and the collator."""
+    return Restoring({name: getattr(subject, name, None) for name in DATA}, clears=False)
 
 
-def unchanged_subject(subject: Any, *, values: bool = True) -> Unchanged:
-    """As `unchanged`, for all that a Subject has; gradients stay where they are.
+def restoring_subject(subject: Any, *, values: bool = True) -> Restoring:
+    """As `restoring`, for all that a Subject has; gradients stay where they are.
 
-    The values of tensors that the model and the loss lead to are not kept: `unchanged` does that, where they
+    The values of tensors that the model and the loss lead to are not kept: `restoring` does that, where they
     are run.
 
     Args:
         values: False where nothing is run at all: then the values of no tensor are kept.
     """
     roots = {name: getattr(subject, name, None) for name in (*RUN, *REST)}
-    return Unchanged(roots, keeps="others" if values else "none")
+    return Restoring(roots, keeps="others" if values else "none")
 
 
 _open = threading.local()
 
 
-class Unchanged:
-    """What restores some objects when it is left; see `unchanged`. Signals are guarded inside.
+class Restoring:
+    """What restores some objects when it is left; see `restoring`. Signals are guarded inside.
 
     Restoring may be repeated, goes on past errors and raises the first at the end. What was entered later and
     not left, for instance since an exception came in between, is restored first.
 
     Args:
         roots: What is walked from, by name.
-        learns: As in `unchanged`.
+        learns: As in `restoring`.
         keeps: The values of which tensors: `all`, `others` than those of the model and the loss, or `none`.
         clears: Whether gradients are set aside.
 
@@ -94,7 +101,7 @@ class Unchanged:
         self._signals = Interruptions()  # guarded from outside mostly: then this one does nothing
         self._reach: Reach | None = None
 
-    def __enter__(self) -> Unchanged:
+    def __enter__(self) -> Restoring:
         try:
             self._signals.__enter__()
             _entered().append(self)
@@ -198,7 +205,7 @@ def _insistently(undo: Undo, raised: list[BaseException]) -> None:
             return
 
 
-def _entered() -> list[Unchanged]:
+def _entered() -> list[Restoring]:
     if not hasattr(_open, "entered"):
         _open.entered = []
     return _open.entered

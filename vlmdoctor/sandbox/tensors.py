@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.sandbox.kept_tensors import Kept
+from vlmdoctor.sandbox.kept_tensors import KeptTensors
 
 Undo = Callable[[], Any]
 # Weights are only written to by a forward pass in rare layouts (an embedding with max_norm). Up to this
@@ -41,7 +41,7 @@ def keep_values(tensors: list[torch.Tensor], owner: object, *, learns: bool) -> 
     aside = learns or sum(tensor.nbytes for tensor in tensors) > KEPT_BYTES
     written = [_whole_storage(tensor) if _overlaps(tensor) else tensor for tensor in tensors]
     places = [(tensor, tensor.detach()) for tensor in tensors]
-    kept = Kept(written, aside=aside, owner=owner if isinstance(owner, nn.Module) else None)
+    kept = KeptTensors(written, aside=aside, owner=owner if isinstance(owner, nn.Module) else None)
     plain = tuple(tensor for tensor in tensors if not tensor.is_inference())
     versions = tuple(tensor._version for tensor in plain)
 

@@ -12,7 +12,7 @@ DEEPEST = 3  # containers within containers that are searched
 _REGISTERED = ("_parameters", "_modules", "_buffers")
 
 
-def hidden_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def unregistered_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """By where they hang, such as `decoder.extra[0].weight`; each once."""
     known = {id(parameter) for parameter in model.parameters()}
     found: dict[str, nn.Parameter] = {}

@@ -15,16 +15,16 @@ from vlmdoctor.subject import Subject
 from vlmdoctor.targets.config_values import Cleaned, chosen, cleaned, settle
 from vlmdoctor.targets.default_batch import with_batch
 from vlmdoctor.targets.loading import INDEX, SINGLE, loaded, quiet, weight_files
-from vlmdoctor.targets.processor_files import image_side
-from vlmdoctor.targets.target import Target
-from vlmdoctor.targets.weightless import (
-    Weightless,
+from vlmdoctor.targets.meta_target import (
+    MetaTarget,
     first_line,
     one_size,
     package_missing,
     refuse_counts,
     refuse_sizes,
 )
+from vlmdoctor.targets.processor_files import image_side
+from vlmdoctor.targets.target import Target
 
 SAFE_WEIGHTS = (SINGLE, INDEX)
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -37,7 +37,7 @@ def checkpoint(
     text: str,
     path: Path,
     trust_remote_code: bool,
-    weightless: Weightless | None = None,
+    weightless: MetaTarget | None = None,
     makes_batch: bool = True,
     budget: float | None = None,
 ) -> Target:
@@ -66,7 +66,7 @@ def _closed(trusted: bool) -> AbstractContextManager[None]:
 
 
 def _target(
-    text: str, config_file: Path, read: Cleaned, trust_remote_code: bool, weightless: Weightless | None
+    text: str, config_file: Path, read: Cleaned, trust_remote_code: bool, weightless: MetaTarget | None
 ) -> Target:
     """The target without a batch; laid out with one, given `weightless`."""
     folder = config_file.parent

@@ -11,8 +11,8 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.sandbox.limited import SECONDS
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
+from vlmdoctor.targets.meta_target import MADE, one_size
 from vlmdoctor.targets.target import Target
-from vlmdoctor.targets.weightless import MADE, one_size
 from vlmdoctor.targets.within_limits import bounded
 
 SIDES = (224, 64, 32)  # pixels of smaller images, where those of the usual size don't fit

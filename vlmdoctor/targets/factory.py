@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
-from vlmdoctor.targets.target import blamed_on_user
+from vlmdoctor.targets.target import user_code_errors
 
 
 def subject_of(made: Any, source: str) -> Subject:
@@ -63,5 +63,5 @@ def called(factory: Any, source: str) -> Any:
         raise UserError(
             f"{source} needs arguments ({', '.join(needed)}); name a function that can be called without any."
         )
-    with blamed_on_user(source):
+    with user_code_errors(source):
         return factory()

@@ -115,6 +115,6 @@ def _generation(folder: Path, values: dict[str, Any]) -> Any:
         made._original_object_hash = hash(made)  # by which transformers sees later changes
         return made
     except Exception as error:
-        from vlmdoctor.targets.weightless import first_line
+        from vlmdoctor.targets.meta_target import first_line
 
         raise UserError(f"{file} makes no generation configuration: {first_line(error)}.") from error

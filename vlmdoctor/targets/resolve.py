@@ -18,10 +18,10 @@ from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.factory import called, described, is_model, subject_of
-from vlmdoctor.targets.target import Target, blamed_on_user, in_one_line
+from vlmdoctor.targets.target import Target, in_one_line, user_code_errors
 
 if TYPE_CHECKING:
-    from vlmdoctor.targets.weightless import Weightless
+    from vlmdoctor.targets.meta_target import MetaTarget
 
 LARGEST = 10_000_000  # bytes of a source file whose functions are looked up
 FORMS = "give minivlm[:preset], a folder with config.json, package.module:factory or path/to/file.py:factory"
@@ -31,7 +31,7 @@ def resolve(
     text: str,
     *,
     trust_remote_code: bool = False,
-    weightless: Weightless | None = None,
+    weightless: MetaTarget | None = None,
     makes_batch: bool = True,
     budget: float | None = None,
 ) -> Target:
@@ -103,7 +103,7 @@ def _from_file(text: str, path: Path, factory: str) -> Target:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     with _first_on_path(path.resolve().parent):
-        with blamed_on_user(str(path)):
+        with user_code_errors(str(path)):
             spec.loader.exec_module(module)
         return _from_module(text, module, factory)
 
@@ -119,7 +119,7 @@ def _import(text: str, name: str) -> ModuleType:
         raise UserError(f"importing {name} raised {in_one_line(error)}.") from error
     if found is None:
         raise UserError(f"there is no module '{name}' to import for '{text}': {FORMS}.")
-    with blamed_on_user(name):
+    with user_code_errors(name):
         return importlib.import_module(name)
 
 
@@ -128,7 +128,7 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
     place = text.rpartition(":")[0]
     made: Any = module
     for part in factory.split("."):
-        with blamed_on_user(place):
+        with user_code_errors(place):
             there = hasattr(made, part)
         if not there:
             names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
@@ -140,14 +140,14 @@ def _from_module(text: str, module: ModuleType, factory: str) -> Target:
             raise UserError(f"{text.rpartition(':')[0]} has no '{factory}'; {hint}")
         made = getattr(made, part)
     source = f"{factory}() of {place}"
-    with blamed_on_user(source, ours=False):
+    with user_code_errors(source, ours=False):
         is_made = isinstance(made, Subject | tuple) or is_model(made)
     if not is_made:
         if not callable(made):
             raise UserError(f"'{factory}' of {text.rpartition(':')[0]} is {described(made)}, not a function.")
         made = called(made, source)
     file = getattr(module, "__file__", None)
-    with blamed_on_user(source, ours=False):
+    with user_code_errors(source, ours=False):
         subject = subject_of(made, source)
     return Target(
         subject,

@@ -36,7 +36,7 @@ class Target:
 
 
 @contextmanager
-def blamed_on_user(source: str, *, ours: bool = True) -> Iterator[None]:
+def user_code_errors(source: str, *, ours: bool = True) -> Iterator[None]:
     """Turns whatever the user's code raises into one sentence with the place; Ctrl-C passes.
 
     Without `ours`, what was raised by a line of vlmdoctor's own is a fault of its own, and passes.

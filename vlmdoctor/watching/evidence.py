@@ -13,10 +13,10 @@ from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.probes.model import parameters
 from vlmdoctor.rulebook import Rule, answerable
 from vlmdoctor.subject import Subject
-from vlmdoctor.watching.optimizers import Held
+from vlmdoctor.watching.optimizers import OptimizerTracker
 
 
-def parameters_of(model: nn.Module, held: Held, trainable: Iterable[str] | None) -> Parameters:
+def parameters_of(model: nn.Module, held: OptimizerTracker, trainable: Iterable[str] | None) -> Parameters:
     """The model's parameters; each with the highest learning rate that it has had so far."""
     subject = Subject(model, optimizer=held.described(model.parameters()), trainable=trainable)
     listed = parameters.probe(subject, lambda _: None)

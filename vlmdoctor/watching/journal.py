@@ -15,7 +15,7 @@ from vlmdoctor.evidence.steps import Step, Steps
 from vlmdoctor.finding import Finding
 from vlmdoctor.runs import schema
 from vlmdoctor.runs.writer import Recorder
-from vlmdoctor.watching.history import History
+from vlmdoctor.watching.recent_steps import RecentSteps
 
 TRACKS_SECONDS = 10.0
 _IN_STEP = ("loss", "lr", "supervised_tokens", "images")
@@ -33,7 +33,7 @@ class Journal:
     def __init__(self, out: str | os.PathLike[str] | None, *, resumed: bool) -> None:
         self.last: int | None = None
         self._recorder = Recorder(out, resumed=resumed) if out is not None and _rank() == 0 else None
-        self._history = History()
+        self._history = RecentSteps()
         self._started = time.perf_counter()
         self._open: Step | None = None
         self._sampled = False

@@ -11,7 +11,7 @@ from vlmdoctor.evidence.steps import NonFinite
 from vlmdoctor.sandbox.processes import communicates
 from vlmdoctor.watching.finite import nonfinite_inputs, nonfinite_weights
 from vlmdoctor.watching.guarded import of_a_signal, words
-from vlmdoctor.watching.replay import Culprit, Forward, Unkeepable, backward_again, forward_again
+from vlmdoctor.watching.replay import Culprit, ReplayInput, Unkeepable, backward_again, forward_again
 
 __all__ = ["communicates", "explain_gradient", "explain_loss", "nonfinite_weights"]
 
@@ -19,27 +19,27 @@ NAMED = 8  # parameters named at most
 _COMMUNICATES = "a forward pass of this model waits for other processes, so that it can't be run again here"
 
 
-def explain_loss(forward: Forward, model: nn.Module, step: int) -> NonFinite:
+def explain_loss(forward: ReplayInput, model: nn.Module, step: int) -> NonFinite:
     """Why the loss of `forward` is not finite."""
     if spoiled := nonfinite_weights(model):
-        return NonFinite(step, "weight", parameters=spoiled[:NAMED])
+        return NonFinite(step=step, where="weight", parameters=spoiled[:NAMED])
     if inputs := nonfinite_inputs(forward.args, forward.kwargs):
-        return NonFinite(step, "loss", inputs_finite=False, inputs=inputs)
+        return NonFinite(step=step, where="loss", inputs_finite=False, inputs=inputs)
     if communicates(model):
-        return NonFinite(step, "loss", inputs_finite=True, why_unknown=_COMMUNICATES)
+        return NonFinite(step=step, where="loss", inputs_finite=True, why_unknown=_COMMUNICATES)
     (culprit, still), why = _tried(forward_again, forward, what="forward", otherwise=(None, False))
     if why is not None:
-        return NonFinite(step, "loss", inputs_finite=True, why_unknown=why)
+        return NonFinite(step=step, where="loss", inputs_finite=True, why_unknown=why)
     if culprit is None:
         why = (
             "no module turned finite inputs into a non-finite output"
             if still
             else "the forward pass was finite when it was run again"
         )
-        return NonFinite(step, "loss", inputs_finite=True, why_unknown=why)
+        return NonFinite(step=step, where="loss", inputs_finite=True, why_unknown=why)
     return NonFinite(
-        step,
-        "loss" if culprit.is_root and culprit.only_loss else "activation",
+        step=step,
+        where="loss" if culprit.is_root and culprit.only_loss else "activation",
         module=culprit.name,
         module_class=culprit.module_class,
         inputs_finite=True,
@@ -47,20 +47,22 @@ def explain_loss(forward: Forward, model: nn.Module, step: int) -> NonFinite:
     )
 
 
-def explain_gradient(forward: Forward | None, model: nn.Module, names: Sequence[str], step: int) -> NonFinite:
+def explain_gradient(
+    forward: ReplayInput | None, model: nn.Module, names: Sequence[str], step: int
+) -> NonFinite:
     """Why gradients are not finite although the loss is; `names` are theirs, nearest the loss first."""
     parameters = tuple(names[:NAMED])
     if forward is None or communicates(model):
         why = _COMMUNICATES if forward else "the batch was no longer at hand when the gradients were read"
-        return NonFinite(step, "gradient", parameters=parameters, why_unknown=why)
+        return NonFinite(step=step, where="gradient", parameters=parameters, why_unknown=why)
     inputs = nonfinite_inputs(forward.args, forward.kwargs)
     culprit: Culprit | None
     culprit, why = _tried(backward_again, forward, model, what="backward", otherwise=None)
     if culprit is None and why is None:
         why = "no module made a finite gradient non-finite in the last batch"
     return NonFinite(
-        step,
-        "gradient",
+        step=step,
+        where="gradient",
         module=culprit.name if culprit else None,
         module_class=culprit.module_class if culprit else None,
         inputs_finite=not inputs,

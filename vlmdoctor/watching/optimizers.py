@@ -53,7 +53,7 @@ class _Record:
         return {identity for ids, _ in self.groups for identity in ids}
 
 
-class Held:
+class OptimizerTracker:
     """The optimizers that hold any of the model's parameters. None is kept alive."""
 
     def __init__(self, optimizers: Sequence[Any]) -> None:

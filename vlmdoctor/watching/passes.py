@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmdoctor.watching.batch import count_images, supervised
 from vlmdoctor.watching.finite import find_loss
 from vlmdoctor.watching.guarded import attempted
-from vlmdoctor.watching.replay import Forward
+from vlmdoctor.watching.replay import ReplayInput
 
 _KEY = "vlmdoctor"  # in what a graph says of itself
 
@@ -29,8 +29,8 @@ class Passes:
         self.count = 0
         self.images: int | None = 0
         self.supervised: list[Tensor] = []
-        self._last: weakref.ref[Forward] | None = None
-        self._held: Forward | None = None
+        self._last: weakref.ref[ReplayInput] | None = None
+        self._held: ReplayInput | None = None
         self._losses: list[float] = []
         self._summed = False
 
@@ -47,11 +47,11 @@ class Passes:
         return self.images if self.count else None
 
     @property
-    def last(self) -> Forward | None:
+    def last(self) -> ReplayInput | None:
         """The last pass, where it was kept and its graph is still there."""
         return self._last() if self._last is not None else None
 
-    def keep(self, forward: Forward, loss: Tensor | None) -> None:
+    def keep(self, forward: ReplayInput, loss: Tensor | None) -> None:
         """Keeps a pass as long as the graph of its loss lives, and no longer: without that no gradient can
         come of it."""
         self.forget()

@@ -23,10 +23,10 @@ from vlmdoctor.watching.guarded import Undo
 from vlmdoctor.watching.reach import Reached, Unkeepable
 from vlmdoctor.watching.writes import Writes
 
-__all__ = ["Culprit", "Forward", "Unkeepable", "backward_again", "forward_again", "rng_states"]
+__all__ = ["Culprit", "ReplayInput", "Unkeepable", "backward_again", "forward_again", "rng_states"]
 
 
-class Forward:
+class ReplayInput:
     """What it takes to run a forward pass again; the module is not kept alive by it."""
 
     def __init__(self, module: nn.Module, args: Any, kwargs: Any, rng: list[Tensor]) -> None:
@@ -76,7 +76,7 @@ def set_rng_states(devices: Sequence[torch.device], states: list[Tensor]) -> Non
         torch.cuda.set_rng_state(state, device)
 
 
-def forward_again(forward: Forward) -> tuple[Culprit | None, bool]:
+def forward_again(forward: ReplayInput) -> tuple[Culprit | None, bool]:
     """The first module to turn finite inputs into a non-finite output, and whether any output was.
 
     Raises:
@@ -108,7 +108,7 @@ def forward_again(forward: Forward) -> tuple[Culprit | None, bool]:
     return (found[0] if found else None), seen
 
 
-def backward_again(forward: Forward, model: nn.Module) -> Culprit | None:
+def backward_again(forward: ReplayInput, model: nn.Module) -> Culprit | None:
     """The first module whose gradient was finite where it came in and not where it went out.
 
     Raises:
@@ -164,7 +164,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _without_a_trace(forward: Forward) -> Iterator[None]:
+def _without_a_trace(forward: ReplayInput) -> Iterator[None]:
     """Runs what is inside from the pass's random numbers, and puts back all that it changes."""
     undo = Undo()
     devices = list({parameter.device for parameter in forward.module.parameters()})

@@ -30,7 +30,7 @@ class Gathered:
     scalars: dict[str, Tensor] = field(default_factory=dict)
     supervised: list[Tensor] = field(default_factory=list)
 
-    def read(self, moved: Moved, index: Index, trainable: np.ndarray) -> Reading:
+    def read(self, moved: Moved, index: Index, trainable: np.ndarray) -> HostSample:
         """Copies everything to the host at once."""
         parts = [
             list(self.scalars.values()),
@@ -49,7 +49,7 @@ class Gathered:
         count = len(index.names)
         scale = facts.get("scale", 1.0)
         sizes = np.array(moved.sizes, dtype=np.float64)
-        return Reading(
+        return HostSample(
             facts=facts,
             trainable=trainable,
             has_gradient=_spread(count, list(self.norms), np.ones(len(norms)), 0.0).astype(bool),
@@ -64,7 +64,7 @@ class Gathered:
 
 
 @dataclass
-class Reading:
+class HostSample:
     """The same as plain numbers; arrays are over the parameters of the index."""
 
     facts: dict[str, float]

@@ -24,9 +24,9 @@ from vlmdoctor.watching.guarded import Undo, of_a_signal
 from vlmdoctor.watching.hook import Hook, hook_forward, hook_optimizers, is_transformed
 from vlmdoctor.watching.index import Index
 from vlmdoctor.watching.measure import Gradients, Movement, on_host, to_host
-from vlmdoctor.watching.optimizers import Held, calling_scaler, reference
+from vlmdoctor.watching.optimizers import OptimizerTracker, calling_scaler, reference
 from vlmdoctor.watching.passes import Passes
-from vlmdoctor.watching.replay import Forward, rng_states
+from vlmdoctor.watching.replay import ReplayInput, rng_states
 from vlmdoctor.watching.sample import Gathered
 from vlmdoctor.watching.tracks import Tracks
 
@@ -81,7 +81,7 @@ class Sensor:
         self.step = first_step
         self.passes = Passes()
         self.listening = True
-        self.held = Held(optimizers)
+        self.held = OptimizerTracker(optimizers)
         self._model = weakref.ref(model)
         self._level = examining.level()
         self._every = every
@@ -216,7 +216,7 @@ class Sensor:
             return
         if self._sampling:
             self.passes.add_labels(args, kwargs)
-        forward = Forward(module, args, kwargs, self._rng)
+        forward = ReplayInput(module, args, kwargs, self._rng)
         loss = self.passes.loss_in(output)
         if self._sampling and self._on_host:
             # To find where a gradient went wrong. An accelerator's memory is not ours.

@@ -276,7 +276,7 @@ class Watcher:
         loss = metrics.get("loss")
         if isinstance(loss, float) and loss - loss != 0 and self._nonfinite is None:
             why = "the model's forward pass returns no loss, so that it was seen only when it was logged"
-            self._on_nonfinite(NonFinite(step, "loss", why_unknown=why))
+            self._on_nonfinite(NonFinite(step=step, where="loss", why_unknown=why))
 
     def _evaluated(self, record: Mapping[str, Any]) -> None:
         record = {"step": self._sensor.step - 1, **record}
@@ -302,7 +302,7 @@ class Watcher:
         model = self._model()
         if model is not None and not self._ended:
             self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
-        return self._known_parameters or Parameters(())
+        return self._known_parameters or Parameters(parameters=())
 
     def _end(self, error: BaseException | str | None) -> None:
         self._judge()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Torch:
     """The installed torch, as its files tell it.
 
@@ -33,7 +33,7 @@ class Torch:
         return self.version.partition("+")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """A program that uses a GPU; `memory` in bytes."""
 
@@ -42,7 +42,7 @@ class Process:
     memory: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One NVIDIA GPU, in the order of the PCI bus, which is that of nvidia-smi.
 
@@ -84,7 +84,7 @@ class Gpu:
     lost: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PciGpu:
     """A display controller on the PCI bus.
 
@@ -101,7 +101,7 @@ class PciGpu:
     iommu: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Driver:
     """The NVIDIA driver.
 
@@ -122,7 +122,7 @@ class Driver:
     fabric_manager: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nvml:
     """What became of asking the driver's management library.
 
@@ -139,7 +139,7 @@ class Nvml:
     cuda: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Live:
     """What `cuInit` said in a process of its own, or, in a report, what torch said.
 
@@ -156,7 +156,7 @@ class Live:
     by_torch: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Xid:
     """An error that the driver wrote into the kernel's log.
 
@@ -171,7 +171,7 @@ class Xid:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mps:
     """NVIDIA's multi-process service, as CUDA_MPS_PIPE_DIRECTORY names it.
 
@@ -186,7 +186,7 @@ class Mps:
     daemon: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Library:
     """A shared library of CUDA that a program would load instead of the one that torch brought.
 
@@ -205,7 +205,7 @@ class Library:
     by: str = "LD_LIBRARY_PATH"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extension:
     """A compiled extension of torch.
 
@@ -226,7 +226,7 @@ class Extension:
     cuda_files: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Folder:
     """A folder that training writes to.
 
@@ -247,7 +247,7 @@ class Folder:
     writable: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """What the machine, or the container, allows.
 

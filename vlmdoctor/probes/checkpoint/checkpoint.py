@@ -60,17 +60,19 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
         match, parameter = found.get(name), parameters[name]
         if match is None:
             fresh = True if parameter.is_meta else looks_fresh(parameter)
-            weights.append(Weight(name, role, shape, adapter=adapter, fresh=fresh))
+            weights.append(Weight(name=name, role=role, shape=shape, adapter=adapter, fresh=fresh))
             continue
         if match.converted:
-            weights.append(Weight(name, role, shape, match.key, shape, adapter=adapter))
+            weights.append(
+                Weight(name=name, role=role, shape=shape, key=match.key, key_shape=shape, adapter=adapter)
+            )
             continue
         equal, agreement, distance = _values(name, parameter, match.key, files)
         weights.append(
             Weight(
-                name,
-                role,
-                shape,
+                name=name,
+                role=role,
+                shape=shape,
                 key=match.key,
                 key_shape=files.shapes[match.key],
                 renamed=None if adapter_only else match.renamed,
@@ -85,7 +87,14 @@ def compare(model: Any, files: CheckpointFiles) -> Checkpoint:
     left += [weight.alike for weight in weights if weight.alike is not None]
     unplaced = {key: files.shapes[key] for key in left if not _is_buffer(key)}
     laid_out = all(parameter.is_meta for parameter in parameters.values())
-    return Checkpoint(files.shown, len(files.shapes), tuple(weights), unplaced, adapter_only, laid_out)
+    return Checkpoint(
+        shown=files.shown,
+        tensors=len(files.shapes),
+        weights=tuple(weights),
+        unplaced=unplaced,
+        adapter_only=adapter_only,
+        laid_out=laid_out,
+    )
 
 
 def _as_meant(weight: Weight, weights: Sequence[Weight], parameter: Any) -> Weight:
@@ -101,7 +110,12 @@ def _as_meant(weight: Weight, weights: Sequence[Weight], parameter: Any) -> Weig
         return weight
     fresh = True if parameter.is_meta else looks_fresh(parameter)
     return Weight(
-        weight.name, weight.role, weight.shape, adapter=weight.adapter, fresh=fresh, alike=weight.key
+        name=weight.name,
+        role=weight.role,
+        shape=weight.shape,
+        adapter=weight.adapter,
+        fresh=fresh,
+        alike=weight.key,
     )
 
 

@@ -17,8 +17,8 @@ from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised, text_of
 from vlmdoctor.probes.training.trial_steps import copies, step
 from vlmdoctor.sandbox import call
-from vlmdoctor.sandbox.clone import copied_together
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.clone import clone_together
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject
 
 STEPS_BEFORE = 2
@@ -37,7 +37,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Resume:
         raise Unavailable("the model is too large to be copied several times")
     # Each copy of a compiled model would be compiled anew.
     plain = dataclasses.replace(subject, model=getattr(subject.model, "_orig_mod", subject.model))
-    with unchanged(plain), torch.enable_grad(), warnings.catch_warnings():
+    with restoring(plain), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedulers that do not know that their copied optimizer stepped
         return _tried(plain)
 
@@ -49,13 +49,13 @@ def _tried(subject: Subject) -> Resume:
     going: Parts = copies(subject)
     for number in range(STEPS_BEFORE):
         _step(subject, going, number)
-    again: Parts = copied_together(*going)
+    again: Parts = clone_together(*going)
     loaded: Parts = copies(subject)
     try:
         _load(loaded, _states(going))
     except Exception as error:
         told = text_of(error, 200).partition("\n")[0]
-        return Resume(_learning(going), raised=f"{type(error).__name__}: {told}")
+        return Resume(parameters=_learning(going), raised=f"{type(error).__name__}: {told}")
     unsaved = _unsaved(going[0], loaded[0])
     states = [sum(len(optimizer.state) for optimizer in parts[1]) for parts in (going, loaded)]
     rates = [parts[1][0].param_groups[0].get("lr") for parts in (going, loaded)]  # Adafactor's may be None

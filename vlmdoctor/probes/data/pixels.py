@@ -103,7 +103,7 @@ def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -
     image = image.detach().to("cpu", torch.float32)
     finite = torch.isfinite(image)
     if not bool(finite.any()):
-        return Picture(name, 0.0, 0.0, finite=False)
+        return Picture(name=name, low=0.0, high=0.0, finite=False)
     inside = image if bool(finite.all()) else torch.where(finite, image, image[finite].mean())
     flat = inside.flatten(1)
     constant = bool((flat == flat[:, :1]).all())
@@ -118,9 +118,9 @@ def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -
     if exact and not constant and bool(finite.all()) and max(abs(low), abs(high)) < 1000:
         fits = tuple((which, _fit(inside[:, ::step, ::step], values)) for which, values in tried.items())
     return Picture(
-        name,
-        low,
-        high,
+        name=name,
+        low=low,
+        high=high,
         finite=bool(finite.all()),
         constant=constant,
         restored_low=None if plain is None else float(plain.min()),

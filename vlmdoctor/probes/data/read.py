@@ -12,7 +12,7 @@ from vlmdoctor.evidence.data import Data, Picture, Row
 from vlmdoctor.probes.batch.fields import standard
 from vlmdoctor.probes.data import chat_template, pixels, speakers, vocabulary
 from vlmdoctor.probes.model.training_args import setting
-from vlmdoctor.sandbox.restore import unchanged_data
+from vlmdoctor.sandbox.restore import restoring_data
 from vlmdoctor.subject import Subject
 
 ROLES = ("system", "user", "assistant", "stop", "image", "padding", "marker", "other")
@@ -25,7 +25,7 @@ _LENGTHS = ("max_length", "max_seq_length", "cutoff_len", "model_max_length")
 
 def probe(subject: Subject, gather: Callable[[type], object]) -> Data:
     """Looks at the batch, and at some samples of the dataset as the collator makes batches of them."""
-    with unchanged_data(subject):
+    with restoring_data(subject):
         data = read(subject)
     if not data.rows and not data.pictures and not data.troubles and not data.shapes:
         raise Unavailable("no batch was given" if subject.batch is None else "the batch has no token ids")
@@ -91,10 +91,10 @@ class Reader:
             spoken = self._speakers(row_ids, roles, row_types)
             rows.append(
                 Row(
-                    origin,
-                    names[i] if names and len(names) == len(ids) else f"row {i} of the batch",
-                    tuple(row_ids),
-                    tuple(spoken or roles),
+                    origin=origin,
+                    name=names[i] if names and len(names) == len(ids) else f"row {i} of the batch",
+                    ids=tuple(row_ids),
+                    roles=tuple(spoken or roles),
                     labels=tuple(labels[i]) if labels else None,
                     attended=tuple(seen) if seen is not None else None,
                     features=features[i] if features else None,

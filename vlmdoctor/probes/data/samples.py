@@ -135,9 +135,9 @@ def _trouble(name: str, error: Exception, columns: tuple[str, ...] = ()) -> Trou
     place = place_of(frames_of(error))
     first_line = text_of(error, 200).partition("\n")[0]
     return Trouble(
-        name,
-        f"{type(error).__name__}{f': {first_line}' if first_line else ''}",
-        shown_path(place.file) if place else None,
-        place.line if place else None,
-        columns,
+        name=name,
+        error=f"{type(error).__name__}{f': {first_line}' if first_line else ''}",
+        file=shown_path(place.file) if place else None,
+        line=place.line if place else None,
+        columns=columns,
     )

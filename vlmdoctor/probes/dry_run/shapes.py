@@ -8,21 +8,19 @@ from typing import Any
 
 import torch
 
-from vlmdoctor.dryrun.meta_copy import laid_out
+from vlmdoctor.dryrun.meta_copy import meta_copy
 from vlmdoctor.dryrun.named import clashes_of
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.dryrun.table import folded
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.shapes import DEPTH, Shapes
+from vlmdoctor.evidence.shapes import DEPTH, FOR_DRY_RUNS, Shapes
 from vlmdoctor.knowledge.config_fields import field, image_token, text_config
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.probes.failure.traceback import failure_of
 from vlmdoctor.subject import Subject
 from vlmdoctor.watching.batch import count_images
-
-FOR_DRY_RUNS = "it needs --depth shapes; the real passes tell more"
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> Shapes:
@@ -56,7 +54,7 @@ def shapes_of(
     import warnings
 
     def run(spread: bool) -> tuple[Any, Any]:
-        twin = laid_out(model, dtype)
+        twin = meta_copy(model, dtype)
         # The model's own remarks belong to its real runs.
         with warnings.catch_warnings(), _untouched(model):
             warnings.simplefilter("ignore")

@@ -135,7 +135,7 @@ def facts(tensors: Mapping[str, torch.Tensor]) -> Iterator[TensorFact]:
     """The outside of each tensor."""
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        yield TensorFact(name, tuple(tensor.shape), dtype, str(tensor.device))
+        yield TensorFact(name=name, shape=tuple(tensor.shape), dtype=dtype, device=str(tensor.device))
 
 
 def shown_path(file: str) -> str:

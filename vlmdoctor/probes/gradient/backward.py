@@ -15,7 +15,7 @@ from vlmdoctor.probes.batch.fields import standard
 from vlmdoctor.probes.failure.traceback import failure_of
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.sandbox.call import run
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 from vlmdoctor.watching.batch import count_images
 
@@ -27,7 +27,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
     parameters = list(subject.model.named_parameters())
     failure = None
     gradients: list[Gradient] = []
-    with unchanged(subject), torch.enable_grad():
+    with restoring(subject), torch.enable_grad():
         loss, _ = run(subject.model, copy_of(subject.batch), subject.loss_fn)
         if loss is None:
             raise Unavailable("the model gave a loss once and then none")
@@ -54,7 +54,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Backward:
 
 
 def _without_hooks(subject: Subject, parameters: dict[str, Any]) -> set[str]:
-    """The names of those whose gradient is not zero where their hooks do not run; use inside `unchanged`."""
+    """The names of those whose gradient is not zero where their hooks do not run; use inside `restoring`."""
     # Autograd holds the dictionaries too, so that emptying them is what silences the hooks.
     kept = [(p._backward_hooks, p._backward_hooks.copy()) for p in parameters.values()]
     try:
@@ -77,15 +77,15 @@ def _gradient(raw_name: str, parameter: object) -> Gradient:
     name = canonical_name(raw_name)
     gradient = parameter.grad  # type: ignore[attr-defined]
     if gradient is None:
-        return Gradient(name, role_of(name), present=False)
+        return Gradient(name=name, role=role_of(name), present=False)
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
     finite = bool(gradient.isfinite().all())
     norm = float(gradient.detach().float().norm()) if finite else None
     return Gradient(
-        name,
-        role_of(name),
-        True,
+        name=name,
+        role=role_of(name),
+        present=True,
         zero=not bool(gradient.any()),
         finite=finite,
         norm=norm,

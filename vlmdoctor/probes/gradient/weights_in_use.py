@@ -17,8 +17,8 @@ from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.sandbox.call import run
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import copy_of, same_random_states, unchanged
-from vlmdoctor.sandbox.unregistered import hidden_parameters
+from vlmdoctor.sandbox.restore import copy_of, restoring, same_random_states
+from vlmdoctor.sandbox.unregistered import unregistered_parameters
 from vlmdoctor.subject import Subject, optimizers
 
 SAMPLES = 4096  # values of each tensor that are compared
@@ -38,17 +38,22 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> WeightsInUse:
         for group in getattr(one, "param_groups", ())
         for p in group["params"]
     }
-    with unchanged(subject), torch.enable_grad():
+    with restoring(subject), torch.enable_grad():
         before = _values(named)
         leaves = _leaves(subject)
         changed = [name for name, was in before.items() if not torch.equal(was, _sample(named[name]))]
         overwritten = _replaced(subject, {name: named[name] for name in changed}) if changed else ()
         unknown = [leaf for leaf in leaves if id(leaf) not in registered]
         again = {id(leaf) for leaf in _leaves(subject)} if unknown else set()
-        names = {id(p): name for name, p in hidden_parameters(subject.model).items()} if unknown else {}
+        names = {id(p): name for name, p in unregistered_parameters(subject.model).items()} if unknown else {}
     return WeightsInUse(
         strangers=tuple(
-            Stranger(names.get(id(leaf)), tuple(leaf.shape), id(leaf) not in again, id(leaf) in held)
+            Stranger(
+                name=names.get(id(leaf)),
+                shape=tuple(leaf.shape),
+                anew=id(leaf) not in again,
+                in_optimizer=id(leaf) in held,
+            )
             for leaf in unknown
         ),
         overwritten=tuple(canonical_name(name) for name in overwritten),
@@ -95,7 +100,7 @@ def _replaced(subject: Subject, changed: Mapping[str, nn.Parameter]) -> tuple[st
 
     The pass may clip or normalise weights as well, which keeps what training moved.
     """
-    # Kept here, since of a large model `unchanged` does not keep the weights.
+    # Kept here, since of a large model `restoring` does not keep the weights.
     kept = {name: parameter.detach().clone() for name, parameter in changed.items()}
     try:
         for parameter in changed.values():

@@ -13,7 +13,7 @@ from vlmdoctor.evidence.zero_weights import ZeroWeights
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.sandbox.call import run
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 DEVIATION = 0.02  # of the numbers that are put in their place for one pass
@@ -45,7 +45,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ZeroWeights:
     if not zeros:
         return ZeroWeights(still=len(still), reached=reached)
     asleep = {name: named[name] for name in still}
-    with unchanged(subject), torch.enable_grad():
+    with restoring(subject), torch.enable_grad():
         kept = {name: p.detach().clone() for name, p in zeros.items()}
         try:
             for p in zeros.values():

@@ -13,11 +13,11 @@ from torch import nn
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.join import Join
+from vlmdoctor.evidence.image_feature_scale import ImageFeatureScale
 from vlmdoctor.knowledge.parameter_names import canonical_name, layer_of, role_of
 from vlmdoctor.probes.batch.fields import Inputs
 from vlmdoctor.probes.forward import passed
-from vlmdoctor.probes.influence.passes import Trials, innermost
+from vlmdoctor.probes.influence.passes import PassRunner, innermost
 from vlmdoctor.probes.listening import Listening, Outcome
 from vlmdoctor.probes.one_pass import observed
 from vlmdoctor.sandbox.call import run, seed
@@ -27,7 +27,7 @@ from vlmdoctor.subject import Subject
 FEWEST = 2  # places of each kind
 
 
-def probe(subject: Subject, gather: Gatherer) -> Join:
+def probe(subject: Subject, gather: Gatherer) -> ImageFeatureScale:
     """Catches what the first decoder layer is given in the one pass, and once more with other images."""
     passed(gather, finite=True)
     return observed(gather, "vlmdoctor.probes.images.features")
@@ -59,7 +59,7 @@ class DecoderInput:
         if hidden is not None:
             self._caught = name, hidden
 
-    def conclude(self, outcome: Outcome, forward: Forward) -> Join:
+    def conclude(self, outcome: Outcome, forward: Forward) -> ImageFeatureScale:
         """Compares the sizes of what moves with the images and of what does not."""
         if forward.finite is False:
             raise Unavailable("the forward pass gives NaN or infinity")
@@ -76,7 +76,13 @@ class DecoderInput:
         image, text = sizes[moved & valid], sizes[~moved & valid]
         if len(image) < FEWEST or len(text) < FEWEST:
             raise Unavailable("no places of the first decoder layer belong to images alone")
-        return Join(name, len(image), len(text), float(image.median()), float(text.median()))
+        return ImageFeatureScale(
+            module=name,
+            image_places=len(image),
+            text_places=len(text),
+            image_size=float(image.median()),
+            text_size=float(text.median()),
+        )
 
     def _with_other_images(self) -> torch.Tensor:
         subject, inputs = self._subject, self._inputs
@@ -99,7 +105,7 @@ class _Seen(Exception):
     """What was looked for is there: the rest of the pass tells nothing more."""
 
 
-def entering(trials: Trials, batch: Any = None) -> tuple[str, torch.Tensor]:
+def entering(trials: PassRunner, batch: Any = None) -> tuple[str, torch.Tensor]:
     """(name, input [B, T, D]) of the first block of the language model that runs; the pass ends there."""
     rows, length = trials.inputs[trials.inputs.ids].shape
     return _entering(trials.model, lambda: trials.run(batch), rows, length)

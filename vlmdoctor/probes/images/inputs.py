@@ -38,7 +38,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageInputs:
     return ImageInputs(
         grids=tuple(_grids(tensors)),
         masks=tuple(
-            Mask(name, tuple(value.shape), int((value != 0).sum()), *_answers(value, tensors.get("labels")))
+            _mask(name, value, tensors.get("labels"))
             for name, value in tensors.items()
             if _PIXEL_MASK.fullmatch(name) and value.numel()
         ),
@@ -50,6 +50,12 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageInputs:
         ),
         blank=pixels is None or not pixels.numel() or bool((pixels == pixels.flatten()[0]).all()),
     )
+
+
+def _mask(name: str, mask: torch.Tensor, labels: torch.Tensor | None) -> Mask:
+    answers, seeing = _answers(mask, labels)
+    kept = int((mask != 0).sum())
+    return Mask(name=name, shape=tuple(mask.shape), kept=kept, answers=answers, answers_seeing=seeing)
 
 
 def _answers(mask: torch.Tensor, labels: torch.Tensor | None) -> tuple[int, int]:
@@ -71,5 +77,5 @@ def _grids(tensors: Mapping[str, torch.Tensor]) -> list[Grid]:
         pixels = tensors.get(key)
         if pixels is not None and pixels.ndim == 2 and not value.is_floating_point():
             wanted = sum(math.prod(map(int, row)) for row in value.tolist())
-            found.append(Grid(name, key, len(value), wanted, len(pixels)))
+            found.append(Grid(name=name, pixels=key, grids=len(value), wanted=wanted, patches=len(pixels)))
     return found

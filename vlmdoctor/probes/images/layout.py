@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.image_layout import ImageLayout, Reading
+from vlmdoctor.evidence.image_layout import ImageLayout, LayoutSmoothness
 from vlmdoctor.probes.batch.fields import Inputs
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.subject import Subject
@@ -23,10 +23,10 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageLayout:
     """Reads the pixels of the batch; runs nothing."""
     if subject.batch is None or subject.model is None:
         raise Unavailable("no batch was given, or no model")
-    return look(subject)
+    return measure(subject)
 
 
-def look(subject: Subject) -> ImageLayout:
+def measure(subject: Subject) -> ImageLayout:
     """The readings of the batch's pictures."""
     model = innermost(subject.model)
     inputs = Inputs(model, subject.batch, apart=subject.loss_fn is not None)
@@ -38,13 +38,13 @@ def look(subject: Subject) -> ImageLayout:
         raise Unavailable("the pixels are not finite, or on the meta device")
     grids = inputs.fields.get("image_grid_thw")
     if isinstance(grids, torch.Tensor) and pixels.ndim == 2:
-        return ImageLayout(name, grids=tuple(_of_grids(pixels, grids, _patch(model))))
+        return ImageLayout(name=name, grids=tuple(_of_grids(pixels, grids, _patch(model))))
     if pixels.ndim < 4 or pixels.shape[-3] != _CHANNELS or min(pixels.shape[-2:]) < SMALLEST:
         raise Unavailable("the pixels are not laid out as images with three channels")
-    return ImageLayout(name, channels_last=tuple(_of_pictures(pixels.flatten(0, -4))))
+    return ImageLayout(name=name, channels_last=tuple(_of_pictures(pixels.flatten(0, -4))))
 
 
-def _of_pictures(pictures: torch.Tensor) -> Iterator[Reading]:
+def _of_pictures(pictures: torch.Tensor) -> Iterator[LayoutSmoothness]:
     height, width = pictures.shape[-2:]
     for number, picture in enumerate(pictures[:MOST]):
         spread = float(picture.float().std())
@@ -52,7 +52,7 @@ def _of_pictures(pictures: torch.Tensor) -> Iterator[Reading]:
             continue
         own = picture.float() / spread
         other = own.reshape(height, width, _CHANNELS).permute(2, 0, 1)
-        yield Reading(number, _rough(own), _rough(other), size=(height, width))
+        yield LayoutSmoothness(image=number, given=_rough(own), other=_rough(other), size=(height, width))
 
 
 def _rough(picture: torch.Tensor) -> float:
@@ -68,7 +68,7 @@ def _patch(model: Any) -> int:
     return patch
 
 
-def _of_grids(pixels: torch.Tensor, grids: torch.Tensor, side: int) -> Iterator[Reading]:
+def _of_grids(pixels: torch.Tensor, grids: torch.Tensor, side: int) -> Iterator[LayoutSmoothness]:
     depth, rest = divmod(pixels.shape[1], side * side)
     if rest or int(grids.prod(dim=1).sum()) != len(pixels):
         raise Unavailable("the patches are not squares, or not as many as the grids say")
@@ -83,7 +83,7 @@ def _of_grids(pixels: torch.Tensor, grids: torch.Tensor, side: int) -> Iterator[
         patches = patches / spread
         inside = float(patches.diff(dim=-1).abs().mean() + patches.diff(dim=-2).abs().mean()) / 2
         given, other = _seams(patches, rows, columns), _seams(patches, columns, rows)
-        yield Reading(number, given, other, inside, (rows, columns))
+        yield LayoutSmoothness(image=number, given=given, other=other, inside=inside, size=(rows, columns))
 
 
 def _seams(patches: torch.Tensor, rows: int, columns: int) -> float:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
-from vlmdoctor.probes.influence.baseline import Reference
+from vlmdoctor.probes.influence.baseline import Baseline
 
 _SEEING = ("vision", "projector")
 Sums = tuple[tuple[float, float], ...]
 
 
-def image_path(reference: Reference, changed: Any) -> dict[str, str]:
+def image_path(reference: Baseline, changed: Any) -> dict[str, str]:
     """Where the way of the images ends, when nothing behind it moves with them.
 
     Holds `last`, the last module whose output moved; `ends_in`, the one around or behind it that was given
@@ -46,7 +46,7 @@ def _contains_any(name: str, earlier: list[str]) -> bool:
     return any(other.startswith(name + ".") for other in earlier)
 
 
-def _calls(reference: Reference, batch: Any) -> list[tuple[str, Sums, Sums]]:
+def _calls(reference: Baseline, batch: Any) -> list[tuple[str, Sums, Sums]]:
     """(name, sums of its inputs, sums of its outputs) of each module's calls, in the order of their ends."""
     found: list[tuple[str, Sums, Sums]] = []
     with contextlib.ExitStack() as hooks:

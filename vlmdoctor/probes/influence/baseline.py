@@ -9,7 +9,7 @@ import torch
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.probes.batch.fields import IGNORED, Inputs, placeholders
-from vlmdoctor.probes.influence.passes import Seen, Trials, distances
+from vlmdoctor.probes.influence.passes import PassOutput, PassRunner, distances
 from vlmdoctor.probes.loss.alignment import places_ahead
 from vlmdoctor.subject import Subject
 
@@ -18,15 +18,15 @@ _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would
 _NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
 
 
-class Reference:
+class Baseline:
     """A subject with its logits on the unchanged batch, and how far rounding moves them."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.trials = Trials(subject)
+        self.trials = PassRunner(subject)
         self.inputs: Inputs = self.trials.inputs
         self.placeholders = placeholders(self.trials.model, subject.processor, subject.tokenizer)
-        self.before: Seen = self.trials.run()
+        self.before: PassOutput = self.trials.run()
         again = self.trials.run()
         self.noise = self.rounding = self.scale = 0.0
         self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
@@ -40,7 +40,7 @@ class Reference:
             # Where the model puts features in front of the text, its logits stand behind theirs.
             self.offset = self.before.logits.shape[1] - self.inputs[self.inputs.ids].shape[1]
             if self.offset < 0:
-                self.before = Seen(None, self.before.loss)
+                self.before = PassOutput(None, self.before.loss)
         if self.before.logits is not None:
             logits = self.text(self.before.logits)[self.valid.to(self.before.logits.device)].float()
             if bool(logits.isnan().any()):
@@ -58,7 +58,7 @@ class Reference:
         """The logits of the text's positions."""
         return logits[:, self.offset :]
 
-    def moved(self, seen: Seen, base: Seen | None = None) -> torch.Tensor:
+    def moved(self, seen: PassOutput, base: PassOutput | None = None) -> torch.Tensor:
         """[B, T] on the CPU: how far each position's logits are from those of `base`, the unchanged batch."""
         base = base or self.before
         if seen.logits is None or base.logits is None or seen.logits.shape != base.logits.shape:

@@ -13,8 +13,8 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
-from vlmdoctor.probes.influence.baseline import Reference, change
-from vlmdoctor.probes.influence.passes import Seen
+from vlmdoctor.probes.influence.baseline import Baseline, change
+from vlmdoctor.probes.influence.passes import PassOutput
 from vlmdoctor.probes.influence.tokens import Results
 from vlmdoctor.probes.positions.rotary_tables import StoredTable, stored_tables
 
@@ -28,7 +28,7 @@ _BACKENDS = {"eager": "sdpa", "sdpa": "eager"}
 Move = Callable[[torch.Tensor], torch.Tensor]
 
 
-def shift_positions(reference: Reference) -> Results:
+def shift_positions(reference: Baseline) -> Results:
     """All rotary positions moved by the same number: attention sees differences only, so nothing moves."""
     reference.need_logits()
     if reference.inputs.reads_labels or reference.inputs.ids == "decoder_input_ids":
@@ -44,7 +44,7 @@ def shift_positions(reference: Reference) -> Results:
     if shift < LEAST_SHIFT:
         raise Unavailable("the sequence uses all positions, so that there is no room to shift it")
 
-    def seen(move: Move) -> Seen:
+    def seen(move: Move) -> PassOutput:
         moves = _moved_tables(tables, move, length) if tables else _moved_positions(modules, move, length)
         with moves:
             return reference.trials.run()
@@ -65,7 +65,7 @@ def shift_positions(reference: Reference) -> Results:
     )
 
 
-def switch_backend(reference: Reference) -> Results:
+def switch_backend(reference: Baseline) -> Results:
     """The other of eager and sdpa attention: the same function, so that nothing moves but by rounding."""
     reference.need_logits()
     model = reference.trials.model
@@ -88,7 +88,7 @@ def _one_axis(positions: torch.Tensor) -> torch.Tensor:
     return positions[:1].expand_as(positions) if positions.ndim == 3 else positions
 
 
-def _room(reference: Reference, length: int) -> int:
+def _room(reference: Baseline, length: int) -> int:
     rope = reference.setting("rope_parameters")
     limits = [reference.setting("max_position_embeddings")]
     if isinstance(rope, dict):

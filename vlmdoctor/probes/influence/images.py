@@ -12,7 +12,7 @@ from torch import nn
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.probes.images.path import image_path
-from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.baseline import Baseline, change
 from vlmdoctor.probes.influence.passes import distances
 from vlmdoctor.probes.influence.tokens import Results
 
@@ -20,7 +20,7 @@ AWAKE = 0.1
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
-def exchange_an_image(reference: Reference) -> Results:
+def exchange_an_image(reference: Baseline) -> Results:
     """The first sample's image becomes noise: its logits move, and no other sample's."""
     inputs = reference.inputs
     if not inputs.images:
@@ -62,7 +62,7 @@ def _noise(images: torch.Tensor) -> torch.Tensor:
     return torch.where(known == 0, known, noise).to(images.dtype)
 
 
-def _image_positions(reference: Reference) -> torch.Tensor | None:
+def _image_positions(reference: Baseline) -> torch.Tensor | None:
     """[B, T]: where a placeholder of an image stands; None where they are not known."""
     if not reference.placeholders or reference.inputs.reads_labels:
         return None
@@ -71,7 +71,7 @@ def _image_positions(reference: Reference) -> torch.Tensor | None:
     return stands if stands.any() else None
 
 
-def _first_image(reference: Reference, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+def _first_image(reference: Baseline, positions: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
     """The images with the first sample's exchanged; None where it is not known which is whose."""
     inputs, rows = reference.inputs, len(reference.valid)
     if positions is not None and not bool(positions.any(dim=1).all()):
@@ -94,7 +94,7 @@ def _first_image(reference: Reference, positions: torch.Tensor | None) -> dict[s
 
 
 def _influence(
-    reference: Reference, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any
+    reference: Baseline, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any
 ) -> Change:
     inputs = reference.inputs
     if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
@@ -118,7 +118,7 @@ def _influence(
     return change("all images", apart, text if text.any() else where, reference.noise, anywhere, **path)
 
 
-def _images_by_loss(reference: Reference) -> Change:
+def _images_by_loss(reference: Baseline) -> Change:
     inputs, loss = reference.inputs, reference.before.loss
     if loss is None:
         raise Unavailable("the model gives neither a loss nor logits")
@@ -133,10 +133,12 @@ def _images_by_loss(reference: Reference) -> Change:
         if woken and first != second:
             raise Unavailable(f"the images' path starts closed: {woken[0]} is zero")
     path = image_path(reference, changed) if moved <= reference.noise else {}
-    return Change("all images", moved, reference.noise, moved, positions=1, detail=path)
+    return Change(
+        what="all images", moved=moved, allowed=reference.noise, effect=moved, positions=1, detail=path
+    )
 
 
-def _closed_gate(reference: Reference, changed: Any, where: torch.Tensor) -> str | None:
+def _closed_gate(reference: Baseline, changed: Any, where: torch.Tensor) -> str | None:
     """The parameter that is zero at first and lets nothing through until it has learned; else None."""
     with _awake(reference.trials.model) as woken:
         if not woken:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.baseline import Baseline, change
 from vlmdoctor.probes.influence.passes import COLUMNS, distances
 from vlmdoctor.probes.influence.tokens import Results
 from vlmdoctor.sandbox.call import logits_in
@@ -35,7 +35,7 @@ _RECURRENT = (
 )
 
 
-def decode_with_the_cache(reference: Reference) -> Results:
+def decode_with_the_cache(reference: Baseline) -> Results:
     """Everything but a few tokens in one pass, and those one by one with what it left in the cache."""
     reference.need_logits()
     inputs, model = reference.inputs, reference.trials.model
@@ -84,7 +84,7 @@ class _Generated:
 
     by = "generate"
 
-    def __init__(self, reference: Reference, model: Any, cut: int) -> None:
+    def __init__(self, reference: Baseline, model: Any, cut: int) -> None:
         self.reference, self.model, self.cut = reference, model, cut
         if not isinstance(reference.subject.batch, Mapping):
             raise Unavailable("generate takes the batch by names")
@@ -141,7 +141,7 @@ class _Stepped:
 
     by = "forward"
 
-    def __init__(self, reference: Reference, cut: int) -> None:
+    def __init__(self, reference: Baseline, cut: int) -> None:
         self.reference, self.cut = reference, cut
         self.parameters = inspect.signature(reference.trials.model.forward).parameters
         names = [name for name in _CACHES if name in self.parameters]

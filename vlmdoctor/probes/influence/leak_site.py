@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from vlmdoctor.knowledge.parameter_names import canonical_name
-from vlmdoctor.probes.influence.baseline import Reference
+from vlmdoctor.probes.influence.baseline import Baseline
 from vlmdoctor.probes.influence.passes import distances
 
 
-def leaking_place(reference: Reference, changed: Any, where: torch.Tensor) -> str | None:
+def leaking_place(reference: Baseline, changed: Any, where: torch.Tensor) -> str | None:
     """The first place where values at `where` [B, T] are not the same as ever: a module, or its input."""
     before = _sums(reference, None, where)
     after = _sums(reference, changed, where)
@@ -28,7 +28,7 @@ def leaking_place(reference: Reference, changed: Any, where: torch.Tensor) -> st
     return next((f"the input of {name}" for name in moved), None)
 
 
-def moved_with_causal_mask(reference: Reference, changed: Any, where: torch.Tensor) -> float | None:
+def moved_with_causal_mask(reference: Baseline, changed: Any, where: torch.Tensor) -> float | None:
     """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
     length = reference.before.logits.shape[1]
     with _causal(length) as used:
@@ -38,7 +38,7 @@ def moved_with_causal_mask(reference: Reference, changed: Any, where: torch.Tens
     return float(distances(reference.text(one.logits), reference.text(other.logits)).cpu()[where].max())
 
 
-def _sums(reference: Reference, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
+def _sums(reference: Baseline, batch: Any, where: torch.Tensor) -> dict[str, tuple[tuple, tuple]]:
     """For each module, in the order in which they end: sums of its inputs and of its outputs at `where`."""
     found: dict[str, tuple[tuple, tuple]] = {}
     rows, length = where.shape

@@ -29,14 +29,14 @@ _EXPERTS = re.compile(r"moe|expert|router", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Seen:
+class PassOutput:
     """What a forward pass gave: logits [B, T, C] of the text's positions (thinned out), and the loss."""
 
     logits: torch.Tensor | None
     loss: float | None
 
 
-class Trials:
+class PassRunner:
     """Forward passes of one subject, each with the same random numbers; use inside `unchanged`.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trials:
         self.targets: torch.Tensor | None = None
         self._seen_types: set[torch.dtype] = set()
 
-    def run(self, batch: Any = None, seed: int = 0) -> Seen:
+    def run(self, batch: Any = None, seed: int = 0) -> PassOutput:
         """One pass on `batch`, by default the user's."""
         model, loss_fn = self.model, self._subject.loss_fn
         batch = copy_of(self._subject.batch if batch is None else batch)
@@ -86,7 +86,7 @@ class Trials:
         if len(seen) == 1:
             logits = self._compared(seen[0]) if logits is None else logits
             self.targets = self._targets(seen[0]) if self.targets is None else self.targets
-        return Seen(logits, None if loss is None else float(loss.detach()))
+        return PassOutput(logits, None if loss is None else float(loss.detach()))
 
     @contextlib.contextmanager
     def _types_noted(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class Trials:
         if isinstance(output, torch.Tensor) and output.is_floating_point():
             self._seen_types.add(output.dtype)
 
-    def jittered(self) -> Seen:
+    def jittered(self) -> PassOutput:
         """A pass whose token embeddings are off by one rounding: how far rounding carries in this model."""
 
         def jitter(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -11,15 +11,15 @@ from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.plain_text import raised
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence import execution, images, kv_cache, tokens, words
-from vlmdoctor.probes.influence.baseline import Reference
+from vlmdoctor.probes.influence.baseline import Baseline
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject
 from vlmdoctor.watching.nonfinite import nonfinite_weights
 
 SECONDS = 60.0  # no further change is tried after so long: a large model on a CPU
 
-PLAN: dict[tuple[str, ...], Callable[[Reference], Iterator[tuple[str, Change | str]]]] = {
+PLAN: dict[tuple[str, ...], Callable[[Baseline], Iterator[tuple[str, Change | str]]]] = {
     ("later-token", "another-sample"): tokens.edit_a_token,
     ("images", "image-of-another"): images.exchange_an_image,
     ("text",): words.exchange_the_words,
@@ -39,14 +39,14 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Influence:
         raise Unavailable("a forward pass needs all processes here")
     if broken := nonfinite_weights(subject.model):
         raise Unavailable(f"{broken[0]} holds NaN or infinity")
-    with unchanged(subject):
+    with restoring(subject):
         return measure(subject)
 
 
 def measure(subject: Subject) -> Influence:
-    """Tries every change, the most telling first; use inside `unchanged`."""
+    """Tries every change, the most telling first; use inside `restoring`."""
     started = time.perf_counter()
-    reference = Reference(subject)
+    reference = Baseline(subject)
     tried: dict[str, Change] = {}
     untried: dict[str, str] = {}
     for names, attempt in PLAN.items():
@@ -69,4 +69,4 @@ def measure(subject: Subject) -> Influence:
                 reason = f"the changed batch raises {raised(error, 120)}"
         if reason is not None:
             untried |= {name: reason for name in names if name not in tried and name not in untried}
-    return Influence(tried, untried, reference.scale, reference.rounding)
+    return Influence(changes=tried, untried=untried, scale=reference.scale, rounding=reference.rounding)

@@ -13,7 +13,7 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.baseline import Baseline, change
 from vlmdoctor.probes.influence.leak_site import leaking_place, moved_with_causal_mask
 from vlmdoctor.probes.influence.passes import distances
 from vlmdoctor.subject import vocab_size
@@ -26,7 +26,7 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")
 CAPACITY = "experts of limited capacity make samples depend on each other by design"
 
 
-def edit_a_token(reference: Reference) -> Results:
+def edit_a_token(reference: Baseline) -> Results:
     """A late token of one row: nothing before it may move, and nothing in another row."""
     reference.need_logits()
     inputs, refused = reference.inputs, None
@@ -71,7 +71,7 @@ def edit_a_token(reference: Reference) -> Results:
         yield "another-sample", _located(reference, found, changed, others)
 
 
-def edit_a_packed_sample(reference: Reference) -> Results:
+def edit_a_packed_sample(reference: Baseline) -> Results:
     """A token of the first of several samples in one row: the others in it may not move."""
     reference.need_logits()
     numbers = reference.inputs.packed()
@@ -107,7 +107,7 @@ def edit_a_packed_sample(reference: Reference) -> Results:
     yield "packed-neighbour", found
 
 
-def _may_cache(reference: Reference) -> bool:
+def _may_cache(reference: Baseline) -> bool:
     """Whether a training step makes a cache: one that is left to itself does, a Trainer turns it off."""
     checkpoints = getattr(reference.trials.model, "is_gradient_checkpointing", False)
     return reference.subject.training_args is None and not checkpoints
@@ -128,7 +128,7 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
             config.use_cache = True
 
 
-def pad_more(reference: Reference) -> Results:
+def pad_more(reference: Baseline) -> Results:
     """More padding, on the side where the batch has it: no logit of a real token may move."""
     reference.need_logits()
     inputs, length = reference.inputs, reference.valid.shape[1]
@@ -173,7 +173,7 @@ def pad_more(reference: Reference) -> Results:
 
 
 def _located(
-    reference: Reference, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
+    reference: Baseline, found: Change, changed: Any, where: torch.Tensor, *, repair: bool = False
 ) -> Change:
     """`found`, if it moves, with the place where it gets through and what a causal mask would do."""
     if not found.moves:
@@ -184,7 +184,7 @@ def _located(
     return dataclasses.replace(found, detail=detail)
 
 
-def _looks_back(reference: Reference, where: torch.Tensor) -> bool | None:
+def _looks_back(reference: Baseline, where: torch.Tensor) -> bool | None:
     """Whether an earlier token moves any logit behind it; None where there is none to change."""
     for row in range(len(where)):
         last = int(where[row].nonzero()[-1]) if where[row].any() else 0
@@ -204,7 +204,7 @@ def _looks_back(reference: Reference, where: torch.Tensor) -> bool | None:
     return None
 
 
-def _padded(reference: Reference, left: bool) -> dict[str, torch.Tensor]:
+def _padded(reference: Baseline, left: bool) -> dict[str, torch.Tensor]:
     inputs = reference.inputs
     shape = inputs[inputs.ids].shape
     fill = {inputs.ids: _pad_id(reference), inputs.mask: int(inputs.hides), inputs.labels: inputs.ignored}
@@ -223,7 +223,7 @@ def _padded(reference: Reference, left: bool) -> dict[str, torch.Tensor]:
     return padded
 
 
-def _pad_id(reference: Reference) -> int:
+def _pad_id(reference: Baseline) -> int:
     places = (reference.subject.tokenizer, reference.config, getattr(reference.config, "text_config", None))
     known = [getattr(place, "pad_token_id", None) for place in places]
     rows = vocab_size(reference.trials.model) or math.inf
@@ -238,7 +238,7 @@ def _pad_id(reference: Reference) -> int:
     return pad
 
 
-def _late_token(reference: Reference, where: torch.Tensor) -> tuple[int, int]:
+def _late_token(reference: Baseline, where: torch.Tensor) -> tuple[int, int]:
     """(row, position) of the latest text token that has a position in `where` before it."""
     inputs = reference.inputs
     for row in range(len(where)):
@@ -255,11 +255,11 @@ def _late_token(reference: Reference, where: torch.Tensor) -> tuple[int, int]:
     raise Unavailable("no row has a text token with a supervised one before it")
 
 
-def _stands_for_more(reference: Reference, row: int, place: int) -> bool:
+def _stands_for_more(reference: Baseline, row: int, place: int) -> bool:
     return int(reference.inputs[reference.inputs.ids][row, place]) in reference.placeholders
 
 
-def _another(reference: Reference, row: int, place: int) -> int:
+def _another(reference: Baseline, row: int, place: int) -> int:
     """Another token of the batch's text, to stand at this place."""
     ids = reference.inputs[reference.inputs.ids]
     special = set(getattr(reference.subject.tokenizer, "all_special_ids", None) or ())

@@ -11,14 +11,14 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.probes.influence.baseline import Reference, change
+from vlmdoctor.probes.influence.baseline import Baseline, change
 from vlmdoctor.probes.influence.tokens import Results
 
 FEWEST = 4  # different words
 SMALL = 1e-5  # of the loss: what a mean over all tokens makes of some
 
 
-def exchange_the_words(reference: Reference) -> Results:
+def exchange_the_words(reference: Baseline) -> Results:
     """Each word becomes the next one that the batch knows; how texts begin and end stays."""
     inputs, before = reference.inputs, reference.before
     if inputs.ids is None or before.logits is not None or before.loss is None or inputs.reads_labels:
@@ -43,10 +43,19 @@ def exchange_the_words(reference: Reference) -> Results:
     if other is None:
         raise Unavailable("with other words there is no loss")
     moved = abs(other - before.loss)
-    yield "text", Change("all words", moved, reference.noise, moved, positions=int((changed != ids).sum()))
+    yield (
+        "text",
+        Change(
+            what="all words",
+            moved=moved,
+            allowed=reference.noise,
+            effect=moved,
+            positions=int((changed != ids).sum()),
+        ),
+    )
 
 
-def exchange_the_padding(reference: Reference) -> Results:
+def exchange_the_padding(reference: Baseline) -> Results:
     """Other embeddings in the places that the mask hides: no logit of a real token, and no loss, may move.
 
     The ids stay, since some models tell by them where padding is.
@@ -67,13 +76,13 @@ def exchange_the_padding(reference: Reference) -> Results:
         yield "hidden-tokens", change(what, apart, reference.valid, reference.rounded, None)
     elif before.loss is not None and seen.loss is not None:
         moved, allowed = abs(seen.loss - before.loss), max(reference.noise, SMALL * abs(before.loss))
-        yield "hidden-tokens", Change(what, moved, allowed, positions=int(hidden.sum()))
+        yield "hidden-tokens", Change(what=what, moved=moved, allowed=allowed, positions=int(hidden.sum()))
     else:
         raise Unavailable("the model gives neither a loss nor logits")
 
 
 @contextlib.contextmanager
-def _other_embeddings(reference: Reference, hidden: torch.Tensor) -> Iterator[list[str]]:
+def _other_embeddings(reference: Baseline, hidden: torch.Tensor) -> Iterator[list[str]]:
     """The model with noise on the embeddings at `hidden` [B, T]; what it holds is where that was done."""
     ids = reference.inputs[reference.inputs.ids]
     done: list[str] = []

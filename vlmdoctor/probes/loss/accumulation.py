@@ -14,7 +14,7 @@ from vlmdoctor.plain_text import text_of
 from vlmdoctor.probes.checkpoint.names import innermost_model
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.sandbox.call import run
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 
@@ -26,7 +26,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
         raise Unavailable("a loss_fn was given, so that the model's own loss is not used")
     told = _trainer_passes_it(inner)
     if not told:
-        return Accumulation(type(inner).__name__, passed=False)
+        return Accumulation(model_class=type(inner).__name__, passed=False)
     forward = passed(gather)
     labels = subject.batch.get("labels") if isinstance(subject.batch, Mapping) else None
     if forward.loss is None or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
@@ -42,7 +42,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
 
     # Compiling once more for each way to call it would take longer than all the rest.
     model = getattr(subject.model, "_orig_mod", subject.model)
-    with unchanged(subject), torch.no_grad():
+    with restoring(subject), torch.no_grad():
         model.eval()
         alone = loss()
         try:
@@ -50,8 +50,15 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
             more = loss(num_items_in_batch=torch.tensor(TIMES * count, device=labels.device))
         except Exception as error:
             told = text_of(error, 200).partition("\n")[0]
-            return Accumulation(type(inner).__name__, True, alone, raised=f"{type(error).__name__}: {told}")
-    return Accumulation(type(inner).__name__, True, alone, same, more)
+            return Accumulation(
+                model_class=type(inner).__name__,
+                passed=True,
+                loss=alone,
+                raised=f"{type(error).__name__}: {told}",
+            )
+    return Accumulation(
+        model_class=type(inner).__name__, passed=True, loss=alone, told_same=same, told_more=more
+    )
 
 
 def _trainer_passes_it(model: Any) -> bool:

@@ -20,7 +20,7 @@ from vlmdoctor.probes.listening import Listening, Outcome
 from vlmdoctor.probes.loss.calls import LossCall, token_losses
 from vlmdoctor.probes.one_pass import observed
 from vlmdoctor.sandbox.call import run
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 FURTHEST = 3  # places ahead
@@ -69,14 +69,20 @@ class LossAlignment:
         label_shift, matched = _label_shift(ids, labels)
         loss, logits = outcome.loss, outcome.logits
         if logits is None and subject.model.training:
-            with unchanged(subject):
+            with restoring(subject):
                 subject.model.eval()  # in training some models apply the head to supervised tokens only
                 loss, logits = run(subject.model, copy_of(subject.batch), subject.loss_fn)
         if loss is None or logits is None or tuple(logits.shape[:2]) != tuple(labels.shape):
             raise Unavailable("the model gives no loss beside logits for each label")
         losses = {k: _cross_entropy(logits, labels, k) for k in MODEL_SHIFTS}
         value = float(loss)
-        return Alignment(value, _which(value, losses), label_shift, tuple(losses.items()), matched)
+        return Alignment(
+            loss=value,
+            model_shift=_which(value, losses),
+            label_shift=label_shift,
+            losses=tuple(losses.items()),
+            matched=matched,
+        )
 
 
 def _of_the_calls(subject: Subject, outcome: Outcome) -> Alignment | None:
@@ -100,7 +106,14 @@ def _of_the_calls(subject: Subject, outcome: Outcome) -> Alignment | None:
         shares = shares_of_shifts(ids, inputs[inputs.labels], inputs.ignored)
         label_shift = max(shares, key=lambda shift: shares[shift], default=0)
     front = max(0, logits.shape[1] - ids.shape[1])
-    return Alignment(float(loss), ahead - label_shift, label_shift, (), matched, front)
+    return Alignment(
+        loss=float(loss),
+        model_shift=ahead - label_shift,
+        label_shift=label_shift,
+        losses=(),
+        matched=matched,
+        front=front,
+    )
 
 
 def _ids_and_labels(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.sandbox.call import call, loss_in
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 _NAME = re.compile(r"(^|_)(aux(iliary)?|balanc\w*|router_z)(_|$)\w*|z_loss")
@@ -27,7 +27,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Auxiliary:
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
     model, outputs = innermost(subject.model), []
-    with unchanged(subject), torch.enable_grad():
+    with restoring(subject), torch.enable_grad():
         handle = model.register_forward_hook(lambda module, given, output: outputs.append(output))
         batch = copy_of(subject.batch)
         try:
@@ -51,7 +51,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Auxiliary:
         for (name, value), gradient in zip(found.items(), reached, strict=True)
         if gradient is not None
     )
-    return Auxiliary(values, missing, shares, float(loss.detach()), subject.loss_fn is not None)
+    return Auxiliary(
+        values=values,
+        left_out=missing,
+        shares=shares,
+        loss=float(loss.detach()),
+        added_outside=subject.loss_fn is not None,
+    )
 
 
 def _is_auxiliary(name: Any, value: Any) -> bool:

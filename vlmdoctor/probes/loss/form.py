@@ -16,10 +16,10 @@ from vlmdoctor.evidence.loss_form import LossForm, Weights
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.probes.batch.fields import IGNORED
 from vlmdoctor.probes.forward import passed
-from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.probes.influence.passes import PassRunner
 from vlmdoctor.sandbox.call import call, logits_in, loss_in, seed
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 CHUNK = 256  # positions at a time: their probabilities take as much memory as their logits
@@ -33,13 +33,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> LossForm:
     passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
+    with restoring(subject):
         return read_form(subject)
 
 
 def read_form(subject: Subject) -> LossForm:
-    """The form of the loss on the user's batch; use inside `unchanged`."""
-    trials = Trials(subject)
+    """The form of the loss on the user's batch; use inside `restoring`."""
+    trials = PassRunner(subject)
     loss, logits, gradient = _run(subject, trials.model, subject.batch)
     if not gradient.numel():  # a head that is applied to the supervised tokens alone, and there are none
         raise Unavailable("no token's logits go into the loss")
@@ -153,7 +153,7 @@ def _weights(loss: float, logits: torch.Tensor, gradient: torch.Tensor) -> tuple
     sure = tuple(int(r) for r in (_surest(logits) > SURE).any(dim=1).nonzero().flatten())
     places = counted.nonzero()
     if not len(places):
-        return Weights(loss, 0, rows), sure
+        return Weights(loss=loss, tokens=0, rows=rows), sure
     best: Weights | None = None
     for sign in (1.0, -1.0):
         each, apart = [], 0.0
@@ -173,8 +173,16 @@ def _weights(loss: float, logits: torch.Tensor, gradient: torch.Tensor) -> tuple
             light, heavy = min(map(abs, each)), max(map(abs, each))
             # Those that are too sure to be read count like the others.
             total = sign * math.fsum(each) * len(places) / len(each)
-            best = Weights(loss, len(places), rows, total, light, heavy, apart)
-    return best or Weights(loss, len(places), rows, residual=math.inf), sure
+            best = Weights(
+                loss=loss,
+                tokens=len(places),
+                rows=rows,
+                total=total,
+                lightest=light,
+                heaviest=heavy,
+                residual=apart,
+            )
+    return best or Weights(loss=loss, tokens=len(places), rows=rows, residual=math.inf), sure
 
 
 def _surest(logits: torch.Tensor) -> torch.Tensor:
@@ -189,7 +197,7 @@ def _are_probabilities(logits: torch.Tensor) -> bool:
     return bool(((sums - 1).abs() < max(SUMS_TO_ONE, 4 * torch.finfo(logits.dtype).eps)).all())
 
 
-def _labels(trials: Trials, logits: torch.Tensor) -> tuple[int, ...]:
+def _labels(trials: PassRunner, logits: torch.Tensor) -> tuple[int, ...]:
     inputs = trials.inputs
     if inputs.labels is None or inputs.ids is None or inputs.reads_labels:
         return ()
@@ -199,7 +207,7 @@ def _labels(trials: Trials, logits: torch.Tensor) -> tuple[int, ...]:
     return tuple(int(n) for n in (labels[:, 1:] != IGNORED).sum(1))
 
 
-def _weighing(trials: Trials, rows: int) -> tuple[str, ...]:
+def _weighing(trials: PassRunner, rows: int) -> tuple[str, ...]:
     """Entries of the batch that may weigh its rows or tokens, or say what to divide by."""
     found = []
     for name, value in trials.inputs.fields.items():
@@ -216,7 +224,9 @@ def _weighing(trials: Trials, rows: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _without_a_row(subject: Subject, trials: Trials, weights: Weights) -> tuple[int | None, Weights | None]:
+def _without_a_row(
+    subject: Subject, trials: PassRunner, weights: Weights
+) -> tuple[int | None, Weights | None]:
     """The weights once more with the labels of one row masked, where -100 is known to mask them."""
     inputs = trials.inputs
     labels = inputs.fields.get(inputs.labels) if inputs.labels else None
@@ -231,5 +241,5 @@ def _without_a_row(subject: Subject, trials: Trials, weights: Weights) -> tuple[
     loss, logits, gradient = _run(subject, trials.model, changed)
     value = float(loss.detach())
     if not math.isfinite(value) or not bool(gradient.isfinite().all()):
-        return counting[-1], Weights(value, 0, ())
+        return counting[-1], Weights(loss=value, tokens=0, rows=())
     return counting[-1], _weights(value, _in_rows(logits), _in_rows(gradient))[0]

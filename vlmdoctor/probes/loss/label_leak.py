@@ -12,11 +12,11 @@ import torch
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.label_leak import LabelLeak
 from vlmdoctor.probes.forward import passed
-from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.probes.influence.passes import PassRunner
 from vlmdoctor.probes.loss.calls import LossCall, watched_losses
 from vlmdoctor.sandbox.call import run, seed
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject
 
 TRIED = 3
@@ -28,13 +28,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> LabelLeak:
     passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return look(subject)
+    with restoring(subject):
+        return measure(subject)
 
 
-def look(subject: Subject) -> LabelLeak:
-    """Use inside `unchanged`."""
-    trials = Trials(subject)
+def measure(subject: Subject) -> LabelLeak:
+    """Use inside `restoring`."""
+    trials = PassRunner(subject)
     inputs = trials.inputs
     if inputs.labels is None:
         raise Unavailable("the batch holds no labels")
@@ -75,7 +75,7 @@ def look(subject: Subject) -> LabelLeak:
             raise Unavailable("the label was not found again in what the loss is given")
         found.append(float((seen.scores[where[0]] - own.scores[where[0]]).abs().max()))
     scale = float(own.scores[own.targets != own.ignored].abs().max())
-    return LabelLeak(len(found), min(found), scale, place[0], place[1])
+    return LabelLeak(tried=len(found), moved=min(found), scale=scale, row=place[0], position=place[1])
 
 
 def _with(tokens: torch.Tensor, place: list[int], token: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def _with(tokens: torch.Tensor, place: list[int], token: torch.Tensor) -> torch.
     return changed
 
 
-def _call(subject: Subject, trials: Trials, batch: object) -> LossCall:
+def _call(subject: Subject, trials: PassRunner, batch: object) -> LossCall:
     """The first call of a token loss."""
     given = copy_of(subject.batch if batch is None else batch)
     seed(0)

@@ -17,9 +17,9 @@ from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import raised, text_of
 from vlmdoctor.probes.batch.rows import parts_of
 from vlmdoctor.probes.forward import passed
-from vlmdoctor.probes.influence.passes import Trials, innermost
+from vlmdoctor.probes.influence.passes import PassRunner, innermost
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject
 
 SAME = 1e-3  # of the largest number: inputs that are no further apart are the same but for rounding
@@ -32,7 +32,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> MicroBatches:
     passed(gather, loss=True, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
+    with restoring(subject):
         return compared(subject)
 
 
@@ -76,13 +76,13 @@ class _Watch:
         if own is not None and own[0].shape[1:] == given.shape[1:] and len(own[0]) < len(given):
             same = _apart(given[: len(own[0])], own[0])
             moved = _apart(made[: len(own[1])], own[1]) if same < SAME else 0.0
-        self.found[name] = BatchNorm(name, type(self.norms[name]).__name__, moved)
+        self.found[name] = BatchNorm(name=name, module_class=type(self.norms[name]).__name__, moved=moved)
 
 
 def compared(subject: Subject) -> MicroBatches:
-    """The batch and its parts, run; use inside `unchanged`."""
+    """The batch and its parts, run; use inside `restoring`."""
     norms = _norms(subject)
-    trials = Trials(subject)
+    trials = PassRunner(subject)
     for module in norms.values():
         module.training = True
     rows, parts = parts_of(trials.inputs, trials.model, subject)

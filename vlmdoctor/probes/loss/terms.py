@@ -44,7 +44,7 @@ class LossListener:
 
     def conclude(self, outcome: Outcome, forward: Forward) -> LossTerms:
         """The calls beside the loss that came out."""
-        return LossTerms(forward.loss, tuple(self._terms))
+        return LossTerms(loss=forward.loss, terms=tuple(self._terms))
 
     def _note(self, function: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         if isinstance(result, torch.Tensor):
@@ -77,7 +77,7 @@ def _term(function: str, given: dict[str, Any], result: torch.Tensor) -> Term | 
         return None  # NaN and infinity have rules of their own; tables masked by -inf are not judged
     weighted = given.get("weight") is not None or given.get("pos_weight") is not None
     return Term(
-        function,
+        function=function,
         places=places,
         targets=count,
         classes=rows.shape[-1],

@@ -59,7 +59,12 @@ def read(text: str) -> Environment:
         unseen["variables"] = NOT_SHOWN
     archs = re.search(r"CUDA Archs?:\s*((?:sm_\d+\w?[ ,]*)+)", text)
     if torch is not None and archs:
-        torch = Torch(torch.version, torch.cuda, torch.hip, archs=tuple(re.findall(r"sm_\d+\w?", archs[1])))
+        torch = Torch(
+            version=torch.version,
+            cuda=torch.cuda,
+            hip=torch.hip,
+            archs=tuple(re.findall(r"sm_\d+\w?", archs[1])),
+        )
         unseen.pop("archs")
     kernel = re.search(r"-?(\d+\.\d+[\w.-]*)", _value(values, "Python platform") or "")
     system = _value(values, "OS") or ""
@@ -117,7 +122,7 @@ def _torch(values: dict[str, str], packages: dict[str, str]) -> Torch | None:
     hip = _value(values, "ROCM used to build PyTorch")
     cuda = built if built and re.match(r"\d", built) else None
     hip = hip if hip and re.match(r"\d", hip) else None
-    return Torch(version[0], cuda, hip, archs=() if cuda is None else None)
+    return Torch(version=version[0], cuda=cuda, hip=hip, archs=() if cuda is None else None)
 
 
 def _live(values: dict[str, str], torch: Torch | None, gpus: tuple[Gpu, ...]) -> Live | None:
@@ -126,8 +131,8 @@ def _live(values: dict[str, str], torch: Torch | None, gpus: tuple[Gpu, ...]) ->
     if torch is None or not torch.cuda or not gpus:
         return None
     if available in ("True", "Yes"):
-        return Live("answered", by_torch=True)
-    return Live("refused", by_torch=True) if available in ("False", "No") else None
+        return Live(state="answered", by_torch=True)
+    return Live(state="refused", by_torch=True) if available in ("False", "No") else None
 
 
 def _gpus(text: str) -> tuple[Gpu, ...]:
@@ -135,7 +140,7 @@ def _gpus(text: str) -> tuple[Gpu, ...]:
     for name in re.findall(r"^GPU \d+: (.+?)\s*(?:\(UUID: [^)]*\))?$", text, re.MULTILINE):
         mig = bool(found) and "MIG" in name
         if not mig:
-            found.append(Gpu(name.strip(), capability=capability_of(name)))
+            found.append(Gpu(name=name.strip(), capability=capability_of(name)))
     return tuple(found)
 
 

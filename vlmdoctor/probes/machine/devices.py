@@ -49,7 +49,7 @@ def gpus(root: Path, contained: bool = False) -> tuple[Gpu, ...]:
         return tuple(Gpu() for _ in nodes)
     if reading.exists(root / "usr/lib/wsl/lib/libcuda.so.1") and reading.exists(root / "dev/dxg"):
         # WSL has neither: its GPUs are behind /dev/dxg and can't be told apart from here.
-        return (Gpu("NVIDIA GPU behind WSL"),)
+        return (Gpu(name="NVIDIA GPU behind WSL"),)
     return ()
 
 
@@ -73,7 +73,7 @@ def pci(root: Path) -> tuple[PciGpu, ...] | None:
         driver = device / "driver"
         iommu = reading.text(device / "iommu_group" / "type").strip() or None
         held = driver.resolve().name if reading.exists(driver) else None
-        found.append(PciGpu(device.name, vendor, held, iommu))
+        found.append(PciGpu(bus=device.name, vendor=vendor, driver=held, iommu=iommu))
     return tuple(found)
 
 

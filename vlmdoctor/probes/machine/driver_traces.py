@@ -24,7 +24,7 @@ def xids(root: Path) -> tuple[Xid, ...]:
     found: dict[tuple[str, int], Xid] = {}
     for bus, code, text in _XID.findall(_kernel_log(root / "dev/kmsg")):
         if int(code) in HARDWARE:
-            found.setdefault((bus, int(code)), Xid(int(code), bus, text.strip()))
+            found.setdefault((bus, int(code)), Xid(code=int(code), bus=bus, text=text.strip()))
     return tuple(found.values())
 
 
@@ -64,7 +64,7 @@ def mps(root: Path, environ: Mapping[str, str], contained: bool) -> Mps | None:
     if runs is False:
         comms = reading.matching(root / "proc", "[0-9]*/comm")
         runs = any(reading.text(path).startswith("nvidia-cuda-mps") for path in comms)
-    return Mps(folder, control, runs)
+    return Mps(folder=folder, control=control, daemon=runs)
 
 
 def holders(root: Path, gpus: tuple[Gpu, ...]) -> dict[int, tuple[Process, ...]]:
@@ -82,7 +82,7 @@ def holders(root: Path, gpus: tuple[Gpu, ...]) -> dict[int, tuple[Process, ...]]
         for index in sorted(_opened(root / "proc" / pid / "fd", minors)):
             name = reading.text(root / "proc" / pid / "comm").strip()
             if not name.startswith(_WATCHERS):
-                found.setdefault(index, []).append(Process(int(pid[:9]), name))
+                found.setdefault(index, []).append(Process(pid=int(pid[:9]), name=name))
     return {index: tuple(programs) for index, programs in found.items()}
 
 

@@ -177,13 +177,13 @@ def folder(root: Path, use: str, path: str) -> Folder:
     try:
         found = os.statvfs(place)
     except (OSError, AttributeError):
-        return Folder(use, path, shown)
+        return Folder(use=use, path=path, resolved=shown)
     return Folder(
-        use,
-        path,
-        shown,
-        found.f_bavail * found.f_frsize,
-        found.f_blocks * found.f_frsize,
-        found.f_favail if found.f_files else None,
-        os.access(place, os.W_OK),
+        use=use,
+        path=path,
+        resolved=shown,
+        free=found.f_bavail * found.f_frsize,
+        total=found.f_blocks * found.f_frsize,
+        inodes=found.f_favail if found.f_files else None,
+        writable=os.access(place, os.W_OK),
     )

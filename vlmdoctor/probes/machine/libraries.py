@@ -68,7 +68,9 @@ def _conflicts(folder: Path, shown: str, wheels: Mapping[str, str], by: str) -> 
                 best[name] = match[2]
     for name, version in sorted(best.items()):
         if name in wheels:
-            yield Library(name, f"{shown}/{name}", version, wheels[name] or None, by)
+            yield Library(
+                name=name, path=f"{shown}/{name}", version=version, wheel=wheels[name] or None, by=by
+            )
 
 
 def extensions(site: Sequence[str], found: Installed, torch: Torch | None) -> tuple[Extension, ...]:
@@ -85,11 +87,11 @@ def extensions(site: Sequence[str], found: Installed, torch: Torch | None) -> tu
             cuda = re.search(r"cu(\d+?)(\d)?(?=torch)", version)
             made.append(
                 Extension(
-                    package,
-                    version,
-                    built[1] if built else None,
-                    ".".join(part for part in cuda.groups() if part) if cuda else None,
-                    _missing(files[0], torch) if files else (),
+                    package=package,
+                    version=version,
+                    torch=built[1] if built else None,
+                    cuda=".".join(part for part in cuda.groups() if part) if cuda else None,
+                    missing=_missing(files[0], torch) if files else (),
                 )
             )
     if "xformers" in found.versions:
@@ -97,7 +99,9 @@ def extensions(site: Sequence[str], found: Installed, torch: Torch | None) -> tu
     if "bitsandbytes" in found.versions:
         folder = Path(found.folders["bitsandbytes"]) / "bitsandbytes"
         files = tuple(path.stem[21:] for path in reading.matching(folder, "libbitsandbytes_cuda*.so"))
-        made.append(Extension("bitsandbytes", found.versions["bitsandbytes"], cuda_files=files))
+        made.append(
+            Extension(package="bitsandbytes", version=found.versions["bitsandbytes"], cuda_files=files)
+        )
     return tuple(made)
 
 
@@ -107,13 +111,13 @@ def _xformers(found: Installed) -> Extension:
         built = json.loads(reading.text(path))["version"]
         cuda = int(built["cuda"]) if built.get("cuda") else None
         return Extension(
-            "xformers",
-            found.versions["xformers"],
-            str(built["torch"]),
-            f"{cuda // 100}.{cuda % 100}" if cuda else None,
+            package="xformers",
+            version=found.versions["xformers"],
+            torch=str(built["torch"]),
+            cuda=f"{cuda // 100}.{cuda % 100}" if cuda else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return Extension("xformers", found.versions["xformers"])
+        return Extension(package="xformers", version=found.versions["xformers"])
 
 
 def _missing(library: Path, torch: Torch | None) -> tuple[str, ...]:

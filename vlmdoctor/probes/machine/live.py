@@ -19,9 +19,9 @@ def with_live(
     """The snapshot with what `cuInit` said."""
     process = start("live_child.py", os.environ if environ is None else environ)
     state, said = finish(process, seconds)
-    live = Live(state)
+    live = Live(state=state)
     if state == "answered" and isinstance(said, dict):
-        live = Live(said.get("state", "crashed"), said.get("code"), said.get("devices"))
+        live = Live(state=said.get("state", "crashed"), code=said.get("code"), devices=said.get("devices"))
     unseen = {name: reason for name, reason in environment.unseen.items() if name != "live"}
     if live.state == "absent":
         unseen["live"] = "there is no libcuda.so.1 to start"

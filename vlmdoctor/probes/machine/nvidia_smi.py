@@ -71,9 +71,9 @@ def _gpu(element: ElementTree.Element) -> Gpu:
         used=_bytes(_text(element, "fb_memory_usage/used")),
         processes=tuple(
             Process(
-                _number(_text(process, "pid")) or 0,
-                _text(process, "process_name") or "",
-                _bytes(_text(process, "used_memory")),
+                pid=_number(_text(process, "pid")) or 0,
+                name=_text(process, "process_name") or "",
+                memory=_bytes(_text(process, "used_memory")),
             )
             for process in element.findall("processes/process_info")
         ),

@@ -49,10 +49,14 @@ class Question:
     def answer(self, seconds: float = TIMEOUT) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
         """What NVML says: its state, the GPUs, and the driver's version."""
         if self._process is None:
-            return Nvml("absent", reason="there is no libnvidia-ml.so.1"), (), None
+            return Nvml(state="absent", reason="there is no libnvidia-ml.so.1"), (), None
         state, said = finish(self._process, seconds)
         if state != "answered":
-            return Nvml(state, reason=f"it {'did not answer' if state == 'hung' else 'crashed'}"), (), None
+            return (
+                Nvml(state=state, reason=f"it {'did not answer' if state == 'hung' else 'crashed'}"),
+                (),
+                None,
+            )
         return understood(said)
 
 
@@ -61,12 +65,12 @@ def understood(said: object) -> tuple[Nvml, tuple[Gpu, ...], str | None]:
     from vlmdoctor.probes.machine.saved import built
 
     if not isinstance(said, dict):
-        return Nvml("crashed", reason="it gave no answer"), (), None
+        return Nvml(state="crashed", reason="it gave no answer"), (), None
     try:
         nvml = built(Nvml, said.get("nvml", {}))
         gpus = built(tuple[Gpu, ...], said.get("gpus", []))
     except UserError:
-        return Nvml("crashed", reason="its answer makes no sense"), (), None
+        return Nvml(state="crashed", reason="its answer makes no sense"), (), None
     version = said.get("driver")
     return nvml, gpus, version if isinstance(version, str) else None
 

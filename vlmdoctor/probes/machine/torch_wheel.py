@@ -36,7 +36,7 @@ def read(site: Sequence[str], found: Installed) -> Torch | None:
         shadow = shadow or next((str(path) for path in own if reading.exists(path)), None)
     if "torch" in found.versions or shadow is not None:
         version = found.versions.get("torch", "")
-        return Torch(version, archs=None, recorded=found.recorded.get("torch", ()), shadow=shadow)
+        return Torch(version=version, archs=None, recorded=found.recorded.get("torch", ()), shadow=shadow)
     return None
 
 

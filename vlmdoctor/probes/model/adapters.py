@@ -29,7 +29,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Adapters:
         name = plain_name(f"{raw_name}.weight").removesuffix(".weight")
         if hasattr(module, "lora_A") or hasattr(module, "adapter_layer_names"):
             asked = next((text for text in names if name == text or name.endswith(f".{text}")), "")
-            modules.append(AdaptedModule(name, role_of(name), asked))
+            modules.append(AdaptedModule(name=name, role=role_of(name), asked_as=asked))
         elif type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt"):
             inside = any(part in raw_name for part in (".lora_", ".base_layer", ".original_module"))
             linear_left += not inside and module is not head

@@ -27,6 +27,14 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> BatchNorms:
         name = canonical_name(f"{raw_name}.").rstrip(".")
         around = modules[raw_name.rpartition(".")[0]].parameters()
         frozen = any(True for _ in module.parameters()) and not any(p.requires_grad for p in around)
-        norms.append(RunningNorm(name, type(module).__name__, role_of(name), module.training, frozen))
+        norms.append(
+            RunningNorm(
+                name=name,
+                module_class=type(module).__name__,
+                role=role_of(name),
+                training=module.training,
+                frozen=frozen,
+            )
+        )
     learns = any(p.requires_grad for p in subject.model.parameters())
-    return BatchNorms(subject.model.training and learns, tuple(norms))
+    return BatchNorms(training=subject.model.training and learns, norms=tuple(norms))

@@ -112,11 +112,11 @@ def _ties(outer: Any, model: Any) -> tuple[Tie, ...]:
             equal = left.device == right.device and bool(torch.equal(left.detach(), right.detach()))
         found.append(
             Tie(
-                plain_name(target),
-                plain_name(source),
-                tied,
-                equal,
-                left.requires_grad or right.requires_grad,
+                target=plain_name(target),
+                source=plain_name(source),
+                tied=tied,
+                equal=equal,
+                trainable=left.requires_grad or right.requires_grad,
             )
         )
     return tuple(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmdoctor.contract import PRECISIONS, ROLE_KEYS, state_seen
-from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.batch.fields import standard
@@ -19,7 +19,7 @@ _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok(en)?_emb\w*|wte|word_embedding
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token")
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Agreement:
+def probe(subject: Subject, gather: Callable[[type], Any]) -> ContractStatus:
     """Reads flags, learning rates and one batch's ids; runs nothing."""
     parameters: Parameters = gather(Parameters)
     seen = {role: _role(parameters.role(role), _rates(subject)) for role in ROLE_KEYS}
@@ -27,10 +27,12 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Agreement:
     seen |= _batch_terms(subject)
     seen["precision"] = _precision(parameters.parameters, subject.training_args)
     seen["steps"] = _steps(subject.training_args)
-    return Agreement(dict(subject.contract or {}), {key: text for key, text in seen.items() if text})
+    return ContractStatus(
+        expected=dict(subject.contract or {}), seen={key: text for key, text in seen.items() if text}
+    )
 
 
-def inferred(agreement: Agreement) -> dict[str, str]:
+def inferred(agreement: ContractStatus) -> dict[str, str]:
     """The contract that what was seen would fulfil."""
     # Rows of new tokens can't be told from the others, so that nobody is held to them unasked.
     return {key: text for key, text in agreement.seen.items() if key != "new-token-rows"}

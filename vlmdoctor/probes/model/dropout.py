@@ -35,4 +35,4 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Dropout:
                 found.append((f"{name}.{attribute}".lstrip("."), value))
     if not found:
         raise Unavailable("the model has no dropout")
-    return Dropout(tuple(found))
+    return Dropout(modules=tuple(found))

@@ -24,6 +24,13 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> RepeatedLayers:
             entries = [layer for layer in module if any(True for _ in layer.parameters())]
             if len(entries) > 1:
                 different = len({id(layer) for layer in entries})
-                stacks.append(Stack(canonical_name(name), type(entries[0]).__name__, len(entries), different))
+                stacks.append(
+                    Stack(
+                        name=canonical_name(name),
+                        layer=type(entries[0]).__name__,
+                        entries=len(entries),
+                        different=different,
+                    )
+                )
     tied = getattr(subject.model, "_tied_weights_keys", None) or ()
-    return RepeatedLayers(tuple(stacks), any("layers" in str(key) for key in tied))
+    return RepeatedLayers(stacks=tuple(stacks), shares_by_design=any("layers" in str(key) for key in tied))

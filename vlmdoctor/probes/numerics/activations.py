@@ -69,11 +69,11 @@ class Activations:
             return
         peaks = [float(t.detach().abs().amax()) for t in inputs]
         self._culprit = Culprit(
-            self._names[module],
-            type(module).__name__,
-            str(tensor.dtype).removeprefix("torch."),
-            max((peak for peak in peaks if peak < float("inf")), default=None),
-            all(bool(p.isfinite().all()) for p in module.parameters()),
+            name=self._names[module],
+            module_class=type(module).__name__,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            largest_input=max((peak for peak in peaks if peak < float("inf")), default=None),
+            weights_finite=all(bool(p.isfinite().all()) for p in module.parameters()),
             only_loss=all(t.numel() == 1 or bool(t.isfinite().all()) for t in made),
         )
 

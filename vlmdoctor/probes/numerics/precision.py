@@ -70,7 +70,13 @@ class FloatTypes:
         first = not any(layer.stack == stack for layer in self._found.values())
         wider = given.itemsize > weights.itemsize
         self._found[module] = LayerPrecision(
-            name, stack, role_of(name), _short(weights), _short(given), _short(made.dtype), wider
+            name=name,
+            stack=stack,
+            role=role_of(name),
+            weights=_short(weights),
+            given=_short(given),
+            made=_short(made.dtype),
+            wider=wider,
         )
         if wider and first:
             earlier = [entry for entry in self._before if not f"{entry[0]}.".startswith(f"{stack}.")]
@@ -85,9 +91,9 @@ class FloatTypes:
         config = getattr(self._model, "config", None)
         places = (config, getattr(config, "text_config", None), *self._model.modules())
         return Precision(
-            tuple(self._found.values()),
-            tuple(self._source.values()),
-            tuple(self._inside.values()),
+            layers=tuple(self._found.values()),
+            source=tuple(self._source.values()),
+            inside=tuple(self._inside.values()),
             meant=any(getattr(place, _MEANT, False) is True for place in places),
         )
 

@@ -37,7 +37,7 @@ def _group(optimizer: str, group: dict[str, Any], names: dict[int, str]) -> Grou
 
     tensors = list(group["params"])
     return Group(
-        optimizer,
+        optimizer=optimizer,
         lr=number("lr"),
         weight_decay=number("weight_decay"),
         eps=number("eps"),

@@ -31,7 +31,7 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Buffers:
         raise Unavailable("no model was given")
     if any(buffer.is_meta for buffer in subject.model.buffers()):
         raise Unavailable("the model has no weights (it is on the meta device)")
-    return Buffers(tuple(read_tables(subject.model)))
+    return Buffers(tables=tuple(read_tables(subject.model)))
 
 
 def read_tables(model: nn.Module) -> Iterator[Table]:
@@ -58,7 +58,12 @@ def read_tables(model: nn.Module) -> Iterator[Table]:
 def _numbered(name: str, module: nn.Module, tensor: torch.Tensor) -> Table:
     counted = tensor.numel()
     wrong = counted > 2 and (bool((tensor < 0).any()) or int(tensor.max()) > 4 * counted or not tensor.any())
-    return Table(name, type(module).__name__, _dtype(tensor), problem="out of range" if wrong else None)
+    return Table(
+        name=name,
+        owner=type(module).__name__,
+        dtype=_dtype(tensor),
+        problem="out of range" if wrong else None,
+    )
 
 
 def _frequencies(
@@ -68,7 +73,7 @@ def _frequencies(
     kind = type(module).__name__
     held = tensor.detach().double().cpu()
     if not bool(held.isfinite().all()):
-        return Table(name, kind, _dtype(tensor), problem="not finite")
+        return Table(name=name, owner=kind, dtype=_dtype(tensor), problem="not finite")
     theta, copy = None, None
     for found in stored_tables(module, 2 * len(held)):
         if found.tensor is tensor and found.kind == "frequencies":
@@ -85,14 +90,16 @@ def _frequencies(
         problem = "not positive"
     wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model, prefix)
     if copy is None or problem is not None:
-        return Table(name, kind, _dtype(tensor), problem, theta, wanted)
+        return Table(
+            name=name, owner=kind, dtype=_dtype(tensor), problem=problem, theta=theta, config_theta=wanted
+        )
     steps = torch.arange(positions).double()[:, None]
     apart = ((steps * held).cos() - (steps * copy).cos()).abs().amax(dim=1)
     off = (apart > OFF).nonzero()
     return Table(
-        name,
-        kind,
-        _dtype(tensor),
+        name=name,
+        owner=kind,
+        dtype=_dtype(tensor),
         theta=theta,
         config_theta=wanted,
         rebuilt=True,
@@ -117,7 +124,14 @@ def _stored(model: nn.Module, name: str, prefix: str, tensor: torch.Tensor) -> T
         widths = (int(tensor.shape[-1]), 2 * int(tensor.shape[-1]))
         theta = next((t.theta for w in widths for t in stored_tables(module, w) if t.tensor is tensor), None)
     wanted = None if role_of(name) in ("vision", "projector") else _config_theta(model, prefix)
-    return Table(name, type(module).__name__, _dtype(tensor), problem, theta, wanted)
+    return Table(
+        name=name,
+        owner=type(module).__name__,
+        dtype=_dtype(tensor),
+        problem=problem,
+        theta=theta,
+        config_theta=wanted,
+    )
 
 
 def fresh(module: nn.Module) -> nn.Module | None:

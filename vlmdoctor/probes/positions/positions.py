@@ -19,7 +19,7 @@ from torch import nn
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.positions import Counted, Own, Place, Positions
+from vlmdoctor.evidence.positions import Counted, ExpectedPositions, Place, Positions
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.plain_text import raised
 from vlmdoctor.probes.batch.fields import Inputs, placeholders
@@ -80,22 +80,22 @@ class TablePositions:
         fields, ids, seen = self._inputs.fields, self._ids, self._seen
         given = next((name for name in _GIVEN if _fitting(fields.get(name), ids) is not None), None)
         used = next((p for p in seen.values() if len(p) > 1), None)
-        own, no_own = None, None
+        own, no_expected = None, None
         try:
             own = _own(self._model, self._inputs, used, self._valid)
         except Unavailable as reason:
-            no_own = str(reason)
+            no_expected = str(reason)
         if given is not None and not seen:  # a table that is not a module, or a model that ignores them
             seen = {given: _fitting(fields[given], ids)}
         return Positions(
-            given,
-            tuple(
-                Place(name, len(p), tuple(_counted(p[0], self._text, self._valid)))
+            given=given,
+            places=tuple(
+                Place(module=name, axes=len(p), rows=tuple(_counted(p[0], self._text, self._valid)))
                 for name, p in seen.items()
             ),
-            max_positions(text_config(getattr(self._model, "config", None))),
-            own,
-            no_own,
+            limit=max_positions(text_config(getattr(self._model, "config", None))),
+            expected=own,
+            no_expected=no_expected,
         )
 
 
@@ -139,7 +139,7 @@ def _counted(positions: torch.Tensor, text: torch.Tensor, valid: torch.Tensor) -
         before, after = row[:-1][both], row[1:][both]
         restart = (after <= 1) & (after < before)
         yield Counted(
-            number,
+            row=number,
             tokens=int(real.sum()),
             first=int(row[real][0]),
             lowest=int(row[real].min()),
@@ -151,7 +151,9 @@ def _counted(positions: torch.Tensor, text: torch.Tensor, valid: torch.Tensor) -
         )
 
 
-def _own(model: nn.Module, inputs: Inputs, used: torch.Tensor | None, valid: torch.Tensor) -> Own:
+def _own(
+    model: nn.Module, inputs: Inputs, used: torch.Tensor | None, valid: torch.Tensor
+) -> ExpectedPositions:
     """Compares what the model makes of the batch with what reached its tables."""
     owner = next((module for module in model.modules() if callable(getattr(module, OWN, None))), None)
     if owner is None:
@@ -176,7 +178,7 @@ def _own(model: nn.Module, inputs: Inputs, used: torch.Tensor | None, valid: tor
     return _compared(own, used, valid)
 
 
-def _compared(own: torch.Tensor, used: torch.Tensor, valid: torch.Tensor) -> Own:
+def _compared(own: torch.Tensor, used: torch.Tensor, valid: torch.Tensor) -> ExpectedPositions:
     """Row by row, whatever number both begin with: rotary positions are relative."""
     differing_rows = differing = tokens = rows = 0
     example = None
@@ -202,8 +204,16 @@ def _compared(own: torch.Tensor, used: torch.Tensor, valid: torch.Tensor) -> Own
     if not rows:
         raise Unavailable("several samples share each row")
     found = differing_rows > 0
-    return Own(
-        OWN, len(own), rows, differing_rows, differing, tokens, found and flat, found and permuted, example
+    return ExpectedPositions(
+        function=OWN,
+        axes=len(own),
+        rows=rows,
+        differing_rows=differing_rows,
+        differing=differing,
+        tokens=tokens,
+        flat=found and flat,
+        permuted=found and permuted,
+        example=example,
     )
 
 

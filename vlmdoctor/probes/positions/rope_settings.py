@@ -30,7 +30,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> RopeSettings:
     for name, module in subject.model.named_modules():
         for rope in _ropes(name, module, config):
             found.setdefault((rope.path, rope.part, rope.layers, rope.rotated), rope)
-    return RopeSettings(tuple(found.values()))
+    return RopeSettings(ropes=tuple(found.values()))
 
 
 def _ropes(name: str, module: Any, top: Any) -> Iterator[Rope]:

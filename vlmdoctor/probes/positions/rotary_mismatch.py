@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.evidence.rotary import Repair, Rotary
+from vlmdoctor.evidence.rotary import Rotary, TableRepair
 from vlmdoctor.plain_text import raised as raised_in_words
 from vlmdoctor.plain_text import text_of
 from vlmdoctor.probes.failure.source_line import line_that_made
 from vlmdoctor.probes.failure.traceback import LiveFrame, is_users, line_of, module_names, shown_path
 from vlmdoctor.probes.positions.rotary_tables import StoredTable, stored_tables
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 
 _TABLE = re.compile(r"(\w*_)?(cos|sin|freqs?|rope|rotary|pos_emb|position_embeddings)(_\w+)?(\[\d\])?")
 _QUERY = re.compile(r"(x?[qk]|quer(y|ies)|keys?|([qk]|query|key)_\w+|x|x[12]|xs|t|tensor|\w*states)(\[\d\])?")
@@ -174,11 +174,11 @@ def _made_by(model: nn.Module, tables: list[StoredTable], frames: list[LiveFrame
 
 def _try_repair(
     model: nn.Module, tables: list[StoredTable], head_dim: int, run: Callable[[], Any]
-) -> Repair | None:
+) -> TableRepair | None:
     if not tables:
         return None
     loss, error = None, None
-    with unchanged(model):
+    with restoring(model):
         for table in tables:
             table.replace(table.rebuilt(head_dim))
         try:
@@ -187,4 +187,4 @@ def _try_repair(
         except Exception as raised:
             error = raised_in_words(raised, 200)
     names = tuple(table.name for table in tables)
-    return Repair(head_dim, tables[0].theta, names, loss, error)
+    return TableRepair(head_dim=head_dim, theta=tables[0].theta, tables=names, loss=loss, error=error)

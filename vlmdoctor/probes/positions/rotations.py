@@ -87,7 +87,7 @@ class RotaryFollower:
 
     def conclude(self, outcome: Outcome, forward: Forward) -> Rotations:
         """What was rotated, and what twice."""
-        return Rotations(self._follower.rotated, tuple(dict.fromkeys(self._follower.twice)))
+        return Rotations(rotated=self._follower.rotated, twice=tuple(dict.fromkeys(self._follower.twice)))
 
 
 class _Follower(TorchDispatchMode):

@@ -27,7 +27,9 @@ def in_dockerfile(file: str, text: str) -> Iterator[Setting]:
         if not settings and spaced and "=" not in spaced[1] and is_watched(spaced[1]):
             settings = [(spaced[1], spaced[2].strip())]
         for name, raw in settings:
-            yield Setting(file, number, name, plain(raw), line.strip(), uses_torch=True)
+            yield Setting(
+                file=file, line=number, name=name, value=plain(raw), code=line.strip(), uses_torch=True
+            )
 
 
 def in_compose(file: str, text: str) -> Iterator[Setting]:
@@ -56,4 +58,6 @@ def in_compose(file: str, text: str) -> Iterator[Setting]:
 
 
 def _setting(file: str, number: int, name: str, value: str | None, line: str) -> Setting:
-    return dataclasses.replace(Setting(file, number, name, value, line.strip()), uses_torch=True)
+    return dataclasses.replace(
+        Setting(file=file, line=number, name=name, value=value, code=line.strip()), uses_torch=True
+    )

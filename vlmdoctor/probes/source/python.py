@@ -58,7 +58,17 @@ def in_notebook(file: str, text: str) -> Iterator[Setting | OnCpu]:
             if magic and is_watched(magic[1]):
                 value = None if "$" in magic[2] or "{" in magic[2] else magic[2]
                 late = _late(magic[1], happened, offset + i + 1, None)
-                found.append(Setting(file, i + 1, magic[1], value, line.strip(), cell=number, late=late))
+                found.append(
+                    Setting(
+                        file=file,
+                        line=i + 1,
+                        name=magic[1],
+                        value=value,
+                        code=line.strip(),
+                        cell=number,
+                        late=late,
+                    )
+                )
             if line.lstrip().startswith(("%", "!", "?")):
                 lines[i] = line[: len(line) - len(line.lstrip())] + "pass"
         python = "\n".join(lines)
@@ -132,7 +142,15 @@ def _settings(
                 code = lines[node.lineno - 1].strip() if node.lineno <= len(lines) else ""
                 condition = " and ".join(statement.conditions) or None
                 late = _late(name, happened, node.lineno + offset, statement.function)
-                yield Setting(file, node.lineno, name, value, code, condition=condition, late=late)
+                yield Setting(
+                    file=file,
+                    line=node.lineno,
+                    name=name,
+                    value=value,
+                    code=code,
+                    condition=condition,
+                    late=late,
+                )
 
 
 def _late(name: str, happened: list[Event], line: int, function: str | None) -> str | None:
@@ -150,7 +168,7 @@ def _kept_on_cpu(
     lines = text.splitlines()
     for line, what in on_cpu(text, found, whole, offset):
         code = lines[line - 1].strip() if line <= len(lines) else ""
-        yield OnCpu(file, line, what, code, in_tests=is_test(file))
+        yield OnCpu(file=file, line=line, what=what, code=code, in_tests=is_test(file))
 
 
 def _set_by(statement: ast.stmt) -> Iterator[tuple[str, str | None]]:

@@ -59,11 +59,11 @@ def scan(paths: Iterable[Path]) -> Source:
         if count == before:
             raise UserError(f"{path} holds no {KINDS_IN_WORDS} to read.")
     return Source(
-        count,
-        tuple(place for place in found if isinstance(place, Setting)),
-        tuple(unread),
-        tuple(place for place in found if isinstance(place, OnCpu)),
-        tuple(place for place in found if isinstance(place, Launch)),
+        files=count,
+        settings=tuple(place for place in found if isinstance(place, Setting)),
+        unread=tuple(unread),
+        on_cpu=tuple(place for place in found if isinstance(place, OnCpu)),
+        launches=tuple(place for place in found if isinstance(place, Launch)),
     )
 
 

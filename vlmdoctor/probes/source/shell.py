@@ -45,13 +45,19 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
         unset = _UNSET.match(line)
         for name in unset[1].split() if unset else ():
             if is_watched(name):
-                found.append(Setting(file, number, name, None, line.strip(), condition=condition))
+                found.append(
+                    Setting(
+                        file=file, line=number, name=name, value=None, code=line.strip(), condition=condition
+                    )
+                )
                 standing.append(found[-1])
         # In front of a command the setting is for that command alone.
         alone = bool(settings and command) and "export" not in line.partition("=")[0]
         trains = bool(TRAINS.search(command)) if alone else launches
         for name, raw in settings:
-            made = Setting(file, number, name, plain(raw), line.strip(), condition=condition)
+            made = Setting(
+                file=file, line=number, name=name, value=plain(raw), code=line.strip(), condition=condition
+            )
             found.append(dataclasses.replace(made, trains=trains, uses_torch=trains))
             if not alone:
                 standing.append(found[-1])
@@ -74,11 +80,11 @@ def _started(
             if option[0][0] == " "
             else "starts the training with --cpu"
         )
-        yield OnCpu(file, number, what, command.strip()[:200], in_tests=is_test(file))
+        yield OnCpu(file=file, line=number, what=what, code=command.strip()[:200], in_tests=is_test(file))
     choice = _CHOICE.search(command)
     last = next((s for s in reversed(settings) if s.name == VARIABLE and s.condition is None), None)
     if choice and last is not None and last.value:
-        yield Launch(file, number, command.strip()[:200], choice[1], last.value)
+        yield Launch(file=file, line=number, code=command.strip()[:200], option=choice[1], value=last.value)
 
 
 def assigned(line: str) -> tuple[list[tuple[str, str]], str]:

@@ -19,9 +19,9 @@ from vlmdoctor.probes.batch.rows import fields_of_parts
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.probes.training.overfit import RATES, SECONDS, steps_of
-from vlmdoctor.proof.workbench import bench_for
+from vlmdoctor.proof.workbench import workbench_for
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject
 
 MOST_ROWS = 64
@@ -42,12 +42,12 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ImageNeeded:
         raise Unavailable("no parameter gets a gradient")
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return tried(subject, forward.loss)
+    with restoring(subject):
+        return measure(subject, forward.loss)
 
 
-def tried(subject: Subject, loss: float) -> ImageNeeded:
-    """The steps, from a first loss; use inside `unchanged`."""
+def measure(subject: Subject, loss: float) -> ImageNeeded:
+    """The steps, from a first loss; use inside `restoring`."""
     inputs = Inputs(innermost(subject.model), subject.batch, apart=subject.loss_fn is not None)
     if inputs.ids is None or inputs.labels is None or not inputs.images:
         raise Unavailable("the batch lacks token ids, labels or images")
@@ -56,20 +56,20 @@ def tried(subject: Subject, loss: float) -> ImageNeeded:
         raise Unavailable("no rows of the batch ask the same of different images and answer differently")
     for _ in range(2):  # the first may load half of torch
         started = time.perf_counter()
-        steps_of(bench_for(subject), RATES[1], started, steps=1)
+        steps_of(workbench_for(subject), RATES[1], started, steps=1)
     if (taken := time.perf_counter() - started) * 2 * STEPS > SECONDS:
         raise Unavailable(f"a step takes {taken:.1f} s here, too long for {2 * STEPS} of them")
     until = BELOW * floor / loss
     for rate in RATES[:2]:
-        shown = steps_of(bench_for(subject), rate, started, steps=STEPS, until=until)
+        shown = steps_of(workbench_for(subject), rate, started, steps=STEPS, until=until)
         if shown.best < until * loss:
-            return ImageNeeded(ambiguous, supervised, shown)
+            return ImageNeeded(ambiguous=ambiguous, supervised=supervised, shown=shown)
         if shown.best < FALLS * shown.losses[0]:
             break
-    bench = bench_for(subject)
+    bench = workbench_for(subject)
     bench.batch = inputs.with_(**{name: _blank(inputs[name]) for name in inputs.images})
     blank = steps_of(bench, rate, started, steps=STEPS, until=until)
-    return ImageNeeded(ambiguous, supervised, shown, blank)
+    return ImageNeeded(ambiguous=ambiguous, supervised=supervised, shown=shown, blank=blank)
 
 
 def _ambiguous(inputs: Inputs, subject: Subject) -> tuple[int, int, float]:

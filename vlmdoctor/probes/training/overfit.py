@@ -16,9 +16,9 @@ from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.overfit import LEARNED, Overfit, Try, runs_away
 from vlmdoctor.evidence.steps import Steps
-from vlmdoctor.proof.workbench import Bench, bench_for
+from vlmdoctor.proof.workbench import Workbench, workbench_for
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject, optimizers
 
 RATES = (3e-3, 3e-4, 3e-2, 3e-5)  # small models take the first, large and trained ones the others
@@ -47,17 +47,17 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Overfit:
         steps: Steps = gather(Steps)
         rate = given[0].param_groups[0].get("lr") if given[0].param_groups else None
         losses = tuple(s.loss for s in steps.steps if s.loss is not None)
-        users = Try(None if rate is None else float(rate), losses)
+        users = Try(rate=None if rate is None else float(rate), losses=losses)
     kind = type(given[0]).__name__ if given else ""
     scheduled = bool(optimizers(subject.lr_scheduler))
     if users is not None and users.falls and not runs_away(users):
-        return Overfit(users, scheduled=scheduled, kind=kind)
-    with unchanged(subject):
-        return Overfit(users, our_tries(subject), scheduled, kind)
+        return Overfit(users=users, scheduled=scheduled, kind=kind)
+    with restoring(subject):
+        return Overfit(users=users, ours=our_tries(subject), scheduled=scheduled, kind=kind)
 
 
 def our_tries(subject: Subject) -> tuple[Try, ...]:
-    """The tries until one learns; use inside `unchanged`.
+    """The tries until one learns; use inside `restoring`.
 
     Raises:
         Unavailable: The model can't be copied, or the time was too short for it.
@@ -67,7 +67,7 @@ def our_tries(subject: Subject) -> tuple[Try, ...]:
     for rate in RATES:
         if made and time.perf_counter() - started > SECONDS:
             break
-        made.append(steps_of(bench_for(subject), rate, started))
+        made.append(steps_of(workbench_for(subject), rate, started))
         if made[-1].learned:
             break
     if not any(attempt.learned for attempt in made) and time.perf_counter() - started > SECONDS:
@@ -75,7 +75,9 @@ def our_tries(subject: Subject) -> tuple[Try, ...]:
     return tuple(made)
 
 
-def steps_of(bench: Bench, rate: float, started: float, *, steps: int = STEPS, until: float = LEARNED) -> Try:
+def steps_of(
+    bench: Workbench, rate: float, started: float, *, steps: int = STEPS, until: float = LEARNED
+) -> Try:
     """Steps of AdamW on a copy, until the loss is below `until` times the first, or the time is up."""
     model = bench.model.train()
     for module in model.modules():
@@ -96,4 +98,4 @@ def steps_of(bench: Bench, rate: float, started: float, *, steps: int = STEPS, u
                 break
             loss.backward()
             optimizer.step()
-    return Try(rate, tuple(losses))
+    return Try(rate=rate, losses=tuple(losses))

@@ -14,8 +14,8 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.plain_text import raised
 from vlmdoctor.sandbox import call
-from vlmdoctor.sandbox.clone import copied_together
-from vlmdoctor.sandbox.restore import copy_of, unchanged
+from vlmdoctor.sandbox.clone import clone_together
+from vlmdoctor.sandbox.restore import copy_of, restoring
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.optimizers import innermost
 from vlmdoctor.watching.watcher import Watcher
@@ -41,7 +41,7 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
             raise Unavailable(f"no {what} was given")
     if any(parameter.device.type == "cpu" and parameter.is_shared() for parameter in model.parameters()):
         raise Unavailable("other processes share the weights, and would learn along")
-    with unchanged(subject, learns=True) as kept, torch.enable_grad(), warnings.catch_warnings():
+    with restoring(subject, learns=True) as kept, torch.enable_grad(), warnings.catch_warnings():
         # What numpy and torch say about the numbers of a run that diverges is for the rules to tell.
         warnings.simplefilter("ignore")
         own, schedulers = _own_optimizers(subject, kept.reached())
@@ -78,7 +78,7 @@ def copies(subject: Subject) -> tuple[nn.Module, list[Any], list[Any]]:
     try:
         # Copied together, so that the optimizer's copy holds the copied model's parameters, each as often
         # as the real one holds the real ones.
-        return copied_together(subject.model, given, schedulers)
+        return clone_together(subject.model, given, schedulers)
     except Exception as error:
         raise Unavailable(
             f"the model and its optimizer can't be copied for a trial ({raised(error)})"

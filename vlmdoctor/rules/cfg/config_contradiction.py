@@ -60,17 +60,19 @@ def _others(one: Contradiction) -> list[str]:
 
 
 HEADS = Contradiction(
-    "text_config.num_attention_heads 32 is no multiple of text_config.num_key_value_heads 5",
-    {"text_config.num_attention_heads": 32, "text_config.num_key_value_heads": 5},
-    {"text_config.num_key_value_heads": 4},
-    "raises RuntimeError: The size of tensor a (32) must match the size of tensor b (30)",
+    message="text_config.num_attention_heads 32 is no multiple of text_config.num_key_value_heads 5",
+    fields={"text_config.num_attention_heads": 32, "text_config.num_key_value_heads": 5},
+    change={"text_config.num_key_value_heads": 4},
+    failed="raises RuntimeError: The size of tensor a (32) must match the size of tensor b (30)",
 )
 
 
 @config_contradiction.bad
 def heads_that_key_value_heads_do_not_divide() -> tuple[object, ...]:
-    failure = Failure("RuntimeError", "The size of tensor a (32) must match the size of tensor b (30)")
-    return Contradictions((HEADS,)), Shapes(failure=failure)
+    failure = Failure(
+        type="RuntimeError", message="The size of tensor a (32) must match the size of tensor b (30)"
+    )
+    return Contradictions(found=(HEADS,)), Shapes(failure=failure)
 
 
 @config_contradiction.good

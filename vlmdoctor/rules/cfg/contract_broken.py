@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.contract import ROLE_KEYS, deviates, rate_of, state_of
-from vlmdoctor.evidence.agreement import Agreement
+from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 @rule("contract-broken", "CFG110", explains=("frozen-by-mistake", "trained-by-mistake"))
-def contract_broken(agreement: Agreement, parameters: Parameters) -> Iterator[Finding]:
+def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterator[Finding]:
     """Finds where a run is not what its contract in pyproject.toml says.
 
     ## Why it matters
@@ -83,27 +83,32 @@ def _mistaken(key: str, expected: str, seen: str, parameters: Parameters) -> tup
 
 
 @contract_broken.bad
-def projector_frozen_against_the_contract() -> tuple[Parameters, Agreement]:
+def projector_frozen_against_the_contract() -> tuple[Parameters, ContractStatus]:
     return (
         sample_parameters(frozen("vision", "projector")),
-        Agreement({"vision": "frozen", "projector": "train"}, {"vision": "frozen", "projector": "frozen"}),
+        ContractStatus(
+            expected={"vision": "frozen", "projector": "train"},
+            seen={"vision": "frozen", "projector": "frozen"},
+        ),
     )
 
 
 @contract_broken.bad
-def another_learning_rate() -> tuple[Parameters, Agreement]:
+def another_learning_rate() -> tuple[Parameters, ContractStatus]:
     return (
         sample_parameters(),
-        Agreement({"projector": "train, lr 0.001"}, {"projector": "train, lr 2e-05"}),
+        ContractStatus(expected={"projector": "train, lr 0.001"}, seen={"projector": "train, lr 2e-05"}),
     )
 
 
 @contract_broken.good
-def as_agreed() -> tuple[Parameters, Agreement]:
+def as_agreed() -> tuple[Parameters, ContractStatus]:
     terms = {"vision": "frozen", "projector": "train, lr 0.001", "image-tokens": "64 per image"}
-    return sample_parameters(frozen("vision")), Agreement({**terms, "steps": "40000"}, terms)
+    return sample_parameters(frozen("vision")), ContractStatus(
+        expected={**terms, "steps": "40000"}, seen=terms
+    )
 
 
 @contract_broken.good
-def no_contract() -> tuple[Parameters, Agreement]:
-    return sample_parameters(frozen("vision")), Agreement({}, {"vision": "frozen"})
+def no_contract() -> tuple[Parameters, ContractStatus]:
+    return sample_parameters(frozen("vision")), ContractStatus(expected={}, seen={"vision": "frozen"})

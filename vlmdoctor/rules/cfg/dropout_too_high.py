@@ -47,14 +47,14 @@ def dropout_too_high(dropout: Dropout) -> Iterator[Finding]:
 
 @dropout_too_high.bad
 def keep_and_drop_mixed_up() -> Dropout:
-    return Dropout((("model.layers.0.dropout", 0.9), ("model.layers.1.dropout", 0.9)))
+    return Dropout(modules=(("model.layers.0.dropout", 0.9), ("model.layers.1.dropout", 0.9)))
 
 
 @dropout_too_high.bad
 def one_of_them() -> Dropout:
-    return Dropout((("model.layers.0.dropout", 0.1), ("model.connector.drop", 0.9)))
+    return Dropout(modules=(("model.layers.0.dropout", 0.1), ("model.connector.drop", 0.9)))
 
 
 @dropout_too_high.good
 def as_usual() -> Dropout:
-    return Dropout((("model.layers.0.dropout", 0.1), ("model.layers.1.dropout", 0.0)))
+    return Dropout(modules=(("model.layers.0.dropout", 0.1), ("model.layers.1.dropout", 0.0)))

@@ -70,5 +70,9 @@ def larger_crop() -> Configuration:
 @processor_misfit.good
 def clip() -> Configuration:
     return Configuration(
-        sizes=ImageSizes(14, 14, 336, 336, 0, 0), image_token_id=32000, placeholder_ids=(32000,)
+        sizes=ImageSizes(
+            patch=14, tower_patch=14, image=336, tower_image=336, extra_tokens=0, tower_extra_tokens=0
+        ),
+        image_token_id=32000,
+        placeholder_ids=(32000,),
     )

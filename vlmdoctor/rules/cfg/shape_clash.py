@@ -83,15 +83,15 @@ def vision_narrower_than_text() -> Shapes:
     """transformers' own default Qwen2VLConfig."""
     return Shapes(
         failure=Failure(
-            "ValueError",
-            "Image features and image tokens do not match, tokens: 16, features: 16",
+            type="ValueError",
+            message="Image features and image tokens do not match, tokens: 16, features: 16",
             module="model",
             module_class="Qwen2VLModel",
-            values=(TensorFact("image_features", (16, 3584), "bfloat16", "meta"),),
+            values=(TensorFact(name="image_features", shape=(16, 3584), dtype="bfloat16", device="meta"),),
         ),
         clashes=(
-            Clash("image_features", 3584, ("vision_config.hidden_size",)),
-            Clash("inputs_embeds", 8192, ("text_config.hidden_size",)),
+            Clash(what="image_features", number=3584, said_by=("vision_config.hidden_size",)),
+            Clash(what="inputs_embeds", number=8192, said_by=("text_config.hidden_size",)),
         ),
     )
 

@@ -52,7 +52,17 @@ def tie_broken(configuration: Configuration) -> Iterator[Finding]:
 
 
 def _tie(*, tied: bool, equal: bool) -> Configuration:
-    return Configuration(ties=(Tie("lm_head.weight", "model.embed_tokens.weight", tied, equal, True),))
+    return Configuration(
+        ties=(
+            Tie(
+                target="lm_head.weight",
+                source="model.embed_tokens.weight",
+                tied=tied,
+                equal=equal,
+                trainable=True,
+            ),
+        )
+    )
 
 
 @tie_broken.bad

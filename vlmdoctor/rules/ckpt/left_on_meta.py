@@ -59,31 +59,34 @@ def left_on_meta(placement: Placement) -> Iterator[Finding]:
 
 @left_on_meta.bad
 def projector_not_in_the_checkpoint() -> Placement:
-    return Placement(70, ("multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.bias"))
+    return Placement(
+        parameters=70,
+        meta_parameters=("multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.bias"),
+    )
 
 
 @left_on_meta.bad
 def table_that_is_never_saved() -> Placement:
-    return Placement(70, meta_buffers=("model.rotary_emb.inv_freq",))
+    return Placement(parameters=70, meta_buffers=("model.rotary_emb.inv_freq",))
 
 
 @left_on_meta.good
 def loaded() -> Placement:
-    return Placement(70)
+    return Placement(parameters=70)
 
 
 @left_on_meta.good
 def no_weights_at_all() -> Placement:
     """For a dry run."""
-    return Placement(2, ("a.weight", "b.weight"), ("a.table",))
+    return Placement(parameters=2, meta_parameters=("a.weight", "b.weight"), meta_buffers=("a.table",))
 
 
 @left_on_meta.good
 def factory_in_a_dry_run() -> Placement:
     """The norms are made by `torch.ones`, which has a value there as well."""
-    return Placement(3, ("a.weight", "b.weight"), dry_run=True)
+    return Placement(parameters=3, meta_parameters=("a.weight", "b.weight"), dry_run=True)
 
 
 @left_on_meta.good
 def kept_on_disk_by_accelerate() -> Placement:
-    return Placement(70, ("lm.layers.31.weight",), hooked=True)
+    return Placement(parameters=70, meta_parameters=("lm.layers.31.weight",), hooked=True)

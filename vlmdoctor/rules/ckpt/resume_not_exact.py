@@ -80,19 +80,39 @@ def _why(resume: Resume) -> tuple[str, tuple[str, ...], Fix]:
 
 @resume_not_exact.bad
 def running_average_in_an_attribute() -> Resume:
-    return Resume(4, ("head.weight",), 0.2, 1e-3, 1e-3, unsaved=("average",))
+    return Resume(
+        parameters=4, differing=("head.weight",), largest=0.2, lr=1e-3, lr_loaded=1e-3, unsaved=("average",)
+    )
 
 
 @resume_not_exact.bad
 def moments_lost() -> Resume:
-    return Resume(4, ("head.weight",), 0.9, 1e-3, 1e-3, (), 4, 0)
+    return Resume(
+        parameters=4,
+        differing=("head.weight",),
+        largest=0.9,
+        lr=1e-3,
+        lr_loaded=1e-3,
+        unsaved=(),
+        optimizer_state=4,
+        optimizer_state_loaded=0,
+    )
 
 
 @resume_not_exact.bad
 def loading_raises() -> Resume:
-    return Resume(4, raised="RuntimeError: Error(s) in loading state_dict")
+    return Resume(parameters=4, raised="RuntimeError: Error(s) in loading state_dict")
 
 
 @resume_not_exact.good
 def the_same() -> Resume:
-    return Resume(4, (), 0.0, 1e-3, 1e-3, (), 4, 4)
+    return Resume(
+        parameters=4,
+        differing=(),
+        largest=0.0,
+        lr=1e-3,
+        lr_loaded=1e-3,
+        unsaved=(),
+        optimizer_state=4,
+        optimizer_state_loaded=4,
+    )

@@ -25,9 +25,9 @@ def sample_checkpoint(change: Callable[[Weight], dict[str, Any]] | None = None, 
     weights = []
     for parameter in sample_parameters().parameters:
         weight = Weight(
-            parameter.name,
-            parameter.role,
-            parameter.shape,
+            name=parameter.name,
+            role=parameter.role,
+            shape=parameter.shape,
             key=parameter.name,
             key_shape=parameter.shape,
             equal=True,

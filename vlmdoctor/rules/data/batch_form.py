@@ -76,7 +76,9 @@ def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
 def _refused(**changes: object) -> tuple[Data, Forward]:
     from vlmdoctor.evidence.failure import Failure
 
-    failure = Failure("RuntimeError", "The size of tensor a (16) must match the size of tensor b (12)")
+    failure = Failure(
+        type="RuntimeError", message="The size of tensor a (16) must match the size of tensor b (12)"
+    )
     shapes = {"input_ids": (3, 16), "labels": (3, 16), "pixel_values": (2, 3, 8, 8), **changes}
     return healthy_data(shapes=tuple(shapes.items()), dtypes=(("input_ids", "int64"),)), Forward(
         failure=failure

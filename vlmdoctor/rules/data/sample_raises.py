@@ -63,13 +63,15 @@ def sample_raises(data: Data) -> Iterator[Finding]:
 
 @sample_raises.bad
 def image_of_extreme_proportions() -> Data:
-    trouble = Trouble("sample 12", "ValueError: absolute aspect ratio must be smaller than 200, got 227.5")
+    trouble = Trouble(
+        name="sample 12", error="ValueError: absolute aspect ratio must be smaller than 200, got 227.5"
+    )
     return healthy_data(troubles=(trouble,), samples=12)
 
 
 @sample_raises.bad
 def column_taken_away() -> Data:
-    trouble = Trouble("sample 0", "KeyError: 'images'", columns=("images", "messages"))
+    trouble = Trouble(name="sample 0", error="KeyError: 'images'", columns=("images", "messages"))
     return healthy_data(troubles=(trouble,))
 
 

@@ -64,7 +64,7 @@ def an_equals_sign() -> Environment:
 
 @allocator_setting.bad
 def a_new_name_for_an_old_torch() -> Environment:
-    torch = Torch("2.8.0+cu128", "12.8", archs=("sm_86",))
+    torch = Torch(version="2.8.0+cu128", cuda="12.8", archs=("sm_86",))
     return workstation(torch=torch, packages={}, variables={"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
 
 

@@ -43,7 +43,7 @@ def amdsmi_hides_gpus(environment: Environment) -> Iterator[Finding]:
 
 
 def _amd(**packages: str) -> Environment:
-    torch = Torch("2.13.0+rocm7.1", hip="7.1.25424", archs=())
+    torch = Torch(version="2.13.0+rocm7.1", hip="7.1.25424", archs=())
     return laptop(torch=torch, packages=packages, other_accelerator="an AMD GPU")
 
 

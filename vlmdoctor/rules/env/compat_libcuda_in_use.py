@@ -49,13 +49,17 @@ _COMPAT = "/usr/local/cuda-13.0/compat/libcuda.so.580.65.06"
 
 @compat_libcuda_in_use.bad
 def geforce_in_an_ngc_image() -> Environment:
-    driver = Driver("570.133.07", "580.65.06", _COMPAT, ("nvidia-uvm", "nvidia0"))
+    driver = Driver(
+        version="570.133.07", user_version="580.65.06", libcuda=_COMPAT, nodes=("nvidia-uvm", "nvidia0")
+    )
     return workstation(container="docker", driver=driver, gpus=(card(name="NVIDIA GeForce RTX 4090"),))
 
 
 @compat_libcuda_in_use.good
 def data_centre_gpu() -> Environment:
-    driver = Driver("570.133.07", "580.65.06", _COMPAT, ("nvidia-uvm", "nvidia0"))
+    driver = Driver(
+        version="570.133.07", user_version="580.65.06", libcuda=_COMPAT, nodes=("nvidia-uvm", "nvidia0")
+    )
     return workstation(
         container="docker", driver=driver, gpus=(card(name="NVIDIA H100 80GB HBM3", capability=(9, 0)),)
     )

@@ -63,19 +63,19 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
 
 @cuda_does_not_start.bad
 def unknown_error() -> Environment:
-    return workstation(live=Live("refused", 999))
+    return workstation(live=Live(state="refused", code=999))
 
 
 @cuda_does_not_start.bad
 def torch_says_so() -> Environment:
-    return workstation(origin="a collect_env report", live=Live("refused", by_torch=True))
+    return workstation(origin="a collect_env report", live=Live(state="refused", by_torch=True))
 
 
 @cuda_does_not_start.good
 def starts() -> Environment:
-    return workstation(live=Live("answered", devices=2))
+    return workstation(live=Live(state="answered", devices=2))
 
 
 @cuda_does_not_start.good
 def no_gpu() -> Environment:
-    return laptop(live=Live("refused", 100))
+    return laptop(live=Live(state="refused", code=100))

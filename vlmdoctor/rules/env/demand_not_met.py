@@ -137,22 +137,33 @@ def _of_versions(demand: Demand, environment: Environment) -> tuple[str, bool | 
 
 @demand_not_met.bad
 def more_gpus_than_there_are() -> tuple[Environment, Demands]:
-    return workstation(), Demands((Demand("8-gpus", "gpus", 8),))
+    return workstation(), Demands(demands=(Demand(text="8-gpus", kind="gpus", amount=8),))
 
 
 @demand_not_met.bad
 def not_known() -> tuple[Environment, Demands]:
     hidden = workstation(host=None, unseen={"host": "nvidia-smi does not show it"})
-    return hidden, Demands((Demand("disk=200GB", "disk", 200 * 10**9),))
+    return hidden, Demands(demands=(Demand(text="disk=200GB", kind="disk", amount=200 * 10**9),))
 
 
 @demand_not_met.good
 def all_there() -> tuple[Environment, Demands]:
-    demands = (Demand("gpu", "gpu"), Demand("bf16", "bf16"), Demand("vram=40GB", "vram", 40 * 10**9))
+    demands = (
+        Demand(text="gpu", kind="gpu"),
+        Demand(text="bf16", kind="bf16"),
+        Demand(text="vram=40GB", kind="vram", amount=40 * 10**9),
+    )
     host = dataclasses.replace(HOST, available=100 * GIB)
-    return workstation(host=host), Demands((*demands, Demand("memory=64GB", "memory", 64 * 10**9)))
+    return workstation(host=host), Demands(
+        demands=(*demands, Demand(text="memory=64GB", kind="memory", amount=64 * 10**9))
+    )
 
 
 @demand_not_met.good
 def a_machine_without_gpus_is_wanted() -> tuple[Environment, Demands]:
-    return laptop(), Demands((Demand("cpu-only", "cpu-only"), Demand("torch=2.6", "torch", version="2.6")))
+    return laptop(), Demands(
+        demands=(
+            Demand(text="cpu-only", kind="cpu-only"),
+            Demand(text="torch=2.6", kind="torch", version="2.6"),
+        )
+    )

@@ -80,13 +80,31 @@ def _with(folder: Folder) -> Environment:
 @disk_full.bad
 def cache_on_a_small_disk() -> Environment:
     return _with(
-        Folder("hub cache", "/home/ann/.cache/huggingface/hub", "/home", GIB // 2, 40 * GIB, 100_000, True)
+        Folder(
+            use="hub cache",
+            path="/home/ann/.cache/huggingface/hub",
+            resolved="/home",
+            free=GIB // 2,
+            total=40 * GIB,
+            inodes=100_000,
+            writable=True,
+        )
     )
 
 
 @disk_full.bad
 def no_inodes() -> Environment:
-    return _with(Folder("work", "/work", "/work", 900 * GIB, 1000 * GIB, 0, True))
+    return _with(
+        Folder(
+            use="work",
+            path="/work",
+            resolved="/work",
+            free=900 * GIB,
+            total=1000 * GIB,
+            inodes=0,
+            writable=True,
+        )
+    )
 
 
 @disk_full.good

@@ -56,8 +56,13 @@ def driver_mismatch(environment: Environment) -> Iterator[Finding]:
 @driver_mismatch.bad
 def updated_without_a_restart() -> Environment:
     return workstation(
-        driver=Driver("580.65.06", "580.95.05", "/usr/lib64/libcuda.so.580.95.05", ("nvidia-uvm", "nvidia0")),
-        nvml=Nvml("refused", 18, "Driver/library version mismatch"),
+        driver=Driver(
+            version="580.65.06",
+            user_version="580.95.05",
+            libcuda="/usr/lib64/libcuda.so.580.95.05",
+            nodes=("nvidia-uvm", "nvidia0"),
+        ),
+        nvml=Nvml(state="refused", code=18, reason="Driver/library version mismatch"),
         unseen={"nvml": "the NVIDIA driver could not be asked (NVML): Driver/library version mismatch"},
     )
 

@@ -65,7 +65,7 @@ def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
 
 @driver_not_loaded.bad
 def after_a_new_kernel() -> Environment:
-    return laptop(torch=WHEEL, packages={}, pci=(PciGpu("0000:01:00.0", "nvidia", None),))
+    return laptop(torch=WHEEL, packages={}, pci=(PciGpu(bus="0000:01:00.0", vendor="nvidia", driver=None),))
 
 
 @driver_not_loaded.good
@@ -76,5 +76,8 @@ def loaded() -> Environment:
 @driver_not_loaded.good
 def given_to_a_virtual_machine() -> Environment:
     return laptop(
-        torch=WHEEL, packages={}, pci=(PciGpu("0000:01:00.0", "nvidia", "vfio-pci"),), nvml=Nvml("absent")
+        torch=WHEEL,
+        packages={},
+        pci=(PciGpu(bus="0000:01:00.0", vendor="nvidia", driver="vfio-pci"),),
+        nvml=Nvml(state="absent"),
     )

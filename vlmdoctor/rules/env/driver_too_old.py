@@ -55,9 +55,13 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
 
 @driver_too_old.bad
 def cuda_13_on_550() -> Environment:
-    return workstation(driver=Driver("550.54.15", "550.54.15", nodes=("nvidia-uvm", "nvidia0")))
+    return workstation(
+        driver=Driver(version="550.54.15", user_version="550.54.15", nodes=("nvidia-uvm", "nvidia0"))
+    )
 
 
 @driver_too_old.good
 def just_new_enough() -> Environment:
-    return workstation(driver=Driver("580.65.06", "580.65.06", nodes=("nvidia-uvm", "nvidia0")))
+    return workstation(
+        driver=Driver(version="580.65.06", user_version="580.65.06", nodes=("nvidia-uvm", "nvidia0"))
+    )

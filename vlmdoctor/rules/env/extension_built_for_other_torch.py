@@ -94,18 +94,23 @@ def _same_major(one: str, other: str) -> bool:
 
 @extension_built_for_other_torch.bad
 def flash_attention_after_an_update() -> Environment:
-    built = Extension("flash-attn", "2.7.4.post1", missing=("_ZN3c105ErrorC2ENS_14SourceLocationE",))
+    built = Extension(
+        package="flash-attn", version="2.7.4.post1", missing=("_ZN3c105ErrorC2ENS_14SourceLocationE",)
+    )
     return workstation(extensions=(built,))
 
 
 @extension_built_for_other_torch.bad
 def xformers_of_last_month() -> Environment:
-    return workstation(extensions=(Extension("xformers", "0.0.34", "2.10.0+cu128", "12.8"),))
+    return workstation(
+        extensions=(Extension(package="xformers", version="0.0.34", torch="2.10.0+cu128", cuda="12.8"),)
+    )
 
 
 @extension_built_for_other_torch.good
 def built_for_it() -> Environment:
-    built = Extension("xformers", "0.0.37", "2.13.0+cu130", "13.0")
+    built = Extension(package="xformers", version="0.0.37", torch="2.13.0+cu130", cuda="13.0")
     return workstation(
-        torch=WHEEL, extensions=(built, Extension("bitsandbytes", "0.50.0", cuda_files=("126", "130")))
+        torch=WHEEL,
+        extensions=(built, Extension(package="bitsandbytes", version="0.50.0", cuda_files=("126", "130"))),
     )

@@ -56,7 +56,9 @@ def after_boot() -> Environment:
 @fabric_not_ready.bad
 def no_fabric_manager() -> Environment:
     nodes = (*NODES, "nvidia-nvswitchctl")
-    return workstation(driver=Driver("580.65.06", "580.65.06", nodes=nodes, fabric_manager=False))
+    return workstation(
+        driver=Driver(version="580.65.06", user_version="580.65.06", nodes=nodes, fabric_manager=False)
+    )
 
 
 @fabric_not_ready.good

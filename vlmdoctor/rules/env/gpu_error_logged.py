@@ -53,9 +53,9 @@ def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
 @gpu_error_logged.bad
 def firmware_does_not_answer() -> Environment:
     text = "pid=4711, name=python, Timeout after 6s of waiting for RPC response from GPU0 GSP!"
-    return workstation(xids=(Xid(119, "0000:17:00", text),))
+    return workstation(xids=(Xid(code=119, bus="0000:17:00", text=text),))
 
 
 @gpu_error_logged.good
 def a_program_s_own_mistake() -> Environment:
-    return workstation(xids=(Xid(31, "0000:17:00", "pid=4711, name=python, MMU Fault"),))
+    return workstation(xids=(Xid(code=31, bus="0000:17:00", text="pid=4711, name=python, MMU Fault"),))

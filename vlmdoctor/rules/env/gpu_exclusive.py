@@ -47,7 +47,9 @@ def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
 
 @gpu_exclusive.bad
 def taken() -> Environment:
-    return workstation(gpus=(card(compute_mode="exclusive", processes=(Process(4711, "python"),)), card(1)))
+    return workstation(
+        gpus=(card(compute_mode="exclusive", processes=(Process(pid=4711, name="python"),)), card(1))
+    )
 
 
 @gpu_exclusive.good

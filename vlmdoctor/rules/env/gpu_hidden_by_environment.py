@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
-from vlmdoctor.knowledge.visible_devices import VARIABLE, Reading, read
+from vlmdoctor.knowledge.visible_devices import VARIABLE, VisibleDevices, read
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop, workstation
 
@@ -56,7 +56,7 @@ def gpu_hidden_by_environment(environment: Environment) -> Iterator[Finding]:
     )
 
 
-def entries(reading: Reading) -> list[str]:
+def entries(reading: VisibleDevices) -> list[str]:
     """Each entry of the value with its fate."""
     return [f"'{entry.text}': {entry.fate}" for entry in reading.entries]
 
@@ -69,7 +69,7 @@ def _cause(value: str) -> str:
     return "the variable is set in the environment that this command was started from"
 
 
-def _fix(reading: Reading, count: int) -> Fix:
+def _fix(reading: VisibleDevices, count: int) -> Fix:
     if reading.value == "NoDevFiles":
         return Fix("ask SLURM for GPUs when submitting the job", (f"sbatch --gres=gpu:{count} job.sh",))
     if reading.meant not in (None, "unset"):

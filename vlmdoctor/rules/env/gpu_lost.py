@@ -60,10 +60,13 @@ def one_less_than_on_the_bus() -> Environment:
 
 @gpu_lost.good
 def given_to_a_virtual_machine() -> Environment:
-    pci = (PciGpu("0000:17:00.0", "nvidia", "nvidia"), PciGpu("0000:18:00.0", "nvidia", "vfio-pci"))
+    pci = (
+        PciGpu(bus="0000:17:00.0", vendor="nvidia", driver="nvidia"),
+        PciGpu(bus="0000:18:00.0", vendor="nvidia", driver="vfio-pci"),
+    )
     return workstation(gpus=(card(),), pci=pci)
 
 
 @gpu_lost.good
 def no_gpu() -> Environment:
-    return laptop(nvml=Nvml("absent"))
+    return laptop(nvml=Nvml(state="absent"))

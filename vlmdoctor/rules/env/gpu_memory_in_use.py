@@ -63,7 +63,7 @@ def _is_taken(gpu: Gpu) -> bool:
 
 @gpu_memory_in_use.bad
 def a_notebook_holds_it() -> Environment:
-    holder = Process(4711, "python", 30 * GIB)
+    holder = Process(pid=4711, name="python", memory=30 * GIB)
     return workstation(gpus=(card(used=31 * GIB, processes=(holder,)), card(1)))
 
 

@@ -48,7 +48,9 @@ def iommu_translates(environment: Environment) -> Iterator[Finding]:
 
 
 def _pci(kind: str) -> tuple[PciGpu, ...]:
-    return tuple(PciGpu(f"0000:{bus}:00.0", "nvidia", "nvidia", kind) for bus in (17, 18))
+    return tuple(
+        PciGpu(bus=f"0000:{bus}:00.0", vendor="nvidia", driver="nvidia", iommu=kind) for bus in (17, 18)
+    )
 
 
 @iommu_translates.bad

@@ -74,11 +74,13 @@ def _older(library: Library) -> bool:
 @libraries_shadowed.bad
 def an_old_toolkit() -> Environment:
     name = "libnvJitLink.so.12"
-    found = Library(name, f"/usr/local/cuda-12.1/lib64/{name}", "12.1.105", "12.8.93")
+    found = Library(name=name, path=f"/usr/local/cuda-12.1/lib64/{name}", version="12.1.105", wheel="12.8.93")
     return workstation(libraries=(found,), variables={"LD_LIBRARY_PATH": "/usr/local/cuda-12.1/lib64"})
 
 
 @libraries_shadowed.good
 def the_same_version() -> Environment:
     name = "libnccl.so.2"
-    return workstation(libraries=(Library(name, f"/usr/local/nccl/lib/{name}", "2.28.9", "2.28.9"),))
+    return workstation(
+        libraries=(Library(name=name, path=f"/usr/local/nccl/lib/{name}", version="2.28.9", wheel="2.28.9"),)
+    )

@@ -8,8 +8,10 @@ from typing import Any
 from vlmdoctor.evidence.environment import Driver, Environment, Folder, Gpu, Host, Nvml, PciGpu, Torch
 
 GIB = 1024**3
-WHEEL = Torch("2.13.0+cu130", cuda="13.0", archs=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"))
-CPU_WHEEL = Torch("2.13.0+cpu", archs=())
+WHEEL = Torch(
+    version="2.13.0+cu130", cuda="13.0", archs=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+)
+CPU_WHEEL = Torch(version="2.13.0+cpu", archs=())
 HOST = Host(
     cpus=16,
     memory=128 * GIB,
@@ -21,7 +23,17 @@ HOST = Host(
     compiler=True,
     nvcc=False,
     python_headers=True,
-    folders=(Folder("work", "/work", "/work", 500 * GIB, 1000 * GIB, 10_000_000, True),),
+    folders=(
+        Folder(
+            use="work",
+            path="/work",
+            resolved="/work",
+            free=500 * GIB,
+            total=1000 * GIB,
+            inodes=10_000_000,
+            writable=True,
+        ),
+    ),
 )
 NODES = ("nvidia-uvm", "nvidia0", "nvidia1", "nvidiactl")
 
@@ -58,8 +70,15 @@ def workstation(**changes: Any) -> Environment:
         packages={"torch": WHEEL.version, "transformers": "5.23.0", "numpy": "2.4.6"},
         torch=WHEEL,
         gpus=cards,
-        pci=tuple(PciGpu(f"0000:{17 + i}:00.0", "nvidia", "nvidia") for i in range(len(cards))),
-        driver=Driver("580.65.06", "580.65.06", "/usr/lib/x86_64-linux-gnu/libcuda.so.580.65.06", NODES),
+        pci=tuple(
+            PciGpu(bus=f"0000:{17 + i}:00.0", vendor="nvidia", driver="nvidia") for i in range(len(cards))
+        ),
+        driver=Driver(
+            version="580.65.06",
+            user_version="580.65.06",
+            libcuda="/usr/lib/x86_64-linux-gnu/libcuda.so.580.65.06",
+            nodes=NODES,
+        ),
         nvml=Nvml(cuda="13.0"),
         host=HOST,
     )
@@ -74,8 +93,8 @@ def laptop(**changes: Any) -> Environment:
         kernel="6.8.0-45-generic",
         packages={"torch": CPU_WHEEL.version, "numpy": "2.4.6"},
         torch=CPU_WHEEL,
-        pci=(PciGpu("0000:00:02.0", "intel", "i915"),),
-        nvml=Nvml("absent"),
+        pci=(PciGpu(bus="0000:00:02.0", vendor="intel", driver="i915"),),
+        nvml=Nvml(state="absent"),
         host=dataclasses.replace(HOST, cpus=8, memory=16 * GIB, available=9 * GIB, shm=8 * GIB),
     )
     return dataclasses.replace(healthy, **changes)

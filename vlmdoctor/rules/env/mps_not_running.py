@@ -51,14 +51,14 @@ def mps_not_running(environment: Environment) -> Iterator[Finding]:
 
 @mps_not_running.bad
 def left_over_from_yesterday() -> Environment:
-    return workstation(mps=Mps("/tmp/nvidia-mps", control=True, daemon=False))
+    return workstation(mps=Mps(folder="/tmp/nvidia-mps", control=True, daemon=False))
 
 
 @mps_not_running.bad
 def not_passed_into_the_container() -> Environment:
-    return workstation(container="docker", mps=Mps("/tmp/nvidia-mps"))
+    return workstation(container="docker", mps=Mps(folder="/tmp/nvidia-mps"))
 
 
 @mps_not_running.good
 def at_work() -> Environment:
-    return workstation(mps=Mps("/tmp/nvidia-mps", control=True, daemon=True))
+    return workstation(mps=Mps(folder="/tmp/nvidia-mps", control=True, daemon=True))

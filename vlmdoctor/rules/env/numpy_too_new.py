@@ -49,11 +49,11 @@ def numpy_too_new(environment: Environment) -> Iterator[Finding]:
 
 @numpy_too_new.bad
 def numpy_2_with_an_old_torch() -> Environment:
-    torch = Torch("2.2.2+cu121", "12.1", archs=("sm_80", "sm_86"))
+    torch = Torch(version="2.2.2+cu121", cuda="12.1", archs=("sm_80", "sm_86"))
     return workstation(torch=torch, packages={"torch": torch.version, "numpy": "2.1.3"})
 
 
 @numpy_too_new.good
 def numpy_1() -> Environment:
-    torch = Torch("2.2.2+cu121", "12.1", archs=("sm_80", "sm_86"))
+    torch = Torch(version="2.2.2+cu121", cuda="12.1", archs=("sm_80", "sm_86"))
     return workstation(torch=torch, packages={"torch": torch.version, "numpy": "1.26.4"})

@@ -50,7 +50,9 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
 
 @nvml_does_not_answer.bad
 def hangs() -> Environment:
-    return workstation(nvml=Nvml("hung", reason="it did not answer"), unseen={"nvml": "it did not answer"})
+    return workstation(
+        nvml=Nvml(state="hung", reason="it did not answer"), unseen={"nvml": "it did not answer"}
+    )
 
 
 @nvml_does_not_answer.good
@@ -60,4 +62,4 @@ def answers() -> Environment:
 
 @nvml_does_not_answer.good
 def the_library_without_a_driver() -> Environment:
-    return laptop(container="docker", nvml=Nvml("refused", 9, "Driver Not Loaded"))
+    return laptop(container="docker", nvml=Nvml(state="refused", code=9, reason="Driver Not Loaded"))

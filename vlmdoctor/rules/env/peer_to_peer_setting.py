@@ -68,11 +68,11 @@ def off_on_nvlink() -> Environment:
 @peer_to_peer_setting.bad
 def geforce_cards() -> Environment:
     cards = tuple(card(i, name="NVIDIA GeForce RTX 4090") for i in range(2))
-    driver = Driver("535.183.01", "535.183.01", nodes=("nvidia-uvm", "nvidia0"))
+    driver = Driver(version="535.183.01", user_version="535.183.01", nodes=("nvidia-uvm", "nvidia0"))
     return workstation(
         gpus=cards,
         driver=driver,
-        torch=Torch("2.5.1+cu121", "12.1", archs=("sm_86",)),
+        torch=Torch(version="2.5.1+cu121", cuda="12.1", archs=("sm_86",)),
         packages={"accelerate": "1.15.0"},
     )
 

@@ -54,7 +54,7 @@ def rocm_masks_clash(environment: Environment) -> Iterator[Finding]:
 
 
 def _amd(**variables: str) -> Environment:
-    torch = Torch("2.13.0+rocm7.1", hip="7.1.25424", archs=())
+    torch = Torch(version="2.13.0+rocm7.1", hip="7.1.25424", archs=())
     return laptop(torch=torch, packages={}, other_accelerator="an AMD GPU", variables=variables)
 
 

@@ -81,8 +81,8 @@ def cpu_wheel_beside_two_gpus() -> Environment:
 
 @torch_without_gpu_support.bad
 def gpu_on_the_bus() -> Environment:
-    found = (PciGpu("0000:01:00.0", "nvidia", "nvidia"),)
-    return laptop(pci=found, driver=Driver("580.65.06", nodes=("nvidia-uvm", "nvidia0")))
+    found = (PciGpu(bus="0000:01:00.0", vendor="nvidia", driver="nvidia"),)
+    return laptop(pci=found, driver=Driver(version="580.65.06", nodes=("nvidia-uvm", "nvidia0")))
 
 
 @torch_without_gpu_support.good
@@ -92,7 +92,7 @@ def laptop_without_a_gpu() -> Environment:
 
 @torch_without_gpu_support.good
 def cpu_job_in_a_container_on_a_gpu_host() -> Environment:
-    return laptop(container="docker", pci=(PciGpu("0000:01:00.0", "nvidia", "nvidia"),))
+    return laptop(container="docker", pci=(PciGpu(bus="0000:01:00.0", vendor="nvidia", driver="nvidia"),))
 
 
 @torch_without_gpu_support.good

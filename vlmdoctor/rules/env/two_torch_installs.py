@@ -65,7 +65,11 @@ def two_torch_installs(environment: Environment) -> Iterator[Finding]:
 @two_torch_installs.bad
 def one_over_another() -> Environment:
     torch = Torch(
-        "2.13.0+cu130", "13.0", archs=("sm_86",), folder="/venv/torch", recorded=("2.12.1", "2.13.0+cu130")
+        version="2.13.0+cu130",
+        cuda="13.0",
+        archs=("sm_86",),
+        folder="/venv/torch",
+        recorded=("2.12.1", "2.13.0+cu130"),
     )
     return workstation(torch=torch)
 

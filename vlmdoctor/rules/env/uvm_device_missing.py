@@ -46,7 +46,11 @@ def uvm_device_missing(environment: Environment) -> Iterator[Finding]:
 
 @uvm_device_missing.bad
 def after_a_suspend() -> Environment:
-    return workstation(driver=Driver("580.65.06", "580.65.06", nodes=("nvidia0", "nvidia1", "nvidiactl")))
+    return workstation(
+        driver=Driver(
+            version="580.65.06", user_version="580.65.06", nodes=("nvidia0", "nvidia1", "nvidiactl")
+        )
+    )
 
 
 @uvm_device_missing.good

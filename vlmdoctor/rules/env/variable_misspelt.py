@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
-from vlmdoctor.knowledge.variable_names import meant_by
+from vlmdoctor.knowledge.variable_names import closest_known_name
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop
 
@@ -29,7 +29,7 @@ def variable_misspelt(environment: Environment) -> Iterator[Finding]:
     """
     environment.need("variables")
     for name, value in environment.variables.items():
-        meant = meant_by(name)
+        meant = closest_known_name(name)
         if meant is None or meant in environment.variables:
             continue
         yield Finding(

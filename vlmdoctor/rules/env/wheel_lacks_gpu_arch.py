@@ -87,7 +87,9 @@ def runs(archs: tuple[str, ...], capability: tuple[int, ...]) -> bool:
 @wheel_lacks_gpu_arch.bad
 def blackwell_on_an_old_torch() -> Environment:
     torch = Torch(
-        "2.5.1+cu124", "12.4", archs=("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+        version="2.5.1+cu124",
+        cuda="12.4",
+        archs=("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
     )
     cards = (card(name="NVIDIA GeForce RTX 5090", capability=(12, 0)),)
     return workstation(torch=torch, packages={"torch": torch.version}, gpus=cards)

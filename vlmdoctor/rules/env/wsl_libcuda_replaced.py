@@ -46,7 +46,7 @@ def wsl_libcuda_replaced(environment: Environment) -> Iterator[Finding]:
 
 
 def _wsl(path: str) -> Environment:
-    return workstation(container="wsl", gpus=(card(),), pci=(), driver=Driver("581.29", libcuda=path))
+    return workstation(container="wsl", gpus=(card(),), pci=(), driver=Driver(version="581.29", libcuda=path))
 
 
 @wsl_libcuda_replaced.bad

@@ -56,9 +56,15 @@ def backward_raises(backward: Backward) -> Iterator[Finding]:
 @backward_raises.bad
 def detached_loss() -> Backward:
     message = "element 0 of tensors does not require grad and does not have a grad_fn"
-    return Backward(4.6, (), trainable=8, parameters=8, failure=Failure("RuntimeError", message))
+    return Backward(
+        loss=4.6,
+        gradients=(),
+        trainable=8,
+        parameters=8,
+        failure=Failure(type="RuntimeError", message=message),
+    )
 
 
 @backward_raises.good
 def runs() -> Backward:
-    return Backward(4.6, (), trainable=8, parameters=8)
+    return Backward(loss=4.6, gradients=(), trainable=8, parameters=8)

@@ -48,14 +48,16 @@ def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
 
 def _measured(zeroed: bool) -> Backward:
     gradients = tuple(
-        Gradient(f"{role}.weight", role, True, zero=zeroed and role == "projector", finite=True)
+        Gradient(
+            name=f"{role}.weight", role=role, present=True, zero=zeroed and role == "projector", finite=True
+        )
         for role in ("vision", "projector", "language", "head")
     )
     return Backward(
-        4.6,
-        tuple(dataclasses.replace(g, zeroed=bool(g.zero)) for g in gradients),
-        len(gradients),
-        len(gradients),
+        loss=4.6,
+        gradients=tuple(dataclasses.replace(g, zeroed=bool(g.zero)) for g in gradients),
+        trainable=len(gradients),
+        parameters=len(gradients),
     )
 
 

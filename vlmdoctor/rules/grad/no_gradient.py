@@ -228,11 +228,13 @@ def one_backward_pass() -> tuple[Parameters, Backward]:
     """As `vlmdoctor check` sees it where no optimizer was given."""
     known = sample_parameters()
     gradients = [
-        Gradient(p.name, p.role, p.role != "vision", zero=None if p.role == "vision" else False)
+        Gradient(
+            name=p.name, role=p.role, present=p.role != "vision", zero=None if p.role == "vision" else False
+        )
         for p in known.parameters
     ]
     return known, Backward(
-        6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
+        loss=6.5, gradients=tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
     )
 
 
@@ -244,10 +246,15 @@ def experts_that_are_not_weighted() -> tuple[Parameters, Backward]:
         dataclasses.replace(known.parameters[-1], name=name, role="language", layer="blocks.0", depth=0)
         for name, _ in named
     )
-    gradients = [Gradient(p.name, p.role, True, zero=False) for p in known.parameters]
-    gradients += [Gradient(name, "language", there, zero=False if there else None) for name, there in named]
+    gradients = [Gradient(name=p.name, role=p.role, present=True, zero=False) for p in known.parameters]
+    gradients += [
+        Gradient(name=name, role="language", present=there, zero=False if there else None)
+        for name, there in named
+    ]
     parameters = dataclasses.replace(known, parameters=(*known.parameters, *more))
-    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients), images=4)
+    return parameters, Backward(
+        loss=6.5, gradients=tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
+    )
 
 
 @no_gradient.good
@@ -256,20 +263,34 @@ def projector_that_starts_at_zero() -> tuple[Parameters, Backward]:
     known = sample_parameters()
     vision = [p for p in known.parameters if p.role == "vision"]
     head = dataclasses.replace(vision[-1], name="vision_encoder.head.weight", layer="", depth=None)
-    gradients = [Gradient(p.name, p.role, True, zero=p.role == "vision") for p in known.parameters]
-    gradients.append(Gradient(head.name, "vision", False, zero=None))
+    gradients = [
+        Gradient(name=p.name, role=p.role, present=True, zero=p.role == "vision") for p in known.parameters
+    ]
+    gradients.append(Gradient(name=head.name, role="vision", present=False, zero=None))
     parameters = dataclasses.replace(known, parameters=(*known.parameters, head))
-    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients) - 1, images=4)
+    return parameters, Backward(
+        loss=6.5,
+        gradients=tuple(gradients),
+        trainable=len(gradients),
+        parameters=len(gradients) - 1,
+        images=4,
+    )
 
 
 @no_gradient.good
 def no_sound_in_the_batch() -> tuple[Parameters, Backward]:
     known = sample_parameters()
     ears = dataclasses.replace(known.parameters[-1], name="model.audio_tower.conv.weight", role="other")
-    gradients = [Gradient(p.name, p.role, True, zero=False) for p in known.parameters]
-    gradients.append(Gradient(ears.name, "other", False, zero=None))
+    gradients = [Gradient(name=p.name, role=p.role, present=True, zero=False) for p in known.parameters]
+    gradients.append(Gradient(name=ears.name, role="other", present=False, zero=None))
     parameters = dataclasses.replace(known, parameters=(*known.parameters, ears))
-    return parameters, Backward(6.5, tuple(gradients), len(gradients), len(gradients) - 1, images=4)
+    return parameters, Backward(
+        loss=6.5,
+        gradients=tuple(gradients),
+        trainable=len(gradients),
+        parameters=len(gradients) - 1,
+        images=4,
+    )
 
 
 @no_gradient.good
@@ -285,9 +306,13 @@ def behind_a_projector_of_zeros() -> tuple[Parameters, Backward]:
     gradients = []
     for p in known.parameters:
         unused = p.name.startswith("vision_encoder.layers.3.")
-        gradients.append(Gradient(p.name, p.role, not unused, zero=None if unused else p.role == "vision"))
+        gradients.append(
+            Gradient(
+                name=p.name, role=p.role, present=not unused, zero=None if unused else p.role == "vision"
+            )
+        )
     return known, Backward(
-        6.5, tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
+        loss=6.5, gradients=tuple(gradients), trainable=len(gradients), parameters=len(gradients), images=4
     )
 
 
@@ -300,10 +325,24 @@ def keys_and_values_alone_are_read() -> tuple[Parameters, Backward]:
     known, gradients = [], []
     for name in (*names, "lm.norm.weight"):
         layer, depth = layer_of(name)
-        known.append(Parameter(name, role_of(name), layer, depth, (8, 8), "float32", True))
+        known.append(
+            Parameter(
+                name=name,
+                role=role_of(name),
+                layer=layer,
+                depth=depth,
+                shape=(8, 8),
+                dtype="float32",
+                requires_grad=True,
+            )
+        )
         present = depth == 0 or any(f".{part}." in name for part in read)
-        gradients.append(Gradient(name, role_of(name), present, zero=False if present else None))
-    return Parameters(tuple(known)), Backward(6.5, tuple(gradients), len(known), len(known))
+        gradients.append(
+            Gradient(name=name, role=role_of(name), present=present, zero=False if present else None)
+        )
+    return Parameters(parameters=tuple(known)), Backward(
+        loss=6.5, gradients=tuple(gradients), trainable=len(known), parameters=len(known)
+    )
 
 
 @no_gradient.good

@@ -76,12 +76,16 @@ def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
 @zero_weights_block.bad
 def both_layers_of_the_projector() -> ZeroWeights:
     zeros = (("vision_proj.0.weight", True), ("vision_proj.2.weight", True))
-    return ZeroWeights(zeros, ("vision_proj.0.weight", "vision_proj.2.weight"), still=30, reached=52)
+    return ZeroWeights(
+        zeros=zeros, woken=("vision_proj.0.weight", "vision_proj.2.weight"), still=30, reached=52
+    )
 
 
 @zero_weights_block.bad
 def frozen_at_zero() -> ZeroWeights:
-    return ZeroWeights((("vision_proj.weight", False),), ("vision_encoder.weight",), still=12, reached=52)
+    return ZeroWeights(
+        zeros=(("vision_proj.weight", False),), woken=("vision_encoder.weight",), still=12, reached=52
+    )
 
 
 @zero_weights_block.good
@@ -92,4 +96,4 @@ def nothing_is_zero() -> ZeroWeights:
 @zero_weights_block.good
 def experts_without_a_token() -> ZeroWeights:
     """Gradients of zero, which no weights of zero explain."""
-    return ZeroWeights((("experts.3.weight", False),), (), still=4, reached=66)
+    return ZeroWeights(zeros=(("experts.3.weight", False),), woken=(), still=4, reached=66)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.join import Join
+from vlmdoctor.evidence.image_feature_scale import ImageFeatureScale
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -14,7 +14,7 @@ LOST = 1e-6  # about one rounding of float32
 
 
 @rule("feature-scale", "IMG342", explains=("loss-not-falling", "wrong-image", "image-without-effect"))
-def feature_scale(join: Join) -> Iterator[Finding]:
+def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
     """What stands in the images' places is of quite another size than the text's embeddings.
 
     ## Why it matters
@@ -63,21 +63,45 @@ def feature_scale(join: Join) -> Iterator[Finding]:
 
 
 @feature_scale.bad
-def far_too_large() -> Join:
-    return Join("model.language_model.layers.0", 32, 26, 2580.0, 0.078)
+def far_too_large() -> ImageFeatureScale:
+    return ImageFeatureScale(
+        module="model.language_model.layers.0",
+        image_places=32,
+        text_places=26,
+        image_size=2580.0,
+        text_size=0.078,
+    )
 
 
 @feature_scale.bad
-def nearly_nothing() -> Join:
-    return Join("model.language_model.layers.0", 32, 26, 2e-7, 0.078)
+def nearly_nothing() -> ImageFeatureScale:
+    return ImageFeatureScale(
+        module="model.language_model.layers.0",
+        image_places=32,
+        text_places=26,
+        image_size=2e-7,
+        text_size=0.078,
+    )
 
 
 @feature_scale.good
-def larger_but_usual() -> Join:
+def larger_but_usual() -> ImageFeatureScale:
     """As in LLaVA, whose features are some sixty times as large as the text."""
-    return Join("model.language_model.layers.0", 1152, 80, 0.9, 0.015)
+    return ImageFeatureScale(
+        module="model.language_model.layers.0",
+        image_places=1152,
+        text_places=80,
+        image_size=0.9,
+        text_size=0.015,
+    )
 
 
 @feature_scale.good
-def a_projector_that_starts_at_zero() -> Join:
-    return Join("model.language_model.layers.0", 32, 26, 0.0, 0.63)
+def a_projector_that_starts_at_zero() -> ImageFeatureScale:
+    return ImageFeatureScale(
+        module="model.language_model.layers.0",
+        image_places=32,
+        text_places=26,
+        image_size=0.0,
+        text_size=0.63,
+    )

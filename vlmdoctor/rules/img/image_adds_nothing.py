@@ -63,25 +63,45 @@ def _falling(to: float) -> tuple[float, ...]:
 
 @image_adds_nothing.bad
 def features_too_faint() -> ImageNeeded:
-    return ImageNeeded(8, 24, Try(3e-3, _falling(0.665)), Try(3e-3, _falling(0.665)))
+    return ImageNeeded(
+        ambiguous=8,
+        supervised=24,
+        shown=Try(rate=3e-3, losses=_falling(0.665)),
+        blank=Try(rate=3e-3, losses=_falling(0.665)),
+    )
 
 
 @image_adds_nothing.good
 def looks() -> ImageNeeded:
-    return ImageNeeded(8, 24, Try(3e-3, _falling(0.52)), Try(3e-3, _falling(0.67)))
+    return ImageNeeded(
+        ambiguous=8,
+        supervised=24,
+        shown=Try(rate=3e-3, losses=_falling(0.52)),
+        blank=Try(rate=3e-3, losses=_falling(0.67)),
+    )
 
 
 @image_adds_nothing.good
 def looks_at_once() -> ImageNeeded:
     """Below what the text tells: no need to learn it without the images."""
-    return ImageNeeded(8, 24, Try(3e-3, _falling(0.22)))
+    return ImageNeeded(ambiguous=8, supervised=24, shown=Try(rate=3e-3, losses=_falling(0.22)))
 
 
 @image_adds_nothing.good
 def too_early_to_tell() -> ImageNeeded:
-    return ImageNeeded(8, 24, Try(3e-5, _falling(4.1)), Try(3e-5, _falling(4.1)))
+    return ImageNeeded(
+        ambiguous=8,
+        supervised=24,
+        shown=Try(rate=3e-5, losses=_falling(4.1)),
+        blank=Try(rate=3e-5, losses=_falling(4.1)),
+    )
 
 
 @image_adds_nothing.good
 def time_was_up() -> ImageNeeded:
-    return ImageNeeded(8, 24, Try(3e-3, _falling(0.66)[:30]), Try(3e-3, ()))
+    return ImageNeeded(
+        ambiguous=8,
+        supervised=24,
+        shown=Try(rate=3e-3, losses=_falling(0.66)[:30]),
+        blank=Try(rate=3e-3, losses=()),
+    )

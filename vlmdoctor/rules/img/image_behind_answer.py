@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.backward import Backward
 from vlmdoctor.evidence.data import Data, Row
-from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data
 
 
 @rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))
-def image_behind_answer(data: Data, landing: Landing, backward: Backward | None) -> Iterator[Finding]:
+def image_behind_answer(data: Data, landing: ImagePlacement, backward: Backward | None) -> Iterator[Finding]:
     """In every row the placeholders of the image come after the last token that is supervised.
 
     ## Why it matters
@@ -58,20 +58,22 @@ def _last(row: Row) -> int:
     return max(i for i, seen in enumerate(row.seen) if seen)
 
 
-def _landing() -> Landing:
-    return Landing("model.layers.0", (Landed(0, row=0, first=9, last=12, tokens=4),))
+def _landing() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0", images=(PlacedImage(image=0, row=0, first=9, last=12, tokens=4),)
+    )
 
 
 @image_behind_answer.bad
-def sorted_to_the_end() -> tuple[Data, Landing]:
+def sorted_to_the_end() -> tuple[Data, ImagePlacement]:
     return sample_data("muuuumAAASiiii", "muuumAASiiii"), _landing()
 
 
 @image_behind_answer.good
-def in_front() -> tuple[Data, Landing]:
+def in_front() -> tuple[Data, ImagePlacement]:
     return healthy_data(), _landing()
 
 
 @image_behind_answer.good
-def a_second_image_at_the_end() -> tuple[Data, Landing]:
+def a_second_image_at_the_end() -> tuple[Data, ImagePlacement]:
     return sample_data("miiiiuumAASuiiii"), _landing()

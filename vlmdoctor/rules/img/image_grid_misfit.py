@@ -61,12 +61,16 @@ def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding
             return
 
 
-RAISED = Forward(failure=Failure("IndexError", "index 8 is out of bounds for dimension 0 with size 8"))
+RAISED = Forward(
+    failure=Failure(type="IndexError", message="index 8 is out of bounds for dimension 0 with size 8")
+)
 
 
 @image_grid_misfit.bad
 def grid_of_larger_images() -> tuple[ImageInputs, Forward]:
-    return ImageInputs(grids=(Grid("image_grid_thw", "pixel_values", 2, 64, 32),)), RAISED
+    return ImageInputs(
+        grids=(Grid(name="image_grid_thw", pixels="pixel_values", grids=2, wanted=64, patches=32),)
+    ), RAISED
 
 
 @image_grid_misfit.bad
@@ -76,5 +80,5 @@ def one_image_is_missing() -> tuple[ImageInputs, Forward]:
 
 @image_grid_misfit.good
 def they_fit() -> tuple[ImageInputs, Forward]:
-    grids = (Grid("image_grid_thw", "pixel_values", 2, 32, 32),)
+    grids = (Grid(name="image_grid_thw", pixels="pixel_values", grids=2, wanted=32, patches=32),)
     return ImageInputs(grids=grids, images=2, per_image=(("image_sizes", 2),)), Forward(loss=1.0, finite=True)

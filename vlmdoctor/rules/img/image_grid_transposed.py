@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.image_layout import ImageLayout, Reading
+from vlmdoctor.evidence.image_layout import ImageLayout, LayoutSmoothness
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -46,15 +46,21 @@ def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
     )
 
 
-def _is_exchanged(one: Reading) -> bool:
+def _is_exchanged(one: LayoutSmoothness) -> bool:
     return one.inside is not None and one.given > ROUGHER * one.other and one.other < LIKE_INSIDE * one.inside
 
 
 @image_grid_transposed.bad
 def wide_for_high() -> ImageLayout:
-    return ImageLayout("pixel_values", grids=(Reading(0, 0.9, 0.11, 0.1, (8, 2)),))
+    return ImageLayout(
+        name="pixel_values",
+        grids=(LayoutSmoothness(image=0, given=0.9, other=0.11, inside=0.1, size=(8, 2)),),
+    )
 
 
 @image_grid_transposed.good
 def as_it_is() -> ImageLayout:
-    return ImageLayout("pixel_values", grids=(Reading(0, 0.11, 0.9, 0.1, (2, 8)),))
+    return ImageLayout(
+        name="pixel_values",
+        grids=(LayoutSmoothness(image=0, given=0.11, other=0.9, inside=0.1, size=(2, 8)),),
+    )

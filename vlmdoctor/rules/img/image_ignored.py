@@ -131,7 +131,7 @@ def _percent(share: float | None) -> str:
 @image_ignored.bad
 def trained_on_blank_images() -> tuple[Parameters, Steps]:
     seen = Evaluation(
-        1999, loss=1.31, loss_shuffled=1.312, accuracy=0.11, accuracy_shuffled=0.108, samples=1000
+        step=1999, loss=1.31, loss_shuffled=1.312, accuracy=0.11, accuracy_shuffled=0.108, samples=1000
     )
     return sample_parameters(), sample_steps(2000, every=100, evaluations=(seen,))
 
@@ -139,7 +139,7 @@ def trained_on_blank_images() -> tuple[Parameters, Steps]:
 @image_ignored.bad
 def trained_on_blank_images_and_disturbed_by_pictures() -> tuple[Parameters, Steps]:
     seen = Evaluation(
-        1499,
+        step=1499,
         loss=1.449,
         loss_shuffled=1.491,
         loss_blank=1.042,
@@ -152,11 +152,15 @@ def trained_on_blank_images_and_disturbed_by_pictures() -> tuple[Parameters, Ste
 
 @image_ignored.good
 def looks() -> tuple[Parameters, Steps]:
-    seen = Evaluation(1999, loss=0.2, loss_shuffled=3.9, accuracy=0.95, accuracy_shuffled=0.1, samples=300)
+    seen = Evaluation(
+        step=1999, loss=0.2, loss_shuffled=3.9, accuracy=0.95, accuracy_shuffled=0.1, samples=300
+    )
     return sample_parameters(), sample_steps(2000, every=100, evaluations=(seen,))
 
 
 @image_ignored.good
 def too_early_to_say() -> tuple[Parameters, Steps]:
-    seen = Evaluation(39, loss=2.31, loss_shuffled=2.312, accuracy=0.0, accuracy_shuffled=0.0, samples=300)
+    seen = Evaluation(
+        step=39, loss=2.31, loss_shuffled=2.312, accuracy=0.0, accuracy_shuffled=0.0, samples=300
+    )
     return sample_parameters(), sample_steps(40, evaluations=(seen,))

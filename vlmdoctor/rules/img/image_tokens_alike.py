@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -12,7 +12,7 @@ FEWEST = 4  # tokens of an image
 
 
 @rule("image-tokens-alike", "IMG343", explains=("loss-not-falling", "batch-not-learned"))
-def image_tokens_alike(landing: Landing) -> Iterator[Finding]:
+def image_tokens_alike(landing: ImagePlacement) -> Iterator[Finding]:
     """All placeholders of an image get the same features.
 
     ## Why it matters
@@ -53,20 +53,38 @@ def image_tokens_alike(landing: Landing) -> Iterator[Finding]:
 
 
 @image_tokens_alike.bad
-def the_first_patch_for_all() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16, 16, True),))
+def the_first_patch_for_all() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=3, last=18, tokens=16, copies=16, identical=True),
+        ),
+    )
 
 
 @image_tokens_alike.bad
-def with_positions() -> Landing:
-    return Landing("h.0", (Landed(0, False, 0, 3, 18, 16, 16), Landed(1, False, 1, 3, 18, 16, 16)))
+def with_positions() -> ImagePlacement:
+    return ImagePlacement(
+        module="h.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=3, last=18, tokens=16, copies=16),
+            PlacedImage(image=1, blank=False, row=1, first=3, last=18, tokens=16, copies=16),
+        ),
+    )
 
 
 @image_tokens_alike.good
-def each_its_own() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16),))
+def each_its_own() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(PlacedImage(image=0, blank=False, row=0, first=3, last=18, tokens=16),),
+    )
 
 
 @image_tokens_alike.good
-def queries_before_their_weights_are_loaded() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 34, 32, 32),), equal_queries=True)
+def queries_before_their_weights_are_loaded() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(PlacedImage(image=0, blank=False, row=0, first=3, last=34, tokens=32, copies=32),),
+        equal_queries=True,
+    )

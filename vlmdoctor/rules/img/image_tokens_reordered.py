@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -23,7 +23,7 @@ _ORDERS: dict[str, Callable[[int, int, int], int]] = {
 
 
 @rule("image-tokens-reordered", "IMG344")
-def image_tokens_reordered(landing: Landing) -> Iterator[Finding]:
+def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
     """An image's tokens stand in another order than its patches: reversed, by columns, or shuffled.
 
     ## Why it matters
@@ -62,7 +62,7 @@ def image_tokens_reordered(landing: Landing) -> Iterator[Finding]:
         return
 
 
-def _order(one: Landed) -> str:
+def _order(one: PlacedImage) -> str:
     for name, token_of in _ORDERS.items():
         if all(token == token_of(patch, *one.grid) for patch, token, _ in one.peaks):
             return name
@@ -74,24 +74,59 @@ def _peaks(*tokens: int, far: float = 12.0) -> tuple[tuple[int, int, float], ...
 
 
 @image_tokens_reordered.bad
-def by_columns() -> Landing:
-    return Landing(
-        "model.layers.0", (Landed(0, False, 0, 3, 8, 6, grid=(2, 3), peaks=_peaks(0, 2, 4, 1, 3, 5)),)
+def by_columns() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(
+                image=0,
+                blank=False,
+                row=0,
+                first=3,
+                last=8,
+                tokens=6,
+                grid=(2, 3),
+                peaks=_peaks(0, 2, 4, 1, 3, 5),
+            ),
+        ),
     )
 
 
 @image_tokens_reordered.bad
-def reversed_order() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 6, 4, grid=(2, 2), peaks=_peaks(3, 2, 1, 0)),))
+def reversed_order() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(
+                image=0, blank=False, row=0, first=3, last=6, tokens=4, grid=(2, 2), peaks=_peaks(3, 2, 1, 0)
+            ),
+        ),
+    )
 
 
 @image_tokens_reordered.good
-def row_by_row() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 6, 4, grid=(2, 2), peaks=_peaks(0, 1, 2, 3)),))
+def row_by_row() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(
+                image=0, blank=False, row=0, first=3, last=6, tokens=4, grid=(2, 2), peaks=_peaks(0, 1, 2, 3)
+            ),
+        ),
+    )
 
 
 @image_tokens_reordered.good
-def no_map() -> Landing:
+def no_map() -> ImagePlacement:
     """A Q-Former: every query looks at every patch."""
-    seen = Landed(0, False, 0, 3, 6, 4, grid=(2, 2), peaks=_peaks(2, 3, 0, 2, far=1.04))
-    return Landing("llm.layers.0", (seen,))
+    seen = PlacedImage(
+        image=0,
+        blank=False,
+        row=0,
+        first=3,
+        last=6,
+        tokens=4,
+        grid=(2, 2),
+        peaks=_peaks(2, 3, 0, 2, far=1.04),
+    )
+    return ImagePlacement(module="llm.layers.0", images=(seen,))

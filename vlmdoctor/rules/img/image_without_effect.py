@@ -93,19 +93,72 @@ def _why(seen: Change) -> str:
 @image_without_effect.bad
 def dead_activation() -> Influence:
     path = {"last": "projector.linear", "ends_in": "projector"}
-    return Influence({"images": Change("all images", 0.0, 0.0, 0.0, 20, 0, 0, 0, path)})
+    return Influence(
+        changes={
+            "images": Change(
+                what="all images",
+                moved=0.0,
+                allowed=0.0,
+                effect=0.0,
+                positions=20,
+                moved_positions=0,
+                row=0,
+                position=0,
+                detail=path,
+            )
+        }
+    )
 
 
 @image_without_effect.bad
 def features_never_inserted() -> Influence:
-    return Influence({"images": Change("all images", 0.0, 0.0, 0.0, 20, 0, 0, 0)})
+    return Influence(
+        changes={
+            "images": Change(
+                what="all images",
+                moved=0.0,
+                allowed=0.0,
+                effect=0.0,
+                positions=20,
+                moved_positions=0,
+                row=0,
+                position=0,
+            )
+        }
+    )
 
 
 @image_without_effect.bad
 def image_tokens_masked() -> Influence:
-    return Influence({"images": Change("all images", 0.0, 0.0, 0.4, 20, 0, 0, 0)})
+    return Influence(
+        changes={
+            "images": Change(
+                what="all images",
+                moved=0.0,
+                allowed=0.0,
+                effect=0.4,
+                positions=20,
+                moved_positions=0,
+                row=0,
+                position=0,
+            )
+        }
+    )
 
 
 @image_without_effect.good
 def seen_by_the_text() -> Influence:
-    return Influence({"images": Change("all images", 1e-4, 0.0, 0.4, 20, 20, 0, 7)})
+    return Influence(
+        changes={
+            "images": Change(
+                what="all images",
+                moved=1e-4,
+                allowed=0.0,
+                effect=0.4,
+                positions=20,
+                moved_positions=20,
+                row=0,
+                position=7,
+            )
+        }
+    )

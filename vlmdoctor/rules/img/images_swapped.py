@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -16,7 +16,7 @@ LINKS = (
 
 
 @rule("images-swapped", "IMG345", formerly=("images-exchanged",))
-def images_swapped(landing: Landing) -> Iterator[Finding]:
+def images_swapped(landing: ImagePlacement) -> Iterator[Finding]:
     """Several images in one row: one is seen where another is meant, or nowhere.
 
     ## Why it matters
@@ -55,7 +55,7 @@ def images_swapped(landing: Landing) -> Iterator[Finding]:
         )
 
 
-def _finding(landing: Landing, message: str, where: Landed, cause: str) -> Finding:
+def _finding(landing: ImagePlacement, message: str, where: PlacedImage, cause: str) -> Finding:
     return Finding(
         message,
         Severity.WARNING,
@@ -71,21 +71,45 @@ def _finding(landing: Landing, message: str, where: Landed, cause: str) -> Findi
 
 
 @images_swapped.bad
-def in_reverse() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 22, 37, 16), Landed(1, False, 0, 3, 18, 16)))
+def in_reverse() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=22, last=37, tokens=16),
+            PlacedImage(image=1, blank=False, row=0, first=3, last=18, tokens=16),
+        ),
+    )
 
 
 @images_swapped.bad
-def the_first_for_both() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 37, 32, 2), Landed(1, False)))
+def the_first_for_both() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=3, last=37, tokens=32, copies=2),
+            PlacedImage(image=1, blank=False),
+        ),
+    )
 
 
 @images_swapped.good
-def in_their_order() -> Landing:
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, False, 0, 22, 37, 16)))
+def in_their_order() -> ImagePlacement:
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=3, last=18, tokens=16),
+            PlacedImage(image=1, blank=False, row=0, first=22, last=37, tokens=16),
+        ),
+    )
 
 
 @images_swapped.good
-def a_stand_in() -> Landing:
+def a_stand_in() -> ImagePlacement:
     """A row of text alone, with a blank image that nothing looks at."""
-    return Landing("model.layers.0", (Landed(0, False, 0, 3, 18, 16), Landed(1, True)))
+    return ImagePlacement(
+        module="model.layers.0",
+        images=(
+            PlacedImage(image=0, blank=False, row=0, first=3, last=18, tokens=16),
+            PlacedImage(image=1, blank=True),
+        ),
+    )

@@ -64,19 +64,19 @@ def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
 
 @pixel_mask_hides_images.bad
 def zeros() -> ImageInputs:
-    return ImageInputs(masks=(Mask("pixel_attention_mask", (2, 1, 32, 32), 0),))
+    return ImageInputs(masks=(Mask(name="pixel_attention_mask", shape=(2, 1, 32, 32), kept=0),))
 
 
 @pixel_mask_hides_images.bad
 def ends_behind_the_prompt() -> ImageInputs:
-    return ImageInputs(masks=(Mask("cross_attention_mask", (2, 16, 1, 4), 40, answers=12),))
+    return ImageInputs(masks=(Mask(name="cross_attention_mask", shape=(2, 16, 1, 4), kept=40, answers=12),))
 
 
 @pixel_mask_hides_images.good
 def text_alone() -> ImageInputs:
-    return ImageInputs(masks=(Mask("cross_attention_mask", (2, 16, 1, 4), 0),), blank=True)
+    return ImageInputs(masks=(Mask(name="cross_attention_mask", shape=(2, 16, 1, 4), kept=0),), blank=True)
 
 
 @pixel_mask_hides_images.good
 def padding_alone() -> ImageInputs:
-    return ImageInputs(masks=(Mask("pixel_attention_mask", (2, 2, 32, 32), 3 * 32 * 32),))
+    return ImageInputs(masks=(Mask(name="pixel_attention_mask", shape=(2, 2, 32, 32), kept=3 * 32 * 32),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.image_layout import ImageLayout, Reading
+from vlmdoctor.evidence.image_layout import ImageLayout, LayoutSmoothness
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -46,20 +46,28 @@ def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
     )
 
 
-def _is_scrambled(one: Reading) -> bool:
+def _is_scrambled(one: LayoutSmoothness) -> bool:
     return one.other < SMOOTH and one.given > ROUGHER * one.other
 
 
 @pixels_not_transposed.bad
 def viewed() -> ImageLayout:
-    return ImageLayout("pixel_values", (Reading(0, 0.8, 0.06), Reading(1, 0.7, 0.09)))
+    return ImageLayout(
+        name="pixel_values",
+        channels_last=(
+            LayoutSmoothness(image=0, given=0.8, other=0.06),
+            LayoutSmoothness(image=1, given=0.7, other=0.09),
+        ),
+    )
 
 
 @pixels_not_transposed.good
 def a_picture() -> ImageLayout:
-    return ImageLayout("pixel_values", (Reading(0, 0.08, 0.5),))
+    return ImageLayout(name="pixel_values", channels_last=(LayoutSmoothness(image=0, given=0.08, other=0.5),))
 
 
 @pixels_not_transposed.good
 def noise() -> ImageLayout:
-    return ImageLayout("pixel_values", (Reading(0, 1.13, 1.13),))
+    return ImageLayout(
+        name="pixel_values", channels_last=(LayoutSmoothness(image=0, given=1.13, other=1.13),)
+    )

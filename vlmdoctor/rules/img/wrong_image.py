@@ -63,29 +63,105 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
 
 @wrong_image.bad
 def rotated_by_one() -> Influence:
-    return Influence({"image-of-another": Change("the image of row 0", 0.3, 4e-6, 0.0, 16, 16, 1, 3)})
+    return Influence(
+        changes={
+            "image-of-another": Change(
+                what="the image of row 0",
+                moved=0.3,
+                allowed=4e-6,
+                effect=0.0,
+                positions=16,
+                moved_positions=16,
+                row=1,
+                position=3,
+            )
+        }
+    )
 
 
 @wrong_image.bad
 def for_all_samples() -> Influence:
-    return Influence({"image-of-another": Change("the image of row 0", 0.3, 4e-6, 0.4, 16, 16, 1, 3)})
+    return Influence(
+        changes={
+            "image-of-another": Change(
+                what="the image of row 0",
+                moved=0.3,
+                allowed=4e-6,
+                effect=0.4,
+                positions=16,
+                moved_positions=16,
+                row=1,
+                position=3,
+            )
+        }
+    )
 
 
 @wrong_image.bad
 def the_last_one_for_all() -> Influence:
-    all_images = Change("all images", 0.2, 0.0, 0.4, 20, 20, 0, 7)
-    first = Change("the image of row 0", 0.0, 4e-6, 0.0, 16, 0, 1, 3)
-    return Influence({"image-of-another": first, "images": all_images})
+    all_images = Change(
+        what="all images",
+        moved=0.2,
+        allowed=0.0,
+        effect=0.4,
+        positions=20,
+        moved_positions=20,
+        row=0,
+        position=7,
+    )
+    first = Change(
+        what="the image of row 0",
+        moved=0.0,
+        allowed=4e-6,
+        effect=0.0,
+        positions=16,
+        moved_positions=0,
+        row=1,
+        position=3,
+    )
+    return Influence(changes={"image-of-another": first, "images": all_images})
 
 
 @wrong_image.good
 def less_than_experts_round() -> Influence:
     """The images move less than tokens that other experts take, in bfloat16."""
-    images = Change("all images", 2.6, 0.0, 2.6, 12, 12, 1, 9)
-    first = Change("the image of row 0", 0.0, 5.3, 2.6, 16, 0, 1, 0, {"sees": True})
-    return Influence({"image-of-another": first, "images": images})
+    images = Change(
+        what="all images",
+        moved=2.6,
+        allowed=0.0,
+        effect=2.6,
+        positions=12,
+        moved_positions=12,
+        row=1,
+        position=9,
+    )
+    first = Change(
+        what="the image of row 0",
+        moved=0.0,
+        allowed=5.3,
+        effect=2.6,
+        positions=16,
+        moved_positions=0,
+        row=1,
+        position=0,
+        detail={"sees": True},
+    )
+    return Influence(changes={"image-of-another": first, "images": images})
 
 
 @wrong_image.good
 def its_own() -> Influence:
-    return Influence({"image-of-another": Change("the image of row 0", 0.0, 4e-6, 0.4, 16, 0, 1, 3)})
+    return Influence(
+        changes={
+            "image-of-another": Change(
+                what="the image of row 0",
+                moved=0.0,
+                allowed=4e-6,
+                effect=0.4,
+                positions=16,
+                moved_positions=0,
+                row=1,
+                position=3,
+            )
+        }
+    )

@@ -115,44 +115,46 @@ def _compared(micro: MicroBatches, steps: int) -> Finding:
 
 @accumulation_mismatch.bad
 def batch_norm_in_the_projector() -> tuple[MicroBatches, TrainingArgs]:
-    norm = BatchNorm("model.projector.norm", "BatchNorm1d", moved=0.8)
-    return MicroBatches(4, 3.7, (4.1, 3.9, 4.3, 4.0), (norm,)), TrainingArgs(accumulation=8)
+    norm = BatchNorm(name="model.projector.norm", module_class="BatchNorm1d", moved=0.8)
+    return MicroBatches(rows=4, loss=3.7, losses=(4.1, 3.9, 4.3, 4.0), norms=(norm,)), TrainingArgs(
+        accumulation=8
+    )
 
 
 @accumulation_mismatch.bad
 def one_image_at_a_time() -> tuple[MicroBatches, TrainingArgs]:
-    norm = BatchNorm("visual.bn1", "BatchNorm2d")
-    return MicroBatches(1, 3.7, (), (norm,)), TrainingArgs(accumulation=8)
+    norm = BatchNorm(name="visual.bn1", module_class="BatchNorm2d")
+    return MicroBatches(rows=1, loss=3.7, losses=(), norms=(norm,)), TrainingArgs(accumulation=8)
 
 
 @accumulation_mismatch.bad
 def contrastive() -> tuple[MicroBatches, TrainingArgs]:
-    return MicroBatches(4, 1.42, (0.0, 0.0, 0.0, 0.0)), TrainingArgs(accumulation=4)
+    return MicroBatches(rows=4, loss=1.42, losses=(0.0, 0.0, 0.0, 0.0)), TrainingArgs(accumulation=4)
 
 
 @accumulation_mismatch.bad
 def one_row_raises() -> MicroBatches:
-    norm = BatchNorm("projector.norm", "BatchNorm1d")
-    return MicroBatches(2, 3.7, norms=(norm,), raised="projector.norm")
+    norm = BatchNorm(name="projector.norm", module_class="BatchNorm1d")
+    return MicroBatches(rows=2, loss=3.7, norms=(norm,), raised="projector.norm")
 
 
 @accumulation_mismatch.good
 def a_mean_over_tokens() -> tuple[MicroBatches, TrainingArgs]:
-    return MicroBatches(4, 3.9, (4.1, 3.7, 4.3, 3.6)), TrainingArgs(accumulation=8)
+    return MicroBatches(rows=4, loss=3.9, losses=(4.1, 3.7, 4.3, 3.6)), TrainingArgs(accumulation=8)
 
 
 @accumulation_mismatch.good
 def statistics_as_loaded() -> tuple[MicroBatches, TrainingArgs]:
     """Frozen batch normalisation is in evaluation mode and takes nothing from the batch."""
-    return MicroBatches(2, 3.9, (4.1, 3.7)), TrainingArgs(accumulation=8)
+    return MicroBatches(rows=2, loss=3.9, losses=(4.1, 3.7)), TrainingArgs(accumulation=8)
 
 
 @accumulation_mismatch.good
 def load_balanced_over_the_batch() -> tuple[MicroBatches, TrainingArgs]:
-    return MicroBatches(2, 3.5, (4.1, 3.7), experts=True), TrainingArgs(accumulation=8)
+    return MicroBatches(rows=2, loss=3.5, losses=(4.1, 3.7), experts=True), TrainingArgs(accumulation=8)
 
 
 @accumulation_mismatch.good
 def from_scratch_in_large_batches() -> MicroBatches:
-    norm = BatchNorm("stem.1", "BatchNorm2d", moved=0.4)
-    return MicroBatches(4, 3.7, (4.1, 3.9, 4.3, 4.0), (norm,))
+    norm = BatchNorm(name="stem.1", module_class="BatchNorm2d", moved=0.4)
+    return MicroBatches(rows=4, loss=3.7, losses=(4.1, 3.9, 4.3, 4.0), norms=(norm,))

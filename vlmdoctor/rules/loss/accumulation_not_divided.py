@@ -78,22 +78,26 @@ def _same(one: float | None, other: float | None) -> bool:
 
 @accumulation_not_divided.bad
 def swallowed() -> tuple[Accumulation, TrainingArgs]:
-    return Accumulation("MyVLM", True, 4.6, 4.6, 4.6), TrainingArgs(accumulation=8, of_trainer=True)
+    return Accumulation(
+        model_class="MyVLM", passed=True, loss=4.6, told_same=4.6, told_more=4.6
+    ), TrainingArgs(accumulation=8, of_trainer=True)
 
 
 @accumulation_not_divided.bad
 def passed_on_to_what_does_not_take_it() -> tuple[Accumulation, TrainingArgs]:
     raised = "TypeError: forward() got an unexpected keyword argument 'num_items_in_batch'"
-    return Accumulation("MyVLM", True, 4.6, raised=raised), TrainingArgs(of_trainer=True)
-
-
-@accumulation_not_divided.good
-def divided() -> tuple[Accumulation, TrainingArgs]:
-    return Accumulation("LlavaForConditionalGeneration", True, 4.6, 4.6, 1.15), TrainingArgs(
-        accumulation=8, of_trainer=True
+    return Accumulation(model_class="MyVLM", passed=True, loss=4.6, raised=raised), TrainingArgs(
+        of_trainer=True
     )
 
 
 @accumulation_not_divided.good
+def divided() -> tuple[Accumulation, TrainingArgs]:
+    return Accumulation(
+        model_class="LlavaForConditionalGeneration", passed=True, loss=4.6, told_same=4.6, told_more=1.15
+    ), TrainingArgs(accumulation=8, of_trainer=True)
+
+
+@accumulation_not_divided.good
 def divided_by_the_trainer() -> tuple[Accumulation, TrainingArgs]:
-    return Accumulation("MyVLM", False), TrainingArgs(accumulation=8, of_trainer=True)
+    return Accumulation(model_class="MyVLM", passed=False), TrainingArgs(accumulation=8, of_trainer=True)

@@ -75,7 +75,15 @@ def _gated(wanted: float, *evaluations: Evaluation) -> Steps:
 
 
 def _evaluation(accuracy: float) -> Evaluation:
-    return Evaluation(299, 0.2, 3.1, 2.8, accuracy, 0.1, 400)
+    return Evaluation(
+        step=299,
+        loss=0.2,
+        loss_shuffled=3.1,
+        loss_blank=2.8,
+        accuracy=accuracy,
+        accuracy_shuffled=0.1,
+        samples=400,
+    )
 
 
 @accuracy_below_gate.bad

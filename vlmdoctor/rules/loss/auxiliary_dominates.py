@@ -45,9 +45,9 @@ def auxiliary_dominates(auxiliary: Auxiliary) -> Iterator[Finding]:
 
 @auxiliary_dominates.bad
 def a_coefficient_of_ten_thousand() -> Auxiliary:
-    return Auxiliary((("aux_loss", 2.0),), shares=(("aux_loss", 20000.0),), loss=20005.0)
+    return Auxiliary(values=(("aux_loss", 2.0),), shares=(("aux_loss", 20000.0),), loss=20005.0)
 
 
 @auxiliary_dominates.good
 def a_hundredth() -> Auxiliary:
-    return Auxiliary((("aux_loss", 2.0),), shares=(("aux_loss", 0.02),), loss=5.03)
+    return Auxiliary(values=(("aux_loss", 2.0),), shares=(("aux_loss", 0.02),), loss=5.03)

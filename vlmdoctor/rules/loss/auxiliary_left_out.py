@@ -44,9 +44,9 @@ def auxiliary_left_out(auxiliary: Auxiliary) -> Iterator[Finding]:
 
 @auxiliary_left_out.bad
 def made_and_dropped() -> Auxiliary:
-    return Auxiliary((("aux_loss", 1.02),), ("aux_loss",))
+    return Auxiliary(values=(("aux_loss", 1.02),), left_out=("aux_loss",))
 
 
 @auxiliary_left_out.good
 def added() -> Auxiliary:
-    return Auxiliary((("aux_loss", 1.02),))
+    return Auxiliary(values=(("aux_loss", 1.02),))

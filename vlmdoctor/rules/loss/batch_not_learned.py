@@ -77,20 +77,21 @@ def _reached() -> Backward:
 
     _, parameters = _healthy()
     gradients = tuple(
-        Gradient(p.name, p.role, True, zero=False, finite=True, norm=1e-3) for p in parameters.parameters
+        Gradient(name=p.name, role=p.role, present=True, zero=False, finite=True, norm=1e-3)
+        for p in parameters.parameters
     )
-    return Backward(6.5, gradients, len(gradients), len(gradients))
+    return Backward(loss=6.5, gradients=gradients, trainable=len(gradients), parameters=len(gradients))
 
 
 @batch_not_learned.bad
 def nothing_helps() -> tuple[Overfit, Forward, Parameters, Backward]:
     flat = tuple(6.5 - 0.001 * step for step in range(25))
-    tries = tuple(Try(rate, flat) for rate in (3e-3, 3e-4, 3e-2, 3e-5))
-    return Overfit(None, tries), *_healthy(), _reached()
+    tries = tuple(Try(rate=rate, losses=flat) for rate in (3e-3, 3e-4, 3e-2, 3e-5))
+    return Overfit(users=None, ours=tries), *_healthy(), _reached()
 
 
 @batch_not_learned.good
 def learned_at_another_rate() -> tuple[Overfit, Forward, Parameters, Backward]:
     flat = tuple(6.5 - 0.001 * step for step in range(25))
-    tries = (Try(3e-3, flat), Try(3e-4, (6.5, 6.1, 5.8)))
-    return Overfit(None, tries), *_healthy(), _reached()
+    tries = (Try(rate=3e-3, losses=flat), Try(rate=3e-4, losses=(6.5, 6.1, 5.8)))
+    return Overfit(users=None, ours=tries), *_healthy(), _reached()

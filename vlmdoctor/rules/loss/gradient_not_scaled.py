@@ -46,9 +46,15 @@ def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
 
 @gradient_not_scaled.bad
 def made_in_forward() -> LossForm:
-    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), scaled=1.0)
+    return LossForm(
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        scaled=1.0,
+    )
 
 
 @gradient_not_scaled.good
 def scaled() -> LossForm:
-    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), scaled=0.5)
+    return LossForm(
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        scaled=0.5,
+    )

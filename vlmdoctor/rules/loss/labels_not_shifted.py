@@ -58,14 +58,20 @@ def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
 
 @labels_not_shifted.bad
 def left_to_each_other() -> Alignment:
-    return Alignment(4.8, 0, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.8, model_shift=0, label_shift=0, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )
 
 
 @labels_not_shifted.bad
 def in_the_wrong_direction() -> Alignment:
-    return Alignment(4.61, 1, -1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.61, model_shift=1, label_shift=-1, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )
 
 
 @labels_not_shifted.good
 def shifted_by_the_model() -> Alignment:
-    return Alignment(4.61, 1, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.61, model_shift=1, label_shift=0, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )

@@ -83,24 +83,32 @@ def _fix(alignment: Alignment) -> Fix:
 
 @labels_shifted_twice.bad
 def shifted_by_the_model_twice() -> Alignment:
-    return Alignment(4.9, 2, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.9, model_shift=2, label_shift=0, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )
 
 
 @labels_shifted_twice.bad
 def shifted_by_the_collator_too() -> Alignment:
-    return Alignment(4.61, 1, 1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.61, model_shift=1, label_shift=1, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )
 
 
 @labels_shifted_twice.bad
 def a_prefix_forgotten() -> Alignment:
-    return Alignment(4.9, 10, 0, (), 1.0, front=10)
+    return Alignment(loss=4.9, model_shift=10, label_shift=0, losses=(), matched=1.0, front=10)
 
 
 @labels_shifted_twice.good
 def shifted_by_the_model() -> Alignment:
-    return Alignment(4.61, 1, 0, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.61, model_shift=1, label_shift=0, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )
 
 
 @labels_shifted_twice.good
 def shifted_by_the_collator() -> Alignment:
-    return Alignment(4.8, 0, 1, ((0, 4.8), (1, 4.61), (2, 4.9)), 1.0)
+    return Alignment(
+        loss=4.8, model_shift=0, label_shift=1, losses=((0, 4.8), (1, 4.61), (2, 4.9)), matched=1.0
+    )

@@ -47,9 +47,15 @@ def loss_negated(form: LossForm) -> Iterator[Finding]:
 
 @loss_negated.bad
 def log_likelihood() -> LossForm:
-    return LossForm(Weights(-5.3, 12, (6, 6), -1.0, 1 / 12, 1 / 12), labels=(6, 6))
+    return LossForm(
+        weights=Weights(loss=-5.3, tokens=12, rows=(6, 6), total=-1.0, lightest=1 / 12, heaviest=1 / 12),
+        labels=(6, 6),
+    )
 
 
 @loss_negated.good
 def cross_entropy() -> LossForm:
-    return LossForm(Weights(5.3, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6))
+    return LossForm(
+        weights=Weights(loss=5.3, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        labels=(6, 6),
+    )

@@ -55,10 +55,13 @@ def _flat(one: Try) -> bool:
 
 @loss_never_changes.bad
 def the_reference_is_the_policy() -> Overfit:
-    flat = Try(3e-3, (0.693147,) * 25)
-    return Overfit(Try(1e-3, (0.693147,) * 8), (flat, flat, flat, flat))
+    flat = Try(rate=3e-3, losses=(0.693147,) * 25)
+    return Overfit(users=Try(rate=1e-3, losses=(0.693147,) * 8), ours=(flat, flat, flat, flat))
 
 
 @loss_never_changes.good
 def a_rate_too_low() -> Overfit:
-    return Overfit(Try(1e-12, (0.693147,) * 8), (Try(3e-3, (0.693147, 0.69, 0.66, 0.6)),))
+    return Overfit(
+        users=Try(rate=1e-12, losses=(0.693147,) * 8),
+        ours=(Try(rate=3e-3, losses=(0.693147, 0.69, 0.66, 0.6)),),
+    )

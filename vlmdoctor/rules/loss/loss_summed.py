@@ -73,8 +73,20 @@ def _finding(loss: float, tokens: int, weight: float) -> Finding:
 
 
 def _called(loss: float, reduction: str) -> LossTerms:
-    term = Term("cross_entropy", 40, 12, 680, reduction, 12 * 6.5, -1.4, 1.6, (-20.0, 14.0), (6.6, 6.7), 12)
-    return LossTerms(loss, (term,))
+    term = Term(
+        function="cross_entropy",
+        places=40,
+        targets=12,
+        classes=680,
+        reduction=reduction,
+        total=12 * 6.5,
+        low=-1.4,
+        high=1.6,
+        sums=(-20.0, 14.0),
+        log_sums=(6.6, 6.7),
+        rows=12,
+    )
+    return LossTerms(loss=loss, terms=(term,))
 
 
 @loss_summed.bad
@@ -84,12 +96,16 @@ def results_added() -> LossTerms:
 
 @loss_summed.bad
 def every_token_with_weight_one() -> LossForm:
-    return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0))
+    return LossForm(
+        weights=Weights(loss=67.3, tokens=12, rows=(6, 6), total=12.0, lightest=1.0, heaviest=1.0)
+    )
 
 
 @loss_summed.bad
 def both_ways() -> tuple[LossTerms, LossForm]:
-    return _called(12 * 6.5, "sum"), LossForm(Weights(12 * 6.5, 12, (6, 6), 12.0, 1.0, 1.0))
+    return _called(12 * 6.5, "sum"), LossForm(
+        weights=Weights(loss=12 * 6.5, tokens=12, rows=(6, 6), total=12.0, lightest=1.0, heaviest=1.0)
+    )
 
 
 @loss_summed.good
@@ -104,9 +120,17 @@ def with_another_term() -> LossTerms:
 
 @loss_summed.good
 def mean_over_tokens() -> LossForm:
-    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), labels=(6, 6), positions=28, scaled=0.5)
+    return LossForm(
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        labels=(6, 6),
+        positions=28,
+        scaled=0.5,
+    )
 
 
 @loss_summed.good
 def divided_by_a_number_in_the_batch() -> LossForm:
-    return LossForm(Weights(67.3, 12, (6, 6), 12.0, 1.0, 1.0), weighted=("num_items_in_batch",))
+    return LossForm(
+        weights=Weights(loss=67.3, tokens=12, rows=(6, 6), total=12.0, lightest=1.0, heaviest=1.0),
+        weighted=("num_items_in_batch",),
+    )

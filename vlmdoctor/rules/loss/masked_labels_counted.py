@@ -52,9 +52,17 @@ def masked_labels_counted(form: LossForm) -> Iterator[Finding]:
 
 @masked_labels_counted.bad
 def clamped_at_zero() -> LossForm:
-    return LossForm(Weights(5.6, 46, (23, 23), 1.0, 1 / 46, 1 / 46), positions=48, labels=(6, 6))
+    return LossForm(
+        weights=Weights(loss=5.6, tokens=46, rows=(23, 23), total=1.0, lightest=1 / 46, heaviest=1 / 46),
+        positions=48,
+        labels=(6, 6),
+    )
 
 
 @masked_labels_counted.good
 def left_out() -> LossForm:
-    return LossForm(Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12), positions=48, labels=(6, 6))
+    return LossForm(
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        positions=48,
+        labels=(6, 6),
+    )

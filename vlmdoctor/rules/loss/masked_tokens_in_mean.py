@@ -72,29 +72,39 @@ def _finding(loss: float, tokens: int, divisor: int, mean: float) -> Finding:
 
 @masked_tokens_in_mean.bad
 def results_divided_by_all() -> LossTerms:
-    sums = ((-20.0, 14.0), (6.6, 6.7))
-    return LossTerms(
-        12 * 6.5 / 40, (Term("cross_entropy", 40, 12, 680, "none", 12 * 6.5, -1.4, 1.6, *sums, 12),)
+    term = Term(
+        function="cross_entropy",
+        places=40,
+        targets=12,
+        classes=680,
+        reduction="none",
+        total=12 * 6.5,
+        low=-1.4,
+        high=1.6,
+        sums=(-20.0, 14.0),
+        log_sums=(6.6, 6.7),
+        rows=12,
     )
+    return LossTerms(loss=12 * 6.5 / 40, terms=(term,))
 
 
 @masked_tokens_in_mean.bad
 def mean_behind_the_mask() -> LossForm:
     return LossForm(
-        Weights(2.4, 12, (6, 6), 12 / 28, 1 / 28, 1 / 28),
+        weights=Weights(loss=2.4, tokens=12, rows=(6, 6), total=12 / 28, lightest=1 / 28, heaviest=1 / 28),
         positions=28,
         labels=(6, 6),
         masked_row=1,
-        without=Weights(1.2, 6, (6, 0), 6 / 28, 1 / 28, 1 / 28),
+        without=Weights(loss=1.2, tokens=6, rows=(6, 0), total=6 / 28, lightest=1 / 28, heaviest=1 / 28),
     )
 
 
 @masked_tokens_in_mean.good
 def mean_over_supervised() -> LossForm:
     return LossForm(
-        Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12),
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
         positions=28,
         labels=(6, 6),
         masked_row=1,
-        without=Weights(5.5, 6, (6, 0), 1.0, 1 / 6, 1 / 6),
+        without=Weights(loss=5.5, tokens=6, rows=(6, 0), total=1.0, lightest=1 / 6, heaviest=1 / 6),
     )

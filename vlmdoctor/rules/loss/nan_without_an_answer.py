@@ -49,18 +49,18 @@ def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
 @nan_without_an_answer.bad
 def mean_of_means() -> LossForm:
     return LossForm(
-        Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12),
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
         labels=(6, 6),
         masked_row=1,
-        without=Weights(math.nan, 0, ()),
+        without=Weights(loss=math.nan, tokens=0, rows=()),
     )
 
 
 @nan_without_an_answer.good
 def one_mean() -> LossForm:
     return LossForm(
-        Weights(5.6, 12, (6, 6), 1.0, 1 / 12, 1 / 12),
+        weights=Weights(loss=5.6, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
         labels=(6, 6),
         masked_row=1,
-        without=Weights(5.5, 6, (6, 0), 1.0, 1 / 6, 1 / 6),
+        without=Weights(loss=5.5, tokens=6, rows=(6, 0), total=1.0, lightest=1 / 6, heaviest=1 / 6),
     )

@@ -50,8 +50,20 @@ def nll_without_log(terms: LossTerms) -> Iterator[Finding]:
 
 
 def _sample(low: float, high: float, total: float, log_sum: float) -> LossTerms:
-    term = Term("nll_loss", 12, 12, 680, "mean", -1.0, low, high, (total, total), (log_sum, log_sum), 12)
-    return LossTerms(-1.0 / 12, (term,))
+    term = Term(
+        function="nll_loss",
+        places=12,
+        targets=12,
+        classes=680,
+        reduction="mean",
+        total=-1.0,
+        low=low,
+        high=high,
+        sums=(total, total),
+        log_sums=(log_sum, log_sum),
+        rows=12,
+    )
+    return LossTerms(loss=-1.0 / 12, terms=(term,))
 
 
 @nll_without_log.bad

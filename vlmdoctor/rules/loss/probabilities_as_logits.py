@@ -120,7 +120,7 @@ def _sample(**changed: object) -> LossTerms:
         "log_sums": (6.6, 6.7),
         "rows": 12,
     }
-    return LossTerms(6.5, (Term(**(usual | changed)),))  # type: ignore[arg-type]
+    return LossTerms(loss=6.5, terms=(Term(**(usual | changed)),))  # type: ignore[arg-type]
 
 
 @probabilities_as_logits.bad
@@ -151,12 +151,19 @@ def a_head_of_zeros() -> LossTerms:
 @probabilities_as_logits.bad
 def softmax_before_a_loss_of_ones_own() -> LossForm:
     return LossForm(
-        Weights(5.29, 12, (6, 6), 1.0, 1 / 12, 1 / 12), vocabulary=200, probabilities=True, labels=(6, 6)
+        weights=Weights(loss=5.29, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12),
+        vocabulary=200,
+        probabilities=True,
+        labels=(6, 6),
     )
 
 
 @probabilities_as_logits.good
 def logarithm_of_probabilities() -> LossForm:
     return LossForm(
-        Weights(5.29, 12, (6, 6), 1.0, 1 / 12, 1 / 12, residual=1.0), vocabulary=200, probabilities=True
+        weights=Weights(
+            loss=5.29, tokens=12, rows=(6, 6), total=1.0, lightest=1 / 12, heaviest=1 / 12, residual=1.0
+        ),
+        vocabulary=200,
+        probabilities=True,
     )

@@ -52,14 +52,24 @@ def rows_not_in_loss(form: LossForm) -> Iterator[Finding]:
 
 @rows_not_in_loss.bad
 def first_row_only() -> LossForm:
-    return LossForm(Weights(5.3, 6, (6, 0), 1.0, 1 / 6, 1 / 6), labels=(6, 6))
+    return LossForm(
+        weights=Weights(loss=5.3, tokens=6, rows=(6, 0), total=1.0, lightest=1 / 6, heaviest=1 / 6),
+        labels=(6, 6),
+    )
 
 
 @rows_not_in_loss.good
 def row_without_labels() -> LossForm:
-    return LossForm(Weights(5.3, 6, (6, 0), 1.0, 1 / 6, 1 / 6), labels=(6, 0))
+    return LossForm(
+        weights=Weights(loss=5.3, tokens=6, rows=(6, 0), total=1.0, lightest=1 / 6, heaviest=1 / 6),
+        labels=(6, 0),
+    )
 
 
 @rows_not_in_loss.good
 def row_that_is_known_by_heart() -> LossForm:
-    return LossForm(Weights(5.3, 6, (6, 0), 1.0, 1 / 6, 1 / 6), labels=(6, 6), sure_of=(1,))
+    return LossForm(
+        weights=Weights(loss=5.3, tokens=6, rows=(6, 0), total=1.0, lightest=1 / 6, heaviest=1 / 6),
+        labels=(6, 6),
+        sure_of=(1,),
+    )

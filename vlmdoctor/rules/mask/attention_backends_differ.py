@@ -53,14 +53,56 @@ def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
 
 @attention_backends_differ.bad
 def differ() -> Influence:
-    return Influence({"backend": Change("sdpa to eager", 0.3, 4e-4, None, 32, 32, 0, 5)}, scale=0.4)
+    return Influence(
+        changes={
+            "backend": Change(
+                what="sdpa to eager",
+                moved=0.3,
+                allowed=4e-4,
+                effect=None,
+                positions=32,
+                moved_positions=32,
+                row=0,
+                position=5,
+            )
+        },
+        scale=0.4,
+    )
 
 
 @attention_backends_differ.good
 def a_codeword_turned() -> Influence:
-    return Influence({"backend": Change("sdpa to eager", 1.3, 0.7, None, 568, 4, 1, 40)}, scale=2.6)
+    return Influence(
+        changes={
+            "backend": Change(
+                what="sdpa to eager",
+                moved=1.3,
+                allowed=0.7,
+                effect=None,
+                positions=568,
+                moved_positions=4,
+                row=1,
+                position=40,
+            )
+        },
+        scale=2.6,
+    )
 
 
 @attention_backends_differ.good
 def agree() -> Influence:
-    return Influence({"backend": Change("sdpa to eager", 1e-7, 4e-4, None, 32, 0, 0, 5)}, scale=0.4)
+    return Influence(
+        changes={
+            "backend": Change(
+                what="sdpa to eager",
+                moved=1e-7,
+                allowed=4e-4,
+                effect=None,
+                positions=32,
+                moved_positions=0,
+                row=0,
+                position=5,
+            )
+        },
+        scale=0.4,
+    )

@@ -62,10 +62,38 @@ def cache_disagrees(influence: Influence) -> Iterator[Finding]:
 @cache_disagrees.bad
 def positions_start_again() -> Influence:
     detail = {"first": 1, "scale": 2.5, "by": "generate"}
-    return Influence({"cache": Change("the last 3 tokens", 0.02, 5e-4, None, 6, 4, 0, 13, detail)})
+    return Influence(
+        changes={
+            "cache": Change(
+                what="the last 3 tokens",
+                moved=0.02,
+                allowed=5e-4,
+                effect=None,
+                positions=6,
+                moved_positions=4,
+                row=0,
+                position=13,
+                detail=detail,
+            )
+        }
+    )
 
 
 @cache_disagrees.good
 def the_same() -> Influence:
     detail = {"first": None, "scale": 2.5, "by": "generate"}
-    return Influence({"cache": Change("the last 3 tokens", 1e-6, 5e-4, None, 6, 0, 0, 13, detail)})
+    return Influence(
+        changes={
+            "cache": Change(
+                what="the last 3 tokens",
+                moved=1e-6,
+                allowed=5e-4,
+                effect=None,
+                positions=6,
+                moved_positions=0,
+                row=0,
+                position=13,
+                detail=detail,
+            )
+        }
+    )

@@ -90,15 +90,56 @@ def proof_of(seen: Change) -> Proof | None:
 @future_leak.bad
 def no_causal_mask() -> Influence:
     detail = {"token": 15, "place": "lm.layers.0.attention", "moved_with_causal_mask": 0.0}
-    return Influence({"later-token": Change("token 15 of row 0", 0.02, 4e-6, 0.4, 11, 11, 0, 14, detail)})
+    return Influence(
+        changes={
+            "later-token": Change(
+                what="token 15 of row 0",
+                moved=0.02,
+                allowed=4e-6,
+                effect=0.4,
+                positions=11,
+                moved_positions=11,
+                row=0,
+                position=14,
+                detail=detail,
+            )
+        }
+    )
 
 
 @future_leak.bad
 def encoder_trained_as_decoder() -> Influence:
     detail = {"token": 15, "is_decoder": False}
-    return Influence({"later-token": Change("token 15 of row 0", 5e-4, 2e-6, 0.2, 15, 15, 0, 3, detail)})
+    return Influence(
+        changes={
+            "later-token": Change(
+                what="token 15 of row 0",
+                moved=5e-4,
+                allowed=2e-6,
+                effect=0.2,
+                positions=15,
+                moved_positions=15,
+                row=0,
+                position=3,
+                detail=detail,
+            )
+        }
+    )
 
 
 @future_leak.good
 def looks_back_only() -> Influence:
-    return Influence({"later-token": Change("token 15 of row 0", 0.0, 4e-6, 0.4, 11, 0, 0, 1)})
+    return Influence(
+        changes={
+            "later-token": Change(
+                what="token 15 of row 0",
+                moved=0.0,
+                allowed=4e-6,
+                effect=0.4,
+                positions=11,
+                moved_positions=0,
+                row=0,
+                position=1,
+            )
+        }
+    )

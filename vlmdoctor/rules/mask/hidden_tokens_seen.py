@@ -56,23 +56,56 @@ def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
 @hidden_tokens_seen.bad
 def inverted() -> Influence:
     return Influence(
-        {"hidden-tokens": Change("the 4 tokens that the mask hides", 0.2, 1e-4, None, 20, 20, 1, 3)}
+        changes={
+            "hidden-tokens": Change(
+                what="the 4 tokens that the mask hides",
+                moved=0.2,
+                allowed=1e-4,
+                effect=None,
+                positions=20,
+                moved_positions=20,
+                row=1,
+                position=3,
+            )
+        }
     )
 
 
 @hidden_tokens_seen.bad
 def by_the_loss_alone() -> Influence:
-    return Influence({"hidden-tokens": Change("the 4 tokens that the mask hides", 2e-4, 5e-5, positions=4)})
+    return Influence(
+        changes={
+            "hidden-tokens": Change(
+                what="the 4 tokens that the mask hides", moved=2e-4, allowed=5e-5, positions=4
+            )
+        }
+    )
 
 
 @hidden_tokens_seen.bad
 def while_images_are_not() -> Influence:
-    hidden = Change("the 4 tokens that the mask hides", 2e-4, 5e-5, positions=4)
-    return Influence({"hidden-tokens": hidden, "images": Change("all images", 0.0, 0.0, 0.0, 1)})
+    hidden = Change(what="the 4 tokens that the mask hides", moved=2e-4, allowed=5e-5, positions=4)
+    return Influence(
+        changes={
+            "hidden-tokens": hidden,
+            "images": Change(what="all images", moved=0.0, allowed=0.0, effect=0.0, positions=1),
+        }
+    )
 
 
 @hidden_tokens_seen.good
 def hidden() -> Influence:
     return Influence(
-        {"hidden-tokens": Change("the 4 tokens that the mask hides", 0.0, 1e-4, None, 20, 0, 1, 3)}
+        changes={
+            "hidden-tokens": Change(
+                what="the 4 tokens that the mask hides",
+                moved=0.0,
+                allowed=1e-4,
+                effect=None,
+                positions=20,
+                moved_positions=0,
+                row=1,
+                position=3,
+            )
+        }
     )

@@ -49,9 +49,9 @@ def label_leak(leak: LabelLeak) -> Iterator[Finding]:
 
 @label_leak.bad
 def fed_without_a_shift() -> LabelLeak:
-    return LabelLeak(3, 0.8, 2.1, 2, 4)
+    return LabelLeak(tried=3, moved=0.8, scale=2.1, row=2, position=4)
 
 
 @label_leak.good
 def only_what_comes_before() -> LabelLeak:
-    return LabelLeak(3, 0.0, 2.1, 2, 4)
+    return LabelLeak(tried=3, moved=0.0, scale=2.1, row=2, position=4)

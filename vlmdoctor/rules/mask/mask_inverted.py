@@ -62,7 +62,21 @@ def mask_inverted(influence: Influence) -> Iterator[Finding]:
 
 def _influence(looks_back: bool) -> Influence:
     detail = {"token": 15, "place": "lm.layers.0", "moved_with_causal_mask": 0.0, "looks_back": looks_back}
-    return Influence({"later-token": Change("token 15 of row 0", 0.02, 4e-6, 0.4, 11, 11, 0, 14, detail)})
+    return Influence(
+        changes={
+            "later-token": Change(
+                what="token 15 of row 0",
+                moved=0.02,
+                allowed=4e-6,
+                effect=0.4,
+                positions=11,
+                moved_positions=11,
+                row=0,
+                position=14,
+                detail=detail,
+            )
+        }
+    )
 
 
 @mask_inverted.bad
@@ -72,4 +86,17 @@ def upside_down() -> Influence:
 
 @mask_inverted.good
 def looks_back_only() -> Influence:
-    return Influence({"later-token": Change("token 15 of row 0", 0.0, 4e-6, 0.4, 11, 0, 0, 1)})
+    return Influence(
+        changes={
+            "later-token": Change(
+                what="token 15 of row 0",
+                moved=0.0,
+                allowed=4e-6,
+                effect=0.4,
+                positions=11,
+                moved_positions=0,
+                row=0,
+                position=1,
+            )
+        }
+    )

@@ -75,15 +75,56 @@ def _why(seen: Change) -> tuple[str, Fix]:
 @packed_samples_leak.bad
 def a_cache_that_nobody_needs() -> Influence:
     detail = {"told_by": "position_ids", "attention_mask": False, "cache": True}
-    return Influence({"packed-neighbour": Change("token 7 of row 0", 3e-3, 4e-6, 0.4, 8, 8, 0, 8, detail)})
+    return Influence(
+        changes={
+            "packed-neighbour": Change(
+                what="token 7 of row 0",
+                moved=3e-3,
+                allowed=4e-6,
+                effect=0.4,
+                positions=8,
+                moved_positions=8,
+                row=0,
+                position=8,
+                detail=detail,
+            )
+        }
+    )
 
 
 @packed_samples_leak.bad
 def mask_of_ones() -> Influence:
     detail = {"told_by": "position_ids", "attention_mask": True}
-    return Influence({"packed-neighbour": Change("token 7 of row 0", 3e-3, 4e-6, 0.4, 8, 8, 0, 8, detail)})
+    return Influence(
+        changes={
+            "packed-neighbour": Change(
+                what="token 7 of row 0",
+                moved=3e-3,
+                allowed=4e-6,
+                effect=0.4,
+                positions=8,
+                moved_positions=8,
+                row=0,
+                position=8,
+                detail=detail,
+            )
+        }
+    )
 
 
 @packed_samples_leak.good
 def kept_apart() -> Influence:
-    return Influence({"packed-neighbour": Change("token 7 of row 0", 0.0, 4e-6, 0.4, 8, 0, 0, 8)})
+    return Influence(
+        changes={
+            "packed-neighbour": Change(
+                what="token 7 of row 0",
+                moved=0.0,
+                allowed=4e-6,
+                effect=0.4,
+                positions=8,
+                moved_positions=0,
+                row=0,
+                position=8,
+            )
+        }
+    )

@@ -70,17 +70,50 @@ def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
 @padding_moves_logits.bad
 def learned_positions_padded_left() -> Influence:
     detail = {"side": "left", "position_ids": False}
-    change = Change("3 more padding tokens on the left", 0.4, 4e-6, None, 28, 28, 1, 9, detail)
-    return Influence({"padding": change})
+    change = Change(
+        what="3 more padding tokens on the left",
+        moved=0.4,
+        allowed=4e-6,
+        effect=None,
+        positions=28,
+        moved_positions=28,
+        row=1,
+        position=9,
+        detail=detail,
+    )
+    return Influence(changes={"padding": change})
 
 
 @padding_moves_logits.bad
 def mask_inverted() -> Influence:
     detail = {"side": "right", "position_ids": False}
-    change = Change("3 more padding tokens on the right", 0.02, 4e-6, None, 28, 28, 1, 9, detail)
-    return Influence({"padding": change})
+    change = Change(
+        what="3 more padding tokens on the right",
+        moved=0.02,
+        allowed=4e-6,
+        effect=None,
+        positions=28,
+        moved_positions=28,
+        row=1,
+        position=9,
+        detail=detail,
+    )
+    return Influence(changes={"padding": change})
 
 
 @padding_moves_logits.good
 def unmoved() -> Influence:
-    return Influence({"padding": Change("3 more padding tokens on the left", 1e-7, 4e-6, None, 28, 0, 1, 9)})
+    return Influence(
+        changes={
+            "padding": Change(
+                what="3 more padding tokens on the left",
+                moved=1e-7,
+                allowed=4e-6,
+                effect=None,
+                positions=28,
+                moved_positions=0,
+                row=1,
+                position=9,
+            )
+        }
+    )

@@ -51,9 +51,36 @@ def sample_leak(influence: Influence) -> Iterator[Finding]:
 @sample_leak.bad
 def axes_mixed_up() -> Influence:
     detail = {"changed_row": 0, "place": "lm.layers.0.attention"}
-    return Influence({"another-sample": Change("token 9 of row 0", 0.01, 4e-6, 0.4, 16, 16, 1, 9, detail)})
+    return Influence(
+        changes={
+            "another-sample": Change(
+                what="token 9 of row 0",
+                moved=0.01,
+                allowed=4e-6,
+                effect=0.4,
+                positions=16,
+                moved_positions=16,
+                row=1,
+                position=9,
+                detail=detail,
+            )
+        }
+    )
 
 
 @sample_leak.good
 def apart() -> Influence:
-    return Influence({"another-sample": Change("token 9 of row 0", 0.0, 4e-6, 0.4, 16, 0, 1, 0)})
+    return Influence(
+        changes={
+            "another-sample": Change(
+                what="token 9 of row 0",
+                moved=0.0,
+                allowed=4e-6,
+                effect=0.4,
+                positions=16,
+                moved_positions=0,
+                row=1,
+                position=0,
+            )
+        }
+    )

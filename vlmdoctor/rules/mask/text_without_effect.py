@@ -44,9 +44,13 @@ def text_without_effect(influence: Influence) -> Iterator[Finding]:
 
 @text_without_effect.bad
 def taken_at_the_first_token() -> Influence:
-    return Influence({"text": Change("all words", 0.0, 0.0, 0.0, 48)})
+    return Influence(
+        changes={"text": Change(what="all words", moved=0.0, allowed=0.0, effect=0.0, positions=48)}
+    )
 
 
 @text_without_effect.good
 def taken_at_the_end() -> Influence:
-    return Influence({"text": Change("all words", 0.02, 0.0, 0.02, 48)})
+    return Influence(
+        changes={"text": Change(what="all words", moved=0.02, allowed=0.0, effect=0.02, positions=48)}
+    )

@@ -136,8 +136,17 @@ def the_answer_sees_itself() -> Data:
 
 @token_types.bad
 def dropped_and_seen() -> tuple[Data, Influence]:
-    moved = Change("token 10 of row 0", 0.02, 4e-6, 0.4, 3, 3, 0, 9)
-    return _as("paligemma", sample_row("iiiiuuuAAAS")), Influence({"later-token": moved})
+    moved = Change(
+        what="token 10 of row 0",
+        moved=0.02,
+        allowed=4e-6,
+        effect=0.4,
+        positions=3,
+        moved_positions=3,
+        row=0,
+        position=9,
+    )
+    return _as("paligemma", sample_row("iiiiuuuAAAS")), Influence(changes={"later-token": moved})
 
 
 @token_types.good

@@ -46,9 +46,17 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
 
 @beyond_float16.bad
 def trained_in_bfloat16() -> Numerics:
-    return Numerics(True, 12, largest=2.3e5, largest_at="model.layers.2.mlp.down_proj", half=True)
+    return Numerics(
+        output_finite=True,
+        supervised_tokens=12,
+        largest=2.3e5,
+        largest_at="model.layers.2.mlp.down_proj",
+        half=True,
+    )
 
 
 @beyond_float16.good
 def in_bfloat16() -> Numerics:
-    return Numerics(True, 12, largest=2.3e5, largest_at="model.layers.2.mlp.down_proj")
+    return Numerics(
+        output_finite=True, supervised_tokens=12, largest=2.3e5, largest_at="model.layers.2.mlp.down_proj"
+    )

@@ -77,21 +77,33 @@ def _shown(failure: Failure) -> tuple[TensorFact, ...]:
 @dtype_mismatch.bad
 def tower_and_projector() -> Forward:
     facts = (
-        TensorFact("x", (2, 16, 32), "float32", "cpu"),
-        TensorFact("weight", (32, 32), "bfloat16", "cpu"),
+        TensorFact(name="x", shape=(2, 16, 32), dtype="float32", device="cpu"),
+        TensorFact(name="weight", shape=(32, 32), dtype="bfloat16", device="cpu"),
     )
     message = "mat1 and mat2 must have the same dtype, but got Float and BFloat16"
-    return Forward(failure=Failure("RuntimeError", message, "vision_proj", "Linear", inputs=facts))
+    return Forward(
+        failure=Failure(
+            type="RuntimeError", message=message, module="vision_proj", module_class="Linear", inputs=facts
+        )
+    )
 
 
 @dtype_mismatch.bad
 def batch_left_on_the_cpu() -> Forward:
     facts = (
-        TensorFact("input", (2, 16), "int64", "cpu"),
-        TensorFact("weight", (97, 32), "float32", "cuda:0"),
+        TensorFact(name="input", shape=(2, 16), dtype="int64", device="cpu"),
+        TensorFact(name="weight", shape=(97, 32), dtype="float32", device="cuda:0"),
     )
     message = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
-    return Forward(failure=Failure("RuntimeError", message, "embed_tokens", "Embedding", inputs=facts))
+    return Forward(
+        failure=Failure(
+            type="RuntimeError",
+            message=message,
+            module="embed_tokens",
+            module_class="Embedding",
+            inputs=facts,
+        )
+    )
 
 
 @dtype_mismatch.good

@@ -85,7 +85,7 @@ def _from_losses(steps: Steps) -> NonFinite | None:
     first = next((step for step, loss in steps.losses if not math.isfinite(loss)), None)
     if first is None:
         return None
-    return NonFinite(first, "loss", why_unknown="only the loss was recorded")
+    return NonFinite(step=first, where="loss", why_unknown="only the loss was recorded")
 
 
 def _harmful(seen: NonFinite, steps: Steps) -> bool:
@@ -181,7 +181,15 @@ def _why(seen: NonFinite, steps: Steps, dtype: str | None) -> tuple[str, Fix]:
 @non_finite.bad
 def overflow_in_the_projector() -> tuple[Parameters, Steps]:
     parameters = sample_parameters(lambda p: {"dtype": "float16"})
-    found = NonFinite(12, "activation", "model.vision_proj", "Linear", True, (), 6.1e4)
+    found = NonFinite(
+        step=12,
+        where="activation",
+        module="model.vision_proj",
+        module_class="Linear",
+        inputs_finite=True,
+        parameters=(),
+        largest=6.1e4,
+    )
     return parameters, sample_steps(13, loss=lambda step: 6.5 if step < 12 else math.nan, nonfinite=found)
 
 
@@ -194,6 +202,8 @@ def no_labels() -> tuple[Parameters, Steps]:
 @non_finite.good
 def skipped_by_the_scaler() -> tuple[Parameters, Steps]:
     """The loss scale starts too large for float16: the first step's gradients overflow and are skipped."""
-    found = NonFinite(0, "gradient", parameters=("model.lm.layers.0.mlp.up_proj.weight",), inputs_finite=True)
+    found = NonFinite(
+        step=0, where="gradient", parameters=("model.lm.layers.0.mlp.up_proj.weight",), inputs_finite=True
+    )
     change = {"nonfinite_gradient": 1, "first_nonfinite": 0}
     return sample_parameters(), sample_steps(nonfinite=found, track=lambda t: change)

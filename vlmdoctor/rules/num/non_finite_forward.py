@@ -91,21 +91,43 @@ def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
 
 @non_finite_forward.bad
 def overflow_in_float16() -> Numerics:
-    culprit = Culprit("model.vision_proj", "Linear", "float16", 6.1e4, True)
-    return Numerics(False, 12, culprit=culprit, largest=6.1e4, largest_at="model.vision_encoder", half=True)
+    culprit = Culprit(
+        name="model.vision_proj",
+        module_class="Linear",
+        dtype="float16",
+        largest_input=6.1e4,
+        weights_finite=True,
+    )
+    return Numerics(
+        output_finite=False,
+        supervised_tokens=12,
+        culprit=culprit,
+        largest=6.1e4,
+        largest_at="model.vision_encoder",
+        half=True,
+    )
 
 
 @non_finite_forward.bad
 def broken_pixels() -> Numerics:
-    return Numerics(False, 12, nonfinite_inputs=("pixel_values",))
+    return Numerics(output_finite=False, supervised_tokens=12, nonfinite_inputs=("pixel_values",))
 
 
 @non_finite_forward.good
 def finite() -> Numerics:
-    return Numerics(True, 12, largest=31.0, largest_at="lm.layers.1")
+    return Numerics(output_finite=True, supervised_tokens=12, largest=31.0, largest_at="lm.layers.1")
 
 
 @non_finite_forward.good
 def a_batch_without_labels() -> Numerics:
-    culprit = Culprit("LlamaForCausalLM", "LlamaForCausalLM", "float32", 12.0, True, only_loss=True)
-    return Numerics(False, 0, culprit=culprit, largest=31.0, largest_at="lm.layers.1")
+    culprit = Culprit(
+        name="LlamaForCausalLM",
+        module_class="LlamaForCausalLM",
+        dtype="float32",
+        largest_input=12.0,
+        weights_finite=True,
+        only_loss=True,
+    )
+    return Numerics(
+        output_finite=False, supervised_tokens=0, culprit=culprit, largest=31.0, largest_at="lm.layers.1"
+    )

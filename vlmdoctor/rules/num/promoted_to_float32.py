@@ -78,40 +78,48 @@ def _promoted(
 def _stack(*given: str, weights: str = "bfloat16") -> tuple[LayerPrecision, ...]:
     # As text, float32 is after bfloat16, and wider.
     return tuple(
-        LayerPrecision(f"lm.layers.{n}", "lm.layers", "language", weights, kind, kind, kind > weights)
+        LayerPrecision(
+            name=f"lm.layers.{n}",
+            stack="lm.layers",
+            role="language",
+            weights=weights,
+            given=kind,
+            made=kind,
+            wider=kind > weights,
+        )
         for n, kind in enumerate(given)
     )
 
 
 @promoted_to_float32.bad
 def projector_in_float32() -> Precision:
-    return Precision(_stack(*["float32"] * 4), source=(("lm.layers", "vision_proj", "float32"),))
+    return Precision(layers=_stack(*["float32"] * 4), source=(("lm.layers", "vision_proj", "float32"),))
 
 
 @promoted_to_float32.bad
 def scale_in_float32() -> Precision:
     inside = ("lm.layers", "lm.layers.0", ("bfloat16", "float32"))
-    return Precision(_stack("bfloat16", "float32", "float32", "float32"), inside=(inside,))
+    return Precision(layers=_stack("bfloat16", "float32", "float32", "float32"), inside=(inside,))
 
 
 @promoted_to_float32.bad
 def cast_by_nobody_known() -> Precision:
-    return Precision(_stack("float32", "float32"))
+    return Precision(layers=_stack("float32", "float32"))
 
 
 @promoted_to_float32.good
 def residual_stream_in_float32_on_purpose() -> Precision:
     """As Mamba's, which says so in its configuration."""
     layers = _stack("bfloat16", "float32", "float32", "float32")
-    return Precision(layers, inside=(("lm.layers", "lm.layers.0", ("bfloat16",)),), meant=True)
+    return Precision(layers=layers, inside=(("lm.layers", "lm.layers.0", ("bfloat16",)),), meant=True)
 
 
 @promoted_to_float32.good
 def all_in_bfloat16() -> Precision:
-    return Precision(_stack("bfloat16", "bfloat16"))
+    return Precision(layers=_stack("bfloat16", "bfloat16"))
 
 
 @promoted_to_float32.good
 def master_weights() -> Precision:
     """Weights in float32 and activations in bfloat16: that is how mixed precision is done by hand."""
-    return Precision(_stack("bfloat16", "bfloat16", weights="float32"))
+    return Precision(layers=_stack("bfloat16", "bfloat16", weights="float32"))

@@ -52,21 +52,21 @@ def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
 @decay_erases_weights.bad
 def a_tenth() -> OptimizerSettings:
     return OptimizerSettings(
-        (Group("AdamW", lr=1e-2, weight_decay=10.0, tensors=3, first="vision_proj.weight"),)
+        groups=(Group(optimizer="AdamW", lr=1e-2, weight_decay=10.0, tensors=3, first="vision_proj.weight"),)
     )
 
 
 @decay_erases_weights.bad
 def everything() -> OptimizerSettings:
-    return OptimizerSettings((Group("SGD", lr=1.0, weight_decay=1.0, tensors=3),))
+    return OptimizerSettings(groups=(Group(optimizer="SGD", lr=1.0, weight_decay=1.0, tensors=3),))
 
 
 @decay_erases_weights.good
 def usual() -> OptimizerSettings:
     return OptimizerSettings(
-        (
-            Group("AdamW", lr=1e-3, weight_decay=0.1, tensors=3),
-            Group("Muon", lr=0.02, weight_decay=0.1, tensors=3),
-            Group("Adam", lr=0.1, weight_decay=1.0, tensors=3),
+        groups=(
+            Group(optimizer="AdamW", lr=1e-3, weight_decay=0.1, tensors=3),
+            Group(optimizer="Muon", lr=0.02, weight_decay=0.1, tensors=3),
+            Group(optimizer="Adam", lr=0.1, weight_decay=1.0, tensors=3),
         )
     )

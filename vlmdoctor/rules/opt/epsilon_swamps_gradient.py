@@ -67,10 +67,17 @@ def epsilon_swamps_gradient(
 def _measured(eps: float) -> tuple[OptimizerSettings, Backward, Parameters]:
     parameters = sample_parameters()
     gradients = tuple(
-        Gradient(p.name, p.role, True, False, True, 1e-3 * math.sqrt(p.numel)) for p in parameters.parameters
+        Gradient(
+            name=p.name, role=p.role, present=True, zero=False, finite=True, norm=1e-3 * math.sqrt(p.numel)
+        )
+        for p in parameters.parameters
     )
-    groups = (Group("AdamW", lr=1e-3, eps=eps, tensors=4),)
-    return OptimizerSettings(groups), Backward(6.5, gradients, len(gradients), len(gradients)), parameters
+    groups = (Group(optimizer="AdamW", lr=1e-3, eps=eps, tensors=4),)
+    return (
+        OptimizerSettings(groups=groups),
+        Backward(loss=6.5, gradients=gradients, trainable=len(gradients), parameters=len(gradients)),
+        parameters,
+    )
 
 
 @epsilon_swamps_gradient.bad

@@ -66,26 +66,34 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
 
 @loss_runs_away.bad
 def rate_of_a_thousand() -> Overfit:
-    users = Try(1000.0, (5.6, 210.0, 1900.0, 1300.0))
-    return Overfit(users, (Try(3e-3, (5.6, 5.2, 4.8)),), kind="SGD")
+    users = Try(rate=1000.0, losses=(5.6, 210.0, 1900.0, 1300.0))
+    return Overfit(users=users, ours=(Try(rate=3e-3, losses=(5.6, 5.2, 4.8)),), kind="SGD")
 
 
 @loss_runs_away.bad
 def beyond_all_slopes() -> Overfit:
-    users = Try(1000.0, (5.6, 29730.0, 5.55, 5.55))
-    return Overfit(users, (Try(3e-3, (5.6, 5.2, 4.8)),), kind="SGD")
+    users = Try(rate=1000.0, losses=(5.6, 29730.0, 5.55, 5.55))
+    return Overfit(users=users, ours=(Try(rate=3e-3, losses=(5.6, 5.2, 4.8)),), kind="SGD")
 
 
 @loss_runs_away.bad
 def ends_in_nan() -> Overfit:
-    return Overfit(Try(10.0, (5.6, 80.0, math.nan)), (Try(3e-3, (5.6, 5.2, 4.8)),), kind="AdamW")
+    return Overfit(
+        users=Try(rate=10.0, losses=(5.6, 80.0, math.nan)),
+        ours=(Try(rate=3e-3, losses=(5.6, 5.2, 4.8)),),
+        kind="AdamW",
+    )
 
 
 @loss_runs_away.good
 def learns() -> Overfit:
-    return Overfit(Try(1e-3, (5.6, 5.3, 4.9)), kind="AdamW")
+    return Overfit(users=Try(rate=1e-3, losses=(5.6, 5.3, 4.9)), kind="AdamW")
 
 
 @loss_runs_away.good
 def spikes_at_first() -> Overfit:
-    return Overfit(Try(1e-2, (5.6, 9.4, 7.7, 6.2)), (Try(3e-3, (5.6, 5.2, 4.8)),), kind="AdamW")
+    return Overfit(
+        users=Try(rate=1e-2, losses=(5.6, 9.4, 7.7, 6.2)),
+        ours=(Try(rate=3e-3, losses=(5.6, 5.2, 4.8)),),
+        kind="AdamW",
+    )

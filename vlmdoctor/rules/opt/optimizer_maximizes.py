@@ -40,14 +40,20 @@ def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterat
 
 @optimizer_maximizes.bad
 def climbs() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings((Group("AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(4.6, True)
+    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
+        loss=4.6, finite=True
+    )
 
 
 @optimizer_maximizes.good
 def descends() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),)), Forward(4.6, True)
+    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),)), Forward(
+        loss=4.6, finite=True
+    )
 
 
 @optimizer_maximizes.good
 def reward() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings((Group("AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(-0.3, True)
+    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
+        loss=-0.3, finite=True
+    )

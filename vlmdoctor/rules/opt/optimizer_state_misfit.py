@@ -45,9 +45,11 @@ def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
 
 @optimizer_state_misfit.bad
 def another_order() -> OptimizerState:
-    return OptimizerState(40, (("lm_head.weight", (680, 96), (96,)),), steps=500)
+    return OptimizerState(tensors=40, misfits=(("lm_head.weight", (680, 96), (96,)),), steps=500)
 
 
 @optimizer_state_misfit.good
 def as_saved() -> OptimizerState:
-    return OptimizerState(40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500)
+    return OptimizerState(
+        tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+    )

@@ -50,14 +50,16 @@ def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
 
 @scheduler_not_restored.bad
 def scheduler_not_loaded() -> OptimizerState:
-    return OptimizerState(40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0)
+    return OptimizerState(tensors=40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0)
 
 
 @scheduler_not_restored.good
 def both_loaded() -> OptimizerState:
-    return OptimizerState(40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500)
+    return OptimizerState(
+        tensors=40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+    )
 
 
 @scheduler_not_restored.good
 def stepped_once_an_epoch() -> OptimizerState:
-    return OptimizerState(40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0)
+    return OptimizerState(tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0)

@@ -38,9 +38,17 @@ def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Find
 
 @scheduler_of_another_optimizer.bad
 def of_the_first_optimizer() -> OptimizerSettings:
-    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),), "CosineAnnealingLR", True)
+    return OptimizerSettings(
+        groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),),
+        scheduler="CosineAnnealingLR",
+        scheduler_foreign=True,
+    )
 
 
 @scheduler_of_another_optimizer.good
 def of_its_own() -> OptimizerSettings:
-    return OptimizerSettings((Group("AdamW", lr=1e-4, tensors=3),), "CosineAnnealingLR", False)
+    return OptimizerSettings(
+        groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),),
+        scheduler="CosineAnnealingLR",
+        scheduler_foreign=False,
+    )

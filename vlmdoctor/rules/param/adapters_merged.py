@@ -41,14 +41,16 @@ def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
     )
 
 
-MODULE = AdaptedModule("model.language_model.layers.0.self_attn.q_proj", "language", "q_proj")
+MODULE = AdaptedModule(
+    name="model.language_model.layers.0.self_attn.q_proj", role="language", asked_as="q_proj"
+)
 
 
 @adapters_merged.bad
 def after_generation() -> Adapters:
-    return Adapters((MODULE,), ("q_proj",), merged=1)
+    return Adapters(modules=(MODULE,), target_modules=("q_proj",), merged=1)
 
 
 @adapters_merged.good
 def in_training() -> Adapters:
-    return Adapters((MODULE,), ("q_proj",))
+    return Adapters(modules=(MODULE,), target_modules=("q_proj",))

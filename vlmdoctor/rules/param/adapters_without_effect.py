@@ -47,19 +47,21 @@ def adapters_without_effect(adapters: Adapters) -> Iterator[Finding]:
     )
 
 
-MODULES = (AdaptedModule("model.language_model.layers.0.self_attn.q_proj", "language", "q_proj"),)
+MODULES = (
+    AdaptedModule(name="model.language_model.layers.0.self_attn.q_proj", role="language", asked_as="q_proj"),
+)
 
 
 @adapters_without_effect.bad
 def alpha_of_zero() -> Adapters:
-    return Adapters(MODULES, ("q_proj",), scaling=0.0)
+    return Adapters(modules=MODULES, target_modules=("q_proj",), scaling=0.0)
 
 
 @adapters_without_effect.bad
 def everything_dropped() -> Adapters:
-    return Adapters(MODULES, ("q_proj",), scaling=2.0, dropout=1.0)
+    return Adapters(modules=MODULES, target_modules=("q_proj",), scaling=2.0, dropout=1.0)
 
 
 @adapters_without_effect.good
 def usual() -> Adapters:
-    return Adapters(MODULES, ("q_proj",), scaling=2.0, dropout=0.05)
+    return Adapters(modules=MODULES, target_modules=("q_proj",), scaling=2.0, dropout=0.05)

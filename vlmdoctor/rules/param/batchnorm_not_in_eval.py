@@ -57,24 +57,29 @@ def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
 
 
 def _tower(*, training: bool, frozen: bool) -> tuple[RunningNorm, ...]:
-    return tuple(RunningNorm(f"cnn.bn{n}", "BatchNorm2d", "vision", training, frozen) for n in (1, 2, 3))
+    return tuple(
+        RunningNorm(
+            name=f"cnn.bn{n}", module_class="BatchNorm2d", role="vision", training=training, frozen=frozen
+        )
+        for n in (1, 2, 3)
+    )
 
 
 @batchnorm_not_in_eval.bad
 def frozen_by_requires_grad_alone() -> BatchNorms:
-    return BatchNorms(True, _tower(training=True, frozen=True))
+    return BatchNorms(training=True, norms=_tower(training=True, frozen=True))
 
 
 @batchnorm_not_in_eval.good
 def trained_from_scratch() -> BatchNorms:
-    return BatchNorms(True, _tower(training=True, frozen=False))
+    return BatchNorms(training=True, norms=_tower(training=True, frozen=False))
 
 
 @batchnorm_not_in_eval.good
 def kept_in_evaluation_mode() -> BatchNorms:
-    return BatchNorms(True, _tower(training=False, frozen=True))
+    return BatchNorms(training=True, norms=_tower(training=False, frozen=True))
 
 
 @batchnorm_not_in_eval.good
 def not_yet_in_training_mode() -> BatchNorms:
-    return BatchNorms(False, _tower(training=False, frozen=True))
+    return BatchNorms(training=False, norms=_tower(training=False, frozen=True))

@@ -239,7 +239,15 @@ def _adapted(trainable: bool) -> Parameters:
     base = next(p for p in sample.parameters if p.role == "language" and p.layer)
     name = base.name.replace(".weight", ".lora_{}.default.weight")
     adapters = [
-        Parameter(name.format(x), base.role, base.layer, base.depth, (8, 8), "float32", trainable)
+        Parameter(
+            name=name.format(x),
+            role=base.role,
+            layer=base.layer,
+            depth=base.depth,
+            shape=(8, 8),
+            dtype="float32",
+            requires_grad=trainable,
+        )
         for x in "AB"
     ]
     return dataclasses.replace(sample, parameters=(*sample.parameters, *adapters), adapters=True)

@@ -46,14 +46,16 @@ def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
 
 @layer_instances_shared.bad
 def list_times_eight() -> RepeatedLayers:
-    return RepeatedLayers((Stack("lm.layers", "Block", 8, 1),))
+    return RepeatedLayers(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=1),))
 
 
 @layer_instances_shared.good
 def eight_layers() -> RepeatedLayers:
-    return RepeatedLayers((Stack("lm.layers", "Block", 8, 8),))
+    return RepeatedLayers(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=8),))
 
 
 @layer_instances_shared.good
 def shared_on_purpose() -> RepeatedLayers:
-    return RepeatedLayers((Stack("model.layers", "Block", 8, 1),), shares_by_design=True)
+    return RepeatedLayers(
+        stacks=(Stack(name="model.layers", layer="Block", entries=8, different=1),), shares_by_design=True
+    )

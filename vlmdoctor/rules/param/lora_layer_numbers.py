@@ -51,8 +51,11 @@ def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
 
 
 def _chosen(*stacks: tuple[str, str]) -> Adapters:
-    modules = [AdaptedModule(f"{stack}.0.self_attn.q_proj", role, "q_proj") for stack, role in stacks]
-    return Adapters(tuple(modules), ("q_proj",), layers_to_transform=(0,))
+    modules = [
+        AdaptedModule(name=f"{stack}.0.self_attn.q_proj", role=role, asked_as="q_proj")
+        for stack, role in stacks
+    ]
+    return Adapters(modules=tuple(modules), target_modules=("q_proj",), layers_to_transform=(0,))
 
 
 @lora_layer_numbers.bad

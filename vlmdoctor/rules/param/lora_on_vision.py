@@ -74,10 +74,14 @@ def _pattern(adapters: Adapters, names: list[str]) -> str:
 
 def _adapters(asked_as: str, **fields: object) -> Adapters:
     modules = (
-        AdaptedModule("model.vision_tower.encoder.layers.0.self_attn.q_proj", "vision", asked_as),
-        AdaptedModule("model.language_model.layers.0.self_attn.q_proj", "language", asked_as),
+        AdaptedModule(
+            name="model.vision_tower.encoder.layers.0.self_attn.q_proj", role="vision", asked_as=asked_as
+        ),
+        AdaptedModule(
+            name="model.language_model.layers.0.self_attn.q_proj", role="language", asked_as=asked_as
+        ),
     )
-    return Adapters(modules, (asked_as,) if asked_as else (), **fields)  # type: ignore[arg-type]
+    return Adapters(modules=modules, target_modules=(asked_as,) if asked_as else (), **fields)  # type: ignore[arg-type]
 
 
 @lora_on_vision.bad

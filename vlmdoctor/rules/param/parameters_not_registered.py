@@ -68,12 +68,15 @@ def _at(strangers: Sequence[Stranger]) -> tuple[str, ...]:
 
 @parameters_not_registered.bad
 def layers_in_a_list() -> WeightsInUse:
-    return WeightsInUse((Stranger("decoder.extra[0].weight", (64, 64), False, False),), optimizer_given=True)
+    return WeightsInUse(
+        strangers=(Stranger(name="decoder.extra[0].weight", shape=(64, 64), anew=False, in_optimizer=False),),
+        optimizer_given=True,
+    )
 
 
 @parameters_not_registered.bad
 def layer_made_in_forward() -> WeightsInUse:
-    return WeightsInUse((Stranger(None, (64, 48), True, False),))
+    return WeightsInUse(strangers=(Stranger(name=None, shape=(64, 48), anew=True, in_optimizer=False),))
 
 
 @parameters_not_registered.good
@@ -84,4 +87,6 @@ def all_registered() -> WeightsInUse:
 @parameters_not_registered.good
 def temperature_of_the_loss() -> WeightsInUse:
     """A loss with a parameter of its own, which the optimizer holds."""
-    return WeightsInUse((Stranger(None, (1,), False, True),), optimizer_given=True)
+    return WeightsInUse(
+        strangers=(Stranger(name=None, shape=(1,), anew=False, in_optimizer=True),), optimizer_given=True
+    )

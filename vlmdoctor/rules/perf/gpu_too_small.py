@@ -46,9 +46,15 @@ def _gigabytes(size: int) -> str:
 
 @gpu_too_small.bad
 def seven_billion_on_40() -> Fit:
-    return Fit("a100-40", 41_875_931_136, 70_629_032_712, "optimizer step", would_fit="--lora 16")
+    return Fit(
+        gpu="a100-40",
+        memory=41_875_931_136,
+        needed=70_629_032_712,
+        needed_in="optimizer step",
+        would_fit="--lora 16",
+    )
 
 
 @gpu_too_small.good
 def adapters_on_40() -> Fit:
-    return Fit("a100-40", 41_875_931_136, 22_000_000_000, "backward")
+    return Fit(gpu="a100-40", memory=41_875_931_136, needed=22_000_000_000, needed_in="backward")

@@ -81,25 +81,34 @@ def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: in
 
 
 def _sample(*rows: Counted, given: str | None = "position_ids") -> Positions:
-    return Positions(given, (Place(given or "rotary_emb", 1, rows),), 64)
+    return Positions(given=given, places=(Place(module=given or "rotary_emb", axes=1, rows=rows),), limit=64)
 
 
 @constant_positions.bad
 def all_zero() -> Positions:
-    return _sample(Counted(0, 13, 0, 0, 0, 12, 0, 0, 0), Counted(1, 13, 0, 0, 0, 12, 0, 0, 0))
+    return _sample(
+        Counted(row=0, tokens=13, first=0, lowest=0, highest=0, pairs=12, rising=0, falling=0, restarts=0),
+        Counted(row=1, tokens=13, first=0, lowest=0, highest=0, pairs=12, rising=0, falling=0, restarts=0),
+    )
 
 
 @constant_positions.bad
 def backwards() -> Positions:
-    return _sample(Counted(0, 13, 12, 0, 12, 12, 0, 11, 1))
+    return _sample(
+        Counted(row=0, tokens=13, first=12, lowest=0, highest=12, pairs=12, rising=0, falling=11, restarts=1)
+    )
 
 
 @constant_positions.good
 def counting() -> Positions:
-    return _sample(Counted(0, 13, 0, 0, 12, 12, 12, 0, 0))
+    return _sample(
+        Counted(row=0, tokens=13, first=0, lowest=0, highest=12, pairs=12, rising=12, falling=0, restarts=0)
+    )
 
 
 @constant_positions.good
 def packed() -> Positions:
     """Three samples in one row, each counted from 0."""
-    return _sample(Counted(0, 13, 0, 0, 4, 12, 10, 0, 2))
+    return _sample(
+        Counted(row=0, tokens=13, first=0, lowest=0, highest=4, pairs=12, rising=10, falling=0, restarts=2)
+    )

@@ -58,8 +58,20 @@ def positions_beyond_the_table(positions: Positions) -> Iterator[Finding]:
 
 
 def _sample(first: int, highest: int) -> Positions:
-    row = Counted(0, 13, first, first, highest, 12, 12, 0, 0)
-    return Positions("position_ids", (Place("position_ids", 1, (row,)),), 64)
+    row = Counted(
+        row=0,
+        tokens=13,
+        first=first,
+        lowest=first,
+        highest=highest,
+        pairs=12,
+        rising=12,
+        falling=0,
+        restarts=0,
+    )
+    return Positions(
+        given="position_ids", places=(Place(module="position_ids", axes=1, rows=(row,)),), limit=64
+    )
 
 
 @positions_beyond_the_table.bad

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.positions import Own, Positions
+from vlmdoctor.evidence.positions import ExpectedPositions, Positions
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 
@@ -32,9 +32,9 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
     ## What to do
     Leave `position_ids` out, or make them with the model's own function.
     """
-    own = positions.own
+    own = positions.expected
     if own is None:
-        raise Unavailable(positions.no_own or "the model has no positions of several axes")
+        raise Unavailable(positions.no_expected or "the model has no positions of several axes")
     if not own.differing_rows:
         return
     if own.flat:
@@ -68,7 +68,16 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
     )
 
 
-_SAME = Own("get_rope_index", 3, 2, 0, 0, 38, False, False)
+_SAME = ExpectedPositions(
+    function="get_rope_index",
+    axes=3,
+    rows=2,
+    differing_rows=0,
+    differing=0,
+    tokens=38,
+    flat=False,
+    permuted=False,
+)
 
 
 @positions_ignore_images.bad
@@ -76,15 +85,15 @@ def one_line() -> Positions:
     own = dataclasses.replace(
         _SAME, differing_rows=2, differing=30, flat=True, example=(0, 5, (4, 4, 5), (5, 5, 5))
     )
-    return Positions("position_ids", own=own)
+    return Positions(given="position_ids", expected=own)
 
 
 @positions_ignore_images.bad
 def axes_exchanged() -> Positions:
     own = dataclasses.replace(_SAME, differing_rows=2, differing=4, permuted=True)
-    return Positions("position_ids", own=own)
+    return Positions(given="position_ids", expected=own)
 
 
 @positions_ignore_images.good
 def as_the_model_makes_them() -> Positions:
-    return Positions(None, own=_SAME)
+    return Positions(given=None, expected=_SAME)

@@ -147,6 +147,9 @@ def _finding(one: Rope, at: str, message: str, severity: Severity, cause: str) -
 def rope(**changes: object) -> RopeSettings:
     """That of a Qwen2-VL, with changes."""
     usual = {
+        "where": "model.language_model.rotary_emb",
+        "path": "text_config.rope_parameters",
+        "part": "text",
         "head_dim": 128,
         "rotated": 128,
         "theta": 1e6,
@@ -154,8 +157,7 @@ def rope(**changes: object) -> RopeSettings:
         "sections": (16, 24, 24),
         "context": 32768,
     }
-    where = ("model.language_model.rotary_emb", "text_config.rope_parameters", "text")
-    return RopeSettings((Rope(*where, **(usual | changes)),))  # type: ignore[arg-type]
+    return RopeSettings(ropes=(Rope(**(usual | changes)),))  # type: ignore[arg-type]
 
 
 @rope_settings_wrong.bad

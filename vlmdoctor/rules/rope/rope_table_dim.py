@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.failure import Failure
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.rotary import Repair, Rotary
+from vlmdoctor.evidence.rotary import Rotary, TableRepair
 from vlmdoctor.finding import Finding, Fix, Inferred, Proof, Severity
 from vlmdoctor.rulebook import rule
 
@@ -91,7 +91,7 @@ def made_from(rotary: Rotary) -> tuple[str, str]:
     return "", expected
 
 
-def _proof(repair: Repair, failure: Failure) -> Proof:
+def _proof(repair: TableRepair, failure: Failure) -> Proof:
     tried = f"the tables rebuilt from head_dim={repair.head_dim} (theta {repair.theta:g})"
     if repair.error is not None:
         after = f"still raises {repair.error}"
@@ -103,13 +103,27 @@ def _proof(repair: Repair, failure: Failure) -> Proof:
 
 
 FAILURE = Failure(
-    "RuntimeError", "The size of tensor a (32) must match the size of tensor b (320)", module="lm"
+    type="RuntimeError",
+    message="The size of tensor a (32) must match the size of tensor b (320)",
+    module="lm",
 )
 
 
 @rope_table_dim.bad
 def built_from_hidden_size() -> Forward:
-    rotary = Rotary("cos", 320, "q", 32, 32, 10, 320, "model.py", 40, "apply_rotary", "lm.layers.0.attention")
+    rotary = Rotary(
+        table="cos",
+        table_width=320,
+        query="q",
+        query_width=32,
+        head_dim=32,
+        num_heads=10,
+        hidden_size=320,
+        applied_file="model.py",
+        applied_line=40,
+        applied_in="apply_rotary",
+        module="lm.layers.0.attention",
+    )
     return Forward(failure=FAILURE, rotary=rotary)
 
 

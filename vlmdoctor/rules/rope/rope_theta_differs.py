@@ -56,9 +56,13 @@ def _differs(table: Table) -> bool:
 
 @rope_theta_differs.bad
 def default_base() -> Buffers:
-    return Buffers((Table("lm.cos", "Rotary", "float32", theta=1e4, config_theta=1e6),))
+    return Buffers(
+        tables=(Table(name="lm.cos", owner="Rotary", dtype="float32", theta=1e4, config_theta=1e6),)
+    )
 
 
 @rope_theta_differs.good
 def same_base() -> Buffers:
-    return Buffers((Table("lm.cos", "Rotary", "float32", theta=1.01e6, config_theta=1e6),))
+    return Buffers(
+        tables=(Table(name="lm.cos", owner="Rotary", dtype="float32", theta=1.01e6, config_theta=1e6),)
+    )

@@ -54,10 +54,33 @@ def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
 
 @rotary_not_relative.bad
 def only_q_is_rotated() -> Influence:
-    change = Change("all positions by 16", 2e-3, 2e-4, 2e-3, 32, 30, 0, 5, {"tables": ("lm.rotary_emb",)})
-    return Influence({"positions": change})
+    change = Change(
+        what="all positions by 16",
+        moved=2e-3,
+        allowed=2e-4,
+        effect=2e-3,
+        positions=32,
+        moved_positions=30,
+        row=0,
+        position=5,
+        detail={"tables": ("lm.rotary_emb",)},
+    )
+    return Influence(changes={"positions": change})
 
 
 @rotary_not_relative.good
 def relative() -> Influence:
-    return Influence({"positions": Change("all positions by 16", 1e-7, 2e-4, 2e-3, 32, 0, 0, 5)})
+    return Influence(
+        changes={
+            "positions": Change(
+                what="all positions by 16",
+                moved=1e-7,
+                allowed=2e-4,
+                effect=2e-3,
+                positions=32,
+                moved_positions=0,
+                row=0,
+                position=5,
+            )
+        }
+    )

@@ -57,9 +57,9 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
 
 def _table(**fields: object) -> Table:
     return Table(
-        "model.rotary_emb.inv_freq",
-        "LlamaRotaryEmbedding",
-        "bfloat16",
+        name="model.rotary_emb.inv_freq",
+        owner="LlamaRotaryEmbedding",
+        dtype="bfloat16",
         rebuilt=True,
         positions=2000,
         **fields,
@@ -68,9 +68,9 @@ def _table(**fields: object) -> Table:
 
 @rotary_table_rounded.bad
 def cast_to_bfloat16() -> Buffers:
-    return Buffers((_table(rounded=True, error=1.87, first_wrong=51),))
+    return Buffers(tables=(_table(rounded=True, error=1.87, first_wrong=51),))
 
 
 @rotary_table_rounded.good
 def short_texts_only() -> Buffers:
-    return Buffers((_table(rounded=True, error=0.02),))
+    return Buffers(tables=(_table(rounded=True, error=0.02),))

@@ -73,18 +73,29 @@ def _is_wrong(table: Table) -> bool:
 
 @uninitialised_buffer.bad
 def after_to_empty() -> Buffers:
-    table = Table("model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, error=1.9)
-    return Buffers((table,))
+    table = Table(
+        name="model.rotary_emb.inv_freq",
+        owner="LlamaRotaryEmbedding",
+        dtype="float32",
+        rebuilt=True,
+        error=1.9,
+    )
+    return Buffers(tables=(table,))
 
 
 @uninitialised_buffer.bad
 def zeros() -> Buffers:
-    return Buffers((Table("cos", "Attention", "float32", problem="all alike"),))
+    return Buffers(tables=(Table(name="cos", owner="Attention", dtype="float32", problem="all alike"),))
 
 
 @uninitialised_buffer.good
 def as_made() -> Buffers:
     table = Table(
-        "model.rotary_emb.inv_freq", "LlamaRotaryEmbedding", "float32", rebuilt=True, rounded=True, error=0.0
+        name="model.rotary_emb.inv_freq",
+        owner="LlamaRotaryEmbedding",
+        dtype="float32",
+        rebuilt=True,
+        rounded=True,
+        error=0.0,
     )
-    return Buffers((table,))
+    return Buffers(tables=(table,))

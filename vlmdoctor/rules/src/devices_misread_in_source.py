@@ -65,16 +65,43 @@ def _finding(setting: Setting, effect: str, meant: str | None) -> Finding:
 @devices_misread_in_source.bad
 def a_range() -> Source:
     line = "export CUDA_VISIBLE_DEVICES=0-3"
-    return Source(1, (Setting("train.sh", 3, VARIABLE, "0-3", line, trains=True, uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.sh", line=3, name=VARIABLE, value="0-3", code=line, trains=True, uses_torch=True
+            ),
+        ),
+    )
 
 
 @devices_misread_in_source.bad
 def void_in_an_image() -> Source:
     name = "NVIDIA_VISIBLE_DEVICES"
-    return Source(1, (Setting("Dockerfile", 3, name, "void", f"ENV {name}=void", uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="Dockerfile", line=3, name=name, value="void", code=f"ENV {name}=void", uses_torch=True
+            ),
+        ),
+    )
 
 
 @devices_misread_in_source.good
 def a_list() -> Source:
     line = "export CUDA_VISIBLE_DEVICES=0,1,2,3"
-    return Source(1, (Setting("train.sh", 3, VARIABLE, "0,1,2,3", line, trains=True, uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.sh",
+                line=3,
+                name=VARIABLE,
+                value="0,1,2,3",
+                code=line,
+                trains=True,
+                uses_torch=True,
+            ),
+        ),
+    )

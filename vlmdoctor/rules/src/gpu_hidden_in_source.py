@@ -89,24 +89,59 @@ LEFT_OVER = 'os.environ["CUDA_VISIBLE_DEVICES"] = ""'
 
 @gpu_hidden_in_source.bad
 def left_over_from_debugging() -> Source:
-    return Source(1, (Setting("train.py", 8, VARIABLE, "", LEFT_OVER, trains=True, uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.py", line=8, name=VARIABLE, value="", code=LEFT_OVER, trains=True, uses_torch=True
+            ),
+        ),
+    )
 
 
 @gpu_hidden_in_source.bad
 def in_a_notebook() -> Source:
     line = "%env CUDA_VISIBLE_DEVICES=-1"
-    return Source(1, (Setting("train.ipynb", 1, VARIABLE, "-1", line, cell=2, trains=True, uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.ipynb",
+                line=1,
+                name=VARIABLE,
+                value="-1",
+                code=line,
+                cell=2,
+                trains=True,
+                uses_torch=True,
+            ),
+        ),
+    )
 
 
 @gpu_hidden_in_source.good
 def behind_a_flag() -> Source:
     setting = Setting(
-        "train.py", 8, VARIABLE, "", LEFT_OVER, condition="args.cpu", trains=True, uses_torch=True
+        file="train.py",
+        line=8,
+        name=VARIABLE,
+        value="",
+        code=LEFT_OVER,
+        condition="args.cpu",
+        trains=True,
+        uses_torch=True,
     )
-    return Source(1, (setting,))
+    return Source(files=1, settings=(setting,))
 
 
 @gpu_hidden_in_source.good
 def a_real_choice() -> Source:
     line = 'os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"'
-    return Source(1, (Setting("train.py", 8, VARIABLE, "0,1", line, trains=True, uses_torch=True),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.py", line=8, name=VARIABLE, value="0,1", code=line, trains=True, uses_torch=True
+            ),
+        ),
+    )

@@ -42,9 +42,11 @@ def launcher_overrides_devices(source: Source) -> Iterator[Finding]:
 @launcher_overrides_devices.bad
 def both() -> Source:
     code = "deepspeed --num_gpus 2 train.py"
-    return Source(1, launches=(Launch("run.sh", 4, code, "--num_gpus", "2,3"),))
+    return Source(
+        files=1, launches=(Launch(file="run.sh", line=4, code=code, option="--num_gpus", value="2,3"),)
+    )
 
 
 @launcher_overrides_devices.good
 def nothing_launched() -> Source:
-    return Source(1)
+    return Source(files=1)

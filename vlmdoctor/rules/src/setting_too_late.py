@@ -73,7 +73,21 @@ def _takes_away(setting: Setting) -> bool:
 
 def _set_late(name: str, late: str, **changes: bool) -> Source:
     code = f'os.environ["{name}"] = "1"'
-    return Source(1, (Setting("train.py", 9, name, "1", code, late=late, uses_torch=True, **changes),))
+    return Source(
+        files=1,
+        settings=(
+            Setting(
+                file="train.py",
+                line=9,
+                name=name,
+                value="1",
+                code=code,
+                late=late,
+                uses_torch=True,
+                **changes,
+            ),
+        ),
+    )
 
 
 @setting_too_late.bad
@@ -95,5 +109,16 @@ def in_a_test() -> Source:
 def in_time() -> Source:
     code = 'os.environ["CUDA_VISIBLE_DEVICES"] = "1"'
     return Source(
-        1, (Setting("train.py", 2, "CUDA_VISIBLE_DEVICES", "1", code, trains=True, uses_torch=True),)
+        files=1,
+        settings=(
+            Setting(
+                file="train.py",
+                line=2,
+                name="CUDA_VISIBLE_DEVICES",
+                value="1",
+                code=code,
+                trains=True,
+                uses_torch=True,
+            ),
+        ),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.source import Setting, Source
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.allocator import NAMES, complaints
-from vlmdoctor.knowledge.variable_names import meant_by
+from vlmdoctor.knowledge.variable_names import closest_known_name
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.debugging_left_on import OFF, SLOWS
 
@@ -35,7 +35,7 @@ def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
         if setting.in_tests or setting.undone or setting.condition is not None:
             continue
         name, value = setting.name, setting.value
-        meant = meant_by(name)
+        meant = closest_known_name(name)
         if meant is not None:
             yield _finding(
                 setting, f"{name} is read by nothing: {meant} was probably meant", f"{meant}={value or '…'}"
@@ -67,8 +67,16 @@ def _finding(
 
 
 def _setting(name: str, value: str, condition: str | None = None) -> Source:
-    made = Setting("train.sh", 3, name, value, f"export {name}={value}", condition=condition, trains=True)
-    return Source(1, (made,))
+    made = Setting(
+        file="train.sh",
+        line=3,
+        name=name,
+        value=value,
+        code=f"export {name}={value}",
+        condition=condition,
+        trains=True,
+    )
+    return Source(files=1, settings=(made,))
 
 
 @setting_without_effect_in_source.bad

@@ -47,13 +47,22 @@ def training_on_cpu_in_source(source: Source) -> Iterator[Finding]:
 @training_on_cpu_in_source.bad
 def left_from_debugging() -> Source:
     return Source(
-        1, on_cpu=(OnCpu("train.py", 12, "device is the CPU, whatever there is", 'device = "cpu"'),)
+        files=1,
+        on_cpu=(
+            OnCpu(
+                file="train.py", line=12, what="device is the CPU, whatever there is", code='device = "cpu"'
+            ),
+        ),
     )
 
 
 @training_on_cpu_in_source.good
 def a_test() -> Source:
     place = OnCpu(
-        "tests/test_train.py", 12, "device is the CPU, whatever there is", 'device = "cpu"', in_tests=True
+        file="tests/test_train.py",
+        line=12,
+        what="device is the CPU, whatever there is",
+        code='device = "cpu"',
+        in_tests=True,
     )
-    return Source(1, on_cpu=(place,))
+    return Source(files=1, on_cpu=(place,))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmdoctor.errors import UserError
-from vlmdoctor.targets.target import blamed_on_user
+from vlmdoctor.targets.target import user_code_errors
 
 
 def first_batch(loader: Any, source: str) -> Any:
@@ -21,7 +21,7 @@ def first_batch(loader: Any, source: str) -> Any:
         return {key: first_batch(one, f"{source} ({key})") for key, one in loader.items()}
     if isinstance(loader, list | tuple) and loader and all(hasattr(one, "dataset") for one in loader):
         return [first_batch(one, source) for one in loader]
-    with same_random_states(), blamed_on_user(f"reading a batch of {source}"):
+    with same_random_states(), user_code_errors(f"reading a batch of {source}"):
         for batch in loader:
             return batch
     raise UserError(f"{source} gives no batch: it is empty.")

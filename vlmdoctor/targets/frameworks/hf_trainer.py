@@ -10,7 +10,7 @@ from typing import Any
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.frameworks.first_batch import first_batch, on_device_of
-from vlmdoctor.targets.target import blamed_on_user
+from vlmdoctor.targets.target import user_code_errors
 
 LIBRARIES = ("transformers", "trl")
 
@@ -61,7 +61,7 @@ def _batch(trainer: Any, given: Subject, kind: str) -> Any:
         raise UserError(f"the {kind} has no train_dataset, and no batch was given.")
     prepared = getattr(getattr(trainer, "accelerator", None), "_dataloaders", [])
     before = list(prepared)
-    with same_random_states(), blamed_on_user(f"the train_dataset and data_collator of the {kind}"):
+    with same_random_states(), user_code_errors(f"the train_dataset and data_collator of the {kind}"):
         batch = first_batch(trainer.get_train_dataloader(), f"the {kind}")
     prepared[:] = before
     return dict(batch) if isinstance(batch, Mapping) else batch
@@ -71,7 +71,7 @@ def _optimizer(trainer: Any, kind: str) -> Any:
     """The Trainer's optimizer, or the one that it would make; it is left without it again."""
     if trainer.optimizer is not None:
         return trainer.optimizer
-    with blamed_on_user(f"create_optimizer of the {kind}"), warnings.catch_warnings():
+    with user_code_errors(f"create_optimizer of the {kind}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = trainer.create_optimizer()
     made, trainer.optimizer = trainer.optimizer or made, None

@@ -15,7 +15,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.frameworks.first_batch import first_batch, on_device_of
 from vlmdoctor.targets.frameworks.trainer_stub import stand_in_for
-from vlmdoctor.targets.target import blamed_on_user
+from vlmdoctor.targets.target import user_code_errors
 
 HOOKS = ("training_step", "configure_optimizers")
 WRAPPERS = ("_orig_mod", "_forward_module", "module")
@@ -108,7 +108,7 @@ def _configured(module: Any, name: str) -> tuple[Any, Any]:
 
     with (
         same_random_states(),
-        blamed_on_user(f"configure_optimizers of {name}"),
+        user_code_errors(f"configure_optimizers of {name}"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
@@ -161,7 +161,7 @@ def _batch(module: Any, batch: Any, name: str) -> Any:
     name = name if batch is None else type(batch).__name__
     if not _is_users_own(source, "train_dataloader"):
         return None
-    with same_random_states(), blamed_on_user(f"train_dataloader of {name}"), warnings.catch_warnings():
+    with same_random_states(), user_code_errors(f"train_dataloader of {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if _is_users_own(source, "setup"):
             source.setup("fit")

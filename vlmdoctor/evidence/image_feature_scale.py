@@ -8,8 +8,8 @@ DEPTH = "forward"
 PROBE = "vlmdoctor.probes.images.features"
 
 
-@dataclass(frozen=True)
-class Join:
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatureScale:
     """What goes into the first decoder layer.
 
     Attributes:

@@ -31,7 +31,7 @@ _MOST_SAMPLES, _MOST_IMAGES, _LONGEST = 65536, 4096, 1 << 20
 
 
 @dataclass(frozen=True)
-class Weightless:
+class MetaTarget:
     """How the batch of a target without weights is made.
 
     Attributes:

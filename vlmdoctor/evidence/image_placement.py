@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEPTH = "forward"
-PROBE = "vlmdoctor.probes.images.landing"
+PROBE = "vlmdoctor.probes.images.placement"
 
 
-@dataclass(frozen=True)
-class Landed:
+@dataclass(frozen=True, kw_only=True)
+class PlacedImage:
     """The tokens that one image moves, where they enter the first decoder layer.
 
     Attributes:
@@ -42,8 +42,8 @@ class Landed:
         return 1 < self.tokens == self.copies
 
 
-@dataclass(frozen=True)
-class Landing:
+@dataclass(frozen=True, kw_only=True)
+class ImagePlacement:
     """What was seen in front of the first decoder layer.
 
     Attributes:
@@ -55,6 +55,6 @@ class Landing:
     """
 
     module: str
-    images: tuple[Landed, ...]
+    images: tuple[PlacedImage, ...]
     whole: bool = True
     equal_queries: bool = False

@@ -8,7 +8,7 @@ KEPT = 20_000
 START = 200  # the first steps say the most about what is wrong, and are never thinned
 
 
-class History:
+class RecentSteps:
     """At most about `KEPT` steps: whenever there are more, every other one is dropped, of the measured and of
     the unmeasured ones alike; the first `START` and the latest stay."""
 

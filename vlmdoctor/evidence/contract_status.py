@@ -9,8 +9,8 @@ DEPTH = "static"
 PROBE = "vlmdoctor.probes.model.contract"
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, kw_only=True)
+class ContractStatus:
     """The terms of a contract, in the words of `vlmdoctor.contract`.
 
     Attributes:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.landing import Landed, Landing
+from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.probes.batch.fields import Inputs
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.images.features import entering
-from vlmdoctor.probes.influence.passes import Trials
+from vlmdoctor.probes.influence.passes import PassRunner
 from vlmdoctor.sandbox.processes import communicates
-from vlmdoctor.sandbox.restore import unchanged
+from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.subject import Subject
 
 MOST_IMAGES = 8
@@ -38,13 +38,13 @@ _GRIDS = ("image_grid_thw", "grid_thw")
 Moves = Callable[[Callable[[torch.Tensor], None]], torch.Tensor]
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> Landing:
+def probe(subject: Subject, gather: Callable[[type], Any]) -> ImagePlacement:
     """Runs the model about a dozen times up to its first decoder layer, and leaves it as it was."""
     passed(gather, finite=True)
     if communicates(subject.model):
         raise Unavailable("a forward pass needs all processes here")
-    with unchanged(subject):
-        return look(subject)
+    with restoring(subject):
+        return measure(subject)
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class _Picture:
     grid: tuple[int, int] | None = None  # of its patches, where they are rows of a flat tensor
 
 
-def look(subject: Subject) -> Landing:
-    """Use inside `unchanged`."""
-    trials = Trials(subject)
+def measure(subject: Subject) -> ImagePlacement:
+    """Use inside `restoring`."""
+    trials = PassRunner(subject)
     inputs = trials.inputs
     if inputs.ids is None or inputs.reads_labels or len(inputs.images) != 1:
         raise Unavailable("the batch holds no images, or several kinds of them, beside token ids")
@@ -88,13 +88,13 @@ def look(subject: Subject) -> Landing:
     again = moves(lambda changed: None)
     if bool(again.any()):
         raise Unavailable("two passes over the same batch differ: the model draws numbers of its own")
-    landed: list[Landed] = []
+    landed: list[PlacedImage] = []
     mapped = equal = False
     for number, picture in enumerate(pictures[:MOST_IMAGES]):
         if time.perf_counter() - started > SECONDS:
             break
         if _is_blank(picture.pixels(pixels)):
-            landed.append(Landed(number, blank=True))  # a model may tell a stand-in by its pixels
+            landed.append(PlacedImage(image=number, blank=True))  # a model may tell a stand-in by its pixels
             continue
         noise = partial(_noise_over, picture)
         apart = moves(noise)
@@ -110,7 +110,7 @@ def look(subject: Subject) -> Landing:
             seen = replace(seen, identical=_copies(own[seen.row, places].float()) == seen.tokens)
         landed.append(seen)
     whole = pixels.ndim == 4 or pictures[0].grid is not None
-    return Landing(layer, tuple(landed), whole, equal)
+    return ImagePlacement(module=layer, images=tuple(landed), whole=whole, equal_queries=equal)
 
 
 def _pictures(inputs: Inputs, pixels: torch.Tensor) -> list[_Picture]:
@@ -135,22 +135,22 @@ def _pictures(inputs: Inputs, pixels: torch.Tensor) -> list[_Picture]:
     return [_Picture(lambda changed, i=i: changed.flatten(0, -4)[i]) for i in range(count)]
 
 
-def _landed(number: int, apart: torch.Tensor) -> tuple[Landed, torch.Tensor]:
+def _landed(number: int, apart: torch.Tensor) -> tuple[PlacedImage, torch.Tensor]:
     """(what an image moves, [T] the places of its tokens in their row)."""
     far = apart.norm(dim=-1)
     moved = far > MOVED * far.max()
     rows = moved.any(dim=1).nonzero().flatten().tolist()
     if len(rows) != 1:
-        return Landed(number, tokens=int(moved.sum())), far.new_empty(0)
+        return PlacedImage(image=number, tokens=int(moved.sum())), far.new_empty(0)
     places = moved[rows[0]].nonzero().flatten()
-    return Landed(
-        number,
-        False,
-        rows[0],
-        int(places[0]),
-        int(places[-1]),
-        len(places),
-        _copies(apart[rows[0], places]),
+    return PlacedImage(
+        image=number,
+        blank=False,
+        row=rows[0],
+        first=int(places[0]),
+        last=int(places[-1]),
+        tokens=len(places),
+        copies=_copies(apart[rows[0], places]),
     ), places
 
 
@@ -191,13 +191,13 @@ def _rows_are_equal(tensor: torch.Tensor) -> bool:
 
 
 def _mapped(
-    seen: Landed,
+    seen: PlacedImage,
     picture: _Picture,
     pixels: torch.Tensor,
     places: torch.Tensor,
     apart: torch.Tensor,
     moves: Moves,
-) -> Landed:
+) -> PlacedImage:
     """`seen` with the tokens that some patches go to."""
     grid = _grid(picture, pixels, len(places))
     if grid is None or len(places) < FEWEST_TOKENS:
