@@ -58,6 +58,7 @@ class _Picture:
 def measure(subject: Subject) -> ImagePlacement:
     """Use inside `restoring`."""
     trials = PassRunner(subject)
+    trials.listens = False  # each pass ends before there is a loss
     inputs = trials.inputs
     if inputs.ids is None or inputs.reads_labels or len(inputs.images) != 1:
         raise Unavailable("the batch holds no images, or several kinds of them, beside token ids")

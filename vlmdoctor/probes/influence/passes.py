@@ -42,6 +42,7 @@ class PassRunner:
     Attributes:
         model: The model without compilation and data-parallel wrappers.
         inputs: The user's batch.
+        listens: Whether the next pass listens to the losses that are called in it.
         seconds: How long the first pass took.
         unseen: How many logits at the end of each row were never seen, since the loss takes none there.
         targets: What the loss compares with, [B, T], `IGNORED` where there is nothing; None where not seen.
@@ -62,6 +63,7 @@ class PassRunner:
         types = {name for name in self.inputs.fields if name.endswith("token_type_ids")}
         for module in self.model.modules():
             module.training = bool(types) and _takes(module, types)
+        self.listens = True
         self.seconds = 0.0
         self.unseen = 0
         self.targets: torch.Tensor | None = None
@@ -74,7 +76,7 @@ class PassRunner:
         outputs: list[Any] = []
         started = time.perf_counter()
         invoke.seed(seed)
-        with torch.no_grad(), warnings.catch_warnings(), watched_losses() as calls, self._types_noted():
+        with torch.no_grad(), warnings.catch_warnings(), self._heard() as calls, self._types_noted():
             warnings.simplefilter("ignore")
             if loss_fn is None:
                 outputs.append(call(model, batch))
@@ -83,14 +85,19 @@ class PassRunner:
                 with _hooked(model, lambda module, inputs, output: outputs.append(output)):
                     loss = loss_in(loss_fn(model, batch))
         self.seconds = self.seconds or time.perf_counter() - started
-        logits = self._logits(outputs[-1]) if outputs else None
+        logits = own = self._logits(outputs[-1]) if outputs else None
         seen = token_losses(calls, self.inputs[self.inputs.ids] if self.inputs.ids else None)
         if seen:
             self.inputs.ignored = seen[0].ignored
         if len(seen) == 1:
             logits = self._compared(seen[0]) if logits is None else logits
             self.targets = self._targets(seen[0]) if self.targets is None else self.targets
+        self.listens = self.listens and (own is None or self.targets is None)
         return PassOutput(logits, None if loss is None else float(loss.detach()))
+
+    def _heard(self) -> contextlib.AbstractContextManager[list[LossCall]]:
+        """The calls of losses, while they can tell something: listening costs a fifth of a pass."""
+        return watched_losses() if self.listens else contextlib.nullcontext([])
 
     @contextlib.contextmanager
     def _types_noted(self) -> Iterator[None]:
