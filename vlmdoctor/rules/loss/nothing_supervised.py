@@ -123,10 +123,13 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
     losses = [loss for _, loss in steps.losses]
     flowing = any(track.with_gradient > track.zero_gradient for track in steps.tracks)
     flowing = flowing or any(s.grad_norm for s in steps.sampled)
+    cause: str
     if len(counts) >= ENOUGH and empty == len(counts):
         message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
         over = counted(len(counts), "step")
-        cause = Inferred(f"not one label other than -100 in {over}; what masked them was not established")
+        cause: str = Inferred(
+            f"not one label other than -100 in {over}; what masked them was not established"
+        )
     elif not counts and len(losses) >= ENOUGH and not any(losses) and steps.sampled and not flowing:
         message, severity = "the loss is exactly 0 and so are the gradients", Severity.ERROR
         cause = "as when every label is masked (-100); the labels themselves were not seen"
