@@ -52,12 +52,12 @@ def decode_with_the_cache(reference: Baseline) -> Results:
         raise Unavailable("the last tokens stand for an image")
     base = getattr(model, "get_base_model", lambda: model)()
     if getattr(base, "can_generate", lambda: False)():
-        decoded = _Generated(reference, base, cut)
+        decoded: _Generated | _Stepped = _Generated(reference, base, cut)
     else:
         decoded = _Stepped(reference, cut)
     for module in model.modules():
         module.training = False
-    whole = reference.text(reference.before.logits)[:, cut - 1 : cut - 1 + DECODED]
+    whole = reference.text(reference.logits)[:, cut - 1 : cut - 1 + DECODED]
     with _quietly(), torch.no_grad():
         apart = distances(decoded.run(cached=True), whole).cpu()
         names = " ".join({type(module).__name__.lower() for module in model.modules()})

@@ -30,7 +30,7 @@ def leaking_place(reference: Baseline, changed: Any, where: torch.Tensor) -> str
 
 def moved_with_causal_mask(reference: Baseline, changed: Any, where: torch.Tensor) -> float | None:
     """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
-    length = reference.before.logits.shape[1]
+    length = reference.logits.shape[1]
     with _causal(length) as used:
         one, other = reference.trials.run(), reference.trials.run(changed)
     if not used or one.logits is None or other.logits is None:
