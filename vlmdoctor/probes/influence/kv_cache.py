@@ -163,6 +163,7 @@ class _Stepped:
     def run(self, *, cached: bool) -> torch.Tensor:
         """[B, DECODED, C]: the logits before each of the last tokens."""
         model, name = self.reference.trials.model, self.reference.inputs.ids
+        assert name is not None  # or there would be no logits of tokens
         ids = self.rest[name]
         if not cached:
             return self._logits(model(**copy_of(self.rest)))[:, self.cut - 1 : self.cut - 1 + DECODED]

@@ -111,17 +111,17 @@ def _causal(length: int) -> Iterator[list[bool]]:
 
         return weigh
 
-    owners = (functional, torch, torch.Tensor)
+    owners: tuple[Any, ...] = (functional, torch, torch.Tensor)
     own = [vars(owner).get("softmax") for owner in owners]
-    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attend
     for owner in owners:
-        owner.softmax = weighing(owner.softmax)  # type: ignore[attr-defined]
+        owner.softmax = weighing(owner.softmax)
     try:
         yield used
     finally:
         functional.scaled_dot_product_attention = attention
         for owner, softmax in zip(owners, own, strict=True):
             if softmax is None:  # it was inherited
-                del owner.softmax  # type: ignore[attr-defined]
+                del owner.softmax
             else:
-                owner.softmax = softmax  # type: ignore[attr-defined]
+                owner.softmax = softmax

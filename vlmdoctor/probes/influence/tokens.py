@@ -93,8 +93,8 @@ def edit_a_packed_sample(reference: Baseline) -> Results:
     masked = reference.inputs.mask is not None
 
     def seen(**told: Any) -> Change:
-        before, after = (reference.trials.run(batch).logits for batch in (None, changed))
-        apart = distances(reference.text(after), reference.text(before)).cpu()
+        before, after = (reference.trials.run(batch) for batch in (None, changed))
+        apart = reference.moved(after, before)
         effect = float(apart[row][first].max())
         return change(
             what, apart, others, reference.exact(effect), effect, told_by=by, attention_mask=masked, **told
@@ -116,9 +116,8 @@ def _may_cache(reference: Baseline) -> bool:
 @contextlib.contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """A cache, which no training needs, keeps transformers from looking for packed samples."""
-    configs = {
-        id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)
-    }
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
     for config in configs.values():
         config.use_cache = False
     try:

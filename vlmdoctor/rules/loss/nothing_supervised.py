@@ -127,9 +127,7 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
     if len(counts) >= ENOUGH and empty == len(counts):
         message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
         over = counted(len(counts), "step")
-        cause: str = Inferred(
-            f"not one label other than -100 in {over}; what masked them was not established"
-        )
+        cause = Inferred(f"not one label other than -100 in {over}; what masked them was not established")
     elif not counts and len(losses) >= ENOUGH and not any(losses) and steps.sampled and not flowing:
         message, severity = "the loss is exactly 0 and so are the gradients", Severity.ERROR
         cause = "as when every label is masked (-100); the labels themselves were not seen"
