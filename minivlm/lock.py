@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from pathlib import Path
 
 from minivlm.errors import UserError
@@ -125,7 +126,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _locked(descriptor: int) -> bool:
     """Whether the lock could be taken; file systems that know no locks are taken to give it."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, _LOCKED_AT, os.SEEK_SET)

@@ -174,7 +174,7 @@ def _examined(
     }
     report = judge(rules, gather, command="check", target=target, fail_on=fail_on, facts={**known, **facts})
     agreement = gather.gathered.get(ContractStatus)
-    if agreement is not None and agreement.seen:
+    if isinstance(agreement, ContractStatus) and agreement.seen:
         terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
         report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
     return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)

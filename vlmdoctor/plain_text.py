@@ -78,12 +78,12 @@ def plain_values(value: Any, *, lines: bool = False, depth: int = 0) -> Any:
         return ELLIPSIS
     if isinstance(value, Mapping):
         pairs = [(key, item) for key, item in value.items()]
-        made = {plain_values(key): plain_values(item, lines=lines, depth=depth + 1) for key, item in pairs}
-        same = len(made) == len(pairs) and all(
+        plain = {plain_values(key): plain_values(item, lines=lines, depth=depth + 1) for key, item in pairs}
+        same = len(plain) == len(pairs) and all(
             one is key and other is item
-            for (one, other), (key, item) in zip(made.items(), pairs, strict=True)
+            for (one, other), (key, item) in zip(plain.items(), pairs, strict=True)
         )
-        return value if same else made
+        return value if same else plain
     items = list(value)
     new = [plain_values(item, lines=lines, depth=depth + 1) for item in items]
     if all(one is other for one, other in zip(new, items, strict=True)):

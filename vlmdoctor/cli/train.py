@@ -168,7 +168,7 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
             folder.rmdir()
         present(report, output, None, folder)
         return exit_status(report, output)
-    if is_user_error(error) and not folder.is_dir():
+    if error is not None and is_user_error(error) and not folder.is_dir():
         print(f"vlmdoctor: {error}", file=sys.stderr)
         return 2
     examples = _examples(session) if error is None else []

@@ -195,7 +195,7 @@ class Abstract(TorchDispatchMode):
     def _converted(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A tensor in another dtype; one that was filled with a number has it still."""
         source, dtype = args[0], kwargs.get("dtype")
-        held, value = self._filled.get(_storage(source), (None, None))
+        held, value = self._filled.get(_storage(source), (None, 0))
         if held is None or held() is None or dtype is None or _is_float(dtype):
             return func(*args, **_placed(kwargs, _META))
         return torch.full(source.shape, value, dtype=source.dtype).to(dtype)

@@ -124,9 +124,13 @@ def dry_run(
         told = culprits(target, weightless, plan, f"raises {error.raised}")
         if not told.found:
             raise
-        facts = {"not_built": text_of(error)}
         return judge(
-            rules, NoModelGatherer(told), command="check", target=target, fail_on=fail_on, facts=facts
+            rules,
+            NoModelGatherer(told),
+            command="check",
+            target=target,
+            fail_on=fail_on,
+            facts={"not_built": text_of(error)},
         )
     subject = resolved.subject
     made = resolved.facts.get("batch") == MADE

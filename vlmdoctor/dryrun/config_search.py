@@ -40,7 +40,7 @@ def contradictions(
         return Contradictions()
     values = config.to_dict() if config is not None else with_defaults(written)
     suspects = list(itertools.islice(suspicions(values, tokens), MOST_TRIES))
-    tries = [(one,) for one in suspects]
+    tries: list[tuple[Suspicion, ...]] = [(one,) for one in suspects]
     if len(suspects) > 1:
         tries.append(tuple(suspects))  # several faults at once
     started = time.monotonic()

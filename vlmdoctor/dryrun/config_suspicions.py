@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlmdoctor.knowledge.rotary_kinds import KINDS
 
@@ -340,7 +340,7 @@ def _first(part: Values, names: tuple[str, ...]) -> tuple[str, int] | None:
     return next(((name, part[name]) for name in names if _is_size(part.get(name))), None)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 1 << 31
 
 

@@ -37,18 +37,19 @@ class Ledger:
     @contextlib.contextmanager
     def resizes(self) -> Iterator[None]:
         """Inside, storages that are emptied and filled again are followed: so FSDP treats what it gathers."""
-        original = torch.UntypedStorage.resize_
+        storages: Any = torch.UntypedStorage
+        original = storages.resize_
 
         def resize(storage: Any, size: Any) -> Any:
             done = original(storage, size)
             self._resized(storage)
             return done
 
-        torch.UntypedStorage.resize_ = resize
+        storages.resize_ = resize
         try:
             yield
         finally:
-            torch.UntypedStorage.resize_ = original
+            storages.resize_ = original
 
     def already(self, tensors: Any) -> None:
         """Tensors that are counted elsewhere, such as parameters."""

@@ -31,17 +31,18 @@ def building() -> Iterator[None]:
     Rows that are added to an embedding are drawn around the others where those spread in all directions.
     Nobody knows here whether they do; transformers then takes their mean, which is as good without values.
     """
-    original = constraints.positive_definite.check
+    constraint: Any = constraints.positive_definite
+    original = constraint.check
 
     def check(value: torch.Tensor) -> torch.Tensor:
         return torch.zeros(value.shape[:-2], dtype=torch.bool) if value.is_meta else original(value)
 
     with Abstract():
-        constraints.positive_definite.check = check
+        constraint.check = check
         try:
             yield
         finally:
-            del constraints.positive_definite.check
+            del constraint.check
 
 
 def meta_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

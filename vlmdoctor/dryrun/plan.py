@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +62,13 @@ class Plan:
         """Raises `UserError` for a setting that there is not."""
         from vlmdoctor.dryrun.optimizers import OPTIMIZERS
 
-        for option, value, choices in (
+        asked: tuple[tuple[str, str | None, Collection[str]], ...] = (
             ("--precision", self.precision, PRECISIONS),
             ("--optimizer", self.optimizer, OPTIMIZERS),
             ("--shard", self.shard, SHARDS),
             *(("--freeze", role, ROLES) for role in self.freeze),
-        ):
+        )
+        for option, value, choices in asked:
             if value is not None and value not in choices:
                 raise UserError(f"{option} can't be '{value}'; choose one of {', '.join(choices)}.")
         if self.world_size is not None and self.shard is None:
@@ -180,7 +181,7 @@ def _freeze(model: Any, roles: tuple[str, ...]) -> None:
 def _without_cache(model: Any) -> None:
     """Keys and values are not kept for generation while activations are recomputed."""
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None):
             config.use_cache = False
 

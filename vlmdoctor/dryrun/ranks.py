@@ -79,12 +79,13 @@ def without_weights() -> Iterator[None]:
     """Inside, FSDP2 runs on the meta device, which it else refuses for fear of forgotten weights."""
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-    refuse = FSDPParamGroup._validate_no_meta_params
-    FSDPParamGroup._validate_no_meta_params = lambda group: None
+    groups: Any = FSDPParamGroup
+    refuse = groups._validate_no_meta_params
+    groups._validate_no_meta_params = lambda group: None
     try:
         yield
     finally:
-        FSDPParamGroup._validate_no_meta_params = refuse
+        groups._validate_no_meta_params = refuse
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

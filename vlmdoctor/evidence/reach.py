@@ -103,11 +103,11 @@ class Reach:
         # Of the last layers nobody may ask for everything: features are taken in front of them, or only
         # those of some tokens, whose path passes through some of their modules (the queries of a Q-Former;
         # the text, where experts of a language model are for images alone).
-        stack, twin = p.layer.rpartition(".")[0], p.name[len(p.layer) :]
+        stack, tail = p.layer.rpartition(".")[0], p.name[len(p.layer) :]
         alike = [
-            q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == twin
+            q for q in self.seen if q.layer.rpartition(".")[0] == stack and q.name[len(q.layer) :] == tail
         ]
-        used = {q.depth for q in alike if q not in self.missing}
+        used = {q.depth for q in alike if q.depth is not None and q not in self.missing}
         behind = p.depth is not None and bool(used) and p.depth > max(used)
         return behind and len(alike) - len(used) <= max(1, len(alike) // 2)
 

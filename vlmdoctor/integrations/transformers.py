@@ -31,14 +31,15 @@ class VLMDoctorCallback(Watching, TrainerCallback):
     ) -> None:
         # Not the loss: the Trainer's is the mean since it last logged, and 0.0 where no label is left.
         known = {"learning_rate": "lr", "epoch": "epoch"}
-        told = {name: logs[key] for key, name in known.items() if key in (logs or {})}
+        logs = logs or {}
+        told = {name: logs[key] for key, name in known.items() if key in logs}
         if self.watcher is not None and "lr" in told:
             self.watcher.log(**told)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **others: Any
     ) -> None:
-        if self.watcher is not None and "eval_loss" in (metrics or {}):
+        if self.watcher is not None and metrics is not None and "eval_loss" in metrics:
             self.watcher.evaluated({"loss": metrics["eval_loss"]})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:

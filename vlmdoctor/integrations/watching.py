@@ -41,7 +41,7 @@ class Watching:
             raise UserError(f"stop_on is '{stop_on}'; it must be 'error', 'warning' or None.")
         self.watcher: Watcher | None = None
         self.every = every
-        self._options = {"out": out, "every": every, "trainable": trainable}
+        self._options: dict[str, Any] = {"out": out, "every": every, "trainable": trainable}
         self._stop_on = None if stop_on is None else Severity(stop_on)
         self._stop = False
 

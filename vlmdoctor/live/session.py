@@ -166,7 +166,7 @@ class Session(Callback):
         precision = "fp32" if dtype is None else str(dtype).removeprefix("torch.")
         state.place = f"{run.device}, {precision}"
         state.total_steps, state.clip = run.total_steps, config.clip
-        state.eval_every = config.eval_every if config.eval_samples else 0
+        state.eval_every = config.eval_every or 0 if config.eval_samples else 0
         state.log_every = config.log_every
         if run.resumed:
             state.title += f", resumed at step {run.first_step:,}"

@@ -158,7 +158,8 @@ def _picture(image: Any, normalisation: Any) -> PIL.Image.Image:
 
 
 def _turns(row: Row, reader: Reader) -> Iterator[Turn]:
-    speaker, collected = "", []
+    speaker = ""
+    collected: list[Token] = []
     for role, tokens in _pieces(row, reader):
         if role in SPEAKERS and role != speaker and speaker:
             ending, beginning = _shared(collected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console, RenderableType
@@ -138,15 +138,14 @@ def preview(image: PIL.Image.Image, color: bool) -> RenderableType:
     resample = PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.BOX
     if not color:
         grey = image.convert("L").resize((width, lines), resample)
-        rows = [[grey.getpixel((x, y)) for x in range(width)] for y in range(lines)]
+        rows: list[list[Any]] = [[grey.getpixel((x, y)) for x in range(width)] for y in range(lines)]
         return Text("\n".join("".join(RAMP[int(v) * len(RAMP) // 256] for v in row) for row in rows))
     small = image.convert("RGB").resize((width, 2 * lines), resample)
+    pixel_at: Any = small.getpixel  # three numbers, since it has three bands
     text = Text(no_wrap=True)
     for y in range(0, 2 * lines, 2):
         for x in range(width):
-            upper, lower = (
-                f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (small.getpixel((x, y + d)) for d in (0, 1))
-            )
+            upper, lower = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (pixel_at((x, y + d)) for d in (0, 1)))
             text.append("▀", style=f"{upper} on {lower}")
         if y + 2 < 2 * lines:
             text.append("\n")

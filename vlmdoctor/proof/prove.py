@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import NotProven, Unavailable, WouldMove
@@ -65,7 +65,7 @@ def repair_of(rule: str) -> Repair | None:
     name = f"vlmdoctor.repairs.{rule.replace('-', '_')}"
     if not rule or importlib.util.find_spec(name) is None:
         return None
-    return importlib.import_module(name)  # type: ignore[return-value]
+    return cast(Repair, importlib.import_module(name))
 
 
 def prove(
@@ -129,7 +129,7 @@ def _tried(
 
     with restoring(subject):
 
-        def between() -> AbstractContextManager[None]:
+        def between() -> AbstractContextManager[object, bool | None]:
             # The model itself must be as it was before each attempt: it may keep tensors of the last.
             return nullcontext() if repair.COPIES else restoring(subject)
 

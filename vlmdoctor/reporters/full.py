@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -109,10 +110,8 @@ def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
     yield "more", f"vlmdoctor rule {finding.rule}"
 
 
-def _values(values: object) -> str:
-    if not isinstance(values, dict):
-        values = dict(values)  # type: ignore[call-overload]
-    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items())
+def _values(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in dict(values).items())
 
 
 def _value(value: object) -> str:

@@ -135,7 +135,8 @@ def grads_headline(recording: Recording) -> str:
     """Which parts a gradient reaches, in one line."""
     import numpy as np
 
-    reached, unreached = [], []
+    reached: list[str] = []
+    unreached: list[str] = []
     trainable = {p["role"] for p in recording.parameters if p["requires_grad"]}
     for role in dict.fromkeys([*recording.roles, *sorted(trainable)]):
         norms = recording.column(f"grad_norm/{role}").finite.values

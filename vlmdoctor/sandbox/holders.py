@@ -55,11 +55,11 @@ class DictHolder:
         held = self.held
         if self.ordered:
             if not _same(list(OrderedDict.keys(held)), self.keys):  # type: ignore[arg-type]
-                OrderedDict.clear(held)  # type: ignore[arg-type]
+                OrderedDict.clear(held)
             elif all(dict.__getitem__(held, k) is v for k, v in self.items()):
                 return
             for key, value in self.items():
-                OrderedDict.__setitem__(held, key, value)  # type: ignore[arg-type]
+                OrderedDict.__setitem__(held, key, value)
             return
         if _same(dict.keys(held), self.keys):
             if not all(map(is_, dict.values(held), self.values)):
@@ -146,7 +146,8 @@ class BytesHolder:
     __slots__ = ("held", "values")
 
     def __init__(self, held: bytearray | array.array[Any]) -> None:
-        self.held, self.values = held, held[:]
+        self.held: Any = held  # of the type of `values`
+        self.values = held[:]
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         return iter(())

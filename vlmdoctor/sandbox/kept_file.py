@@ -53,7 +53,7 @@ class KeptFile:
         self._file.seek(place)
         for part in content.split(len(self._buffer)):
             self._buffer[: len(part)].copy_(part)
-            _write_all(self._file, memoryview(self._buffer.numpy())[: len(part)])
+            _write_all(self._file, self._buffer.numpy().data[: len(part)])
         self._end += len(content)
         return place
 
@@ -90,7 +90,7 @@ class KeptFile:
 
     def _read_all(self, place: int, size: int) -> None:
         self._file.seek(place)
-        view, done = memoryview(self._buffer.numpy()), 0
+        view, done = self._buffer.numpy().data, 0
         while done < size:
             count = self._file.readinto(view[done:size])
             if not count:

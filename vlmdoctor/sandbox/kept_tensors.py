@@ -95,7 +95,7 @@ class KeptTensors:
             _expect_memory(sum(tensor.nbytes for tensor in rest))
         for tensor in tensors:
             memory = tensor.data
-            if id(tensor) in of_file:
+            if self._file is not None and id(tensor) in of_file:
                 put_back = partial(_from_file, self._file, places[id(tensor)], memory)
             else:
                 copy = memory.cpu() if aside and memory.device.type != "cpu" else memory.clone()
@@ -106,7 +106,7 @@ class KeptTensors:
         """Where each one's bytes begin in the file; nothing where they are not all in a file."""
         if not tensors:
             return {}
-        contents = [_bits(tensor) for tensor in tensors]
+        contents = [bits for tensor in tensors if (bits := _bits(tensor)) is not None]
         try:
             self._file = KeptFile(sum(map(len, contents)))
             places = [self._file.append(content) for content in contents]
@@ -155,8 +155,10 @@ def _place(data: torch.Tensor) -> tuple[int, tuple[int, ...]]:
 
 def _from_file(file: KeptFile, place: int, memory: torch.Tensor) -> None:
     _take_room(memory)
+    bits = _bits(memory)
+    assert bits is not None  # as when they were written into the file
     with _writable(memory):
-        file.fill(place, _bits(memory))
+        file.fill(place, bits)
 
 
 def _from_copy(copy: torch.Tensor, memory: torch.Tensor) -> None:
@@ -179,7 +181,7 @@ def _take_room(memory: torch.Tensor) -> None:
     if type(memory) is not torch.Tensor or memory.data_ptr() or not memory.numel():
         return
     last = sum((size - 1) * stride for size, stride in zip(memory.shape, memory.stride(), strict=True))
-    memory.untyped_storage().resize_((memory.storage_offset() + last + 1) * memory.element_size())
+    memory.untyped_storage().resize_(int((memory.storage_offset() + last + 1) * memory.element_size()))
 
 
 def _same_bits(memory: torch.Tensor, copy: torch.Tensor) -> bool:

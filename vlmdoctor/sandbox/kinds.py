@@ -11,6 +11,7 @@ import sys
 import types
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -50,23 +51,11 @@ SKIPPED_OF_TORCH = (
     *("torch._functorch", "torch._C", "torch.autograd", "torch.profiler"),
 )
 # Iterators of Python's own, of which a copy can be made that moves by itself.
-_PLAIN_ITERATORS = tuple(
-    type(iter(one))
-    for one in (
-        [],
-        (),
-        {},
-        {}.values(),
-        {}.items(),
-        set(),
-        "",
-        "ä",
-        b"",
-        bytearray(),
-        range(0),
-        range(1 << 70),
-    )
+_PLAIN: tuple[Iterable[Any], ...] = (
+    *([], (), {}, {}.values(), {}.items(), set()),
+    *("", "ä", b"", bytearray(), range(0), range(1 << 70)),
 )
+_PLAIN_ITERATORS = tuple(type(iter(one)) for one in _PLAIN)
 COPIED_ITERATORS = frozenset(
     (
         *_PLAIN_ITERATORS,

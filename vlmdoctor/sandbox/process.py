@@ -98,7 +98,7 @@ def _modes() -> Undo:
 
 def _stance() -> Undo:
     """How torch.compile takes the calls of what it has compiled."""
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
     kept = getattr(compiler, "_stance", None)
 
     def restore() -> None:
@@ -110,7 +110,7 @@ def _stance() -> Undo:
 
 def _workers() -> Undo:
     """DataLoaders set a handler for the end of their workers, once for the whole process."""
-    watched = sys.modules.get("torch.utils.data._utils.signal_handling")
+    watched: Any = sys.modules.get("torch.utils.data._utils.signal_handling")
     if watched is None or watched._SIGCHLD_handler_set or not hasattr(signal, "SIGCHLD"):
         return lambda: None
     kept = signal.getsignal(signal.SIGCHLD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from vlmdoctor.errors import UserError
@@ -21,7 +22,7 @@ def subject_of(made: Any, source: str) -> Subject:
     elif is_model(made):
         subject = Subject(made)
     elif isinstance(made, tuple) and len(made) in (2, 3) and is_model(made[0]):
-        subject = Subject(*made[:2], optimizer=made[2] if len(made) == 3 else None)
+        subject = Subject(made[0], made[1], optimizer=made[2] if len(made) == 3 else None)
     else:
         raise UserError(
             f"{source} returned {described(made)}; it should return a module, (model, batch), "
@@ -53,6 +54,7 @@ def described(value: Any) -> str:
 
 
 def called(factory: Any, source: str) -> Any:
+    parameters: Collection[inspect.Parameter]
     try:
         parameters = inspect.signature(factory).parameters.values()
     except Exception:  # of an object of the user's own, whose attributes may do anything

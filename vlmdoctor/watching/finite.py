@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ def tensors_in(value: Any, depth: int = 5) -> Iterator[Tensor]:
         if value.is_floating_point():
             yield value
         return
+    items: Iterable[Any]
     if isinstance(value, Mapping):
         items = value.values()
     elif isinstance(value, list | tuple):

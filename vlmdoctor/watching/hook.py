@@ -70,19 +70,20 @@ class Hook:
 def hook_forward(module: nn.Module, before: Hook, after: Hook, undo: Undo) -> None:
     """Has `before` and `after` called around the forward passes of `module`."""
     itself, token = weakref.ref(module), object()
+    modules: Any = nn.Module
 
     def unhook() -> None:
         with _lock:
             _at_work.discard(token)
             if not _at_work and vars(nn.Module).get("__prepare_scriptable__") is _unhooked:
-                del nn.Module.__prepare_scriptable__
+                del modules.__prepare_scriptable__
         _drop(itself(), (before, after))
 
     undo.push(unhook)
     with _lock:
         _at_work.add(token)
         if not hasattr(nn.Module, "__prepare_scriptable__"):
-            nn.Module.__prepare_scriptable__ = _unhooked
+            modules.__prepare_scriptable__ = _unhooked
     module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after, with_kwargs=True)
 

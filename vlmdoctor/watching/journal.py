@@ -43,7 +43,7 @@ class Journal:
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps kept, the open one included."""
-        return (*self._history.steps, *([self._joined()] if self._open else []))
+        return (*self._history.steps, *([self._joined(self._open)] if self._open else []))
 
     def start(self, info: Mapping[str, Any], parameters: Parameters) -> None:
         """Writes `run.json`."""
@@ -120,15 +120,15 @@ class Journal:
         if self._recorder:
             self._recorder.abandon()
 
-    def _joined(self) -> Step:
-        told = self._told[1] if self._told and self._told[0] == self._open.step else {}
-        return dataclasses.replace(self._open, **_fields(told))
+    def _joined(self, step: Step) -> Step:
+        told = self._told[1] if self._told and self._told[0] == step.step else {}
+        return dataclasses.replace(step, **_fields(told))
 
     def _settle(self) -> None:
         """Ends the open step: into memory, and into the folder if it was sampled or told of."""
         if self._open is None:
             return
-        step = self._joined()
+        step = self._joined(self._open)
         told = {}
         if self._told and self._told[0] == step.step:
             told, self._told = self._told[1], None

@@ -57,7 +57,7 @@ class Gradients:
             if tensor is not None and tensor.requires_grad and tensor.is_leaf:
                 self._handles.append(tensor.register_post_accumulate_grad_hook(_Arrival(self, place)))
         watched = now[probe] if probe is not None else None
-        if watched is not None and watched.requires_grad:
+        if probe is not None and watched is not None and watched.requires_grad:
             self._probe = probe
             self._handles.append(watched.register_hook(_BeforeFirst(self)))
 
@@ -180,7 +180,7 @@ class Movement:
         self._layout: list[tuple[Any, ...] | None] = []
         self._laid_out: list[int] = []
         self._cuts: list[tuple[tuple[int], tuple[int]] | None] = []
-        self._pending: list[tuple[list[int], list[Tensor], Tensor]] = []
+        self._pending: list[tuple[list[int], Sequence[Tensor | None], Tensor]] = []
         self._places: list[int] = []
 
     @property
@@ -214,10 +214,10 @@ class Movement:
             pending = [
                 (members, [again[place] for place in members], before) for members, _, before in pending
             ]
-        for members, views, before in pending:
-            if any(
-                view is None or (view.dtype, view.device) != (before.dtype, before.device) for view in views
-            ):
+        for members, found, before in pending:
+            alike = before.dtype, before.device
+            views = [view for view in found if view is not None and (view.dtype, view.device) == alike]
+            if len(views) < len(found):
                 continue
             sizes = [view.numel() for view in views]
             now = torch.cat(views)
@@ -288,7 +288,7 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad
 
 
-def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """The 2-norm of each tensor, without overflow in half precision."""
     if not tensors:
         return []

@@ -52,6 +52,7 @@ def explain_gradient(
 ) -> NonFinite:
     """Why gradients are not finite although the loss is; `names` are theirs, nearest the loss first."""
     parameters = tuple(names[:NAMED])
+    why: str | None
     if forward is None or communicates(model):
         why = _COMMUNICATES if forward else "the batch was no longer at hand when the gradients were read"
         return NonFinite(step=step, where="gradient", parameters=parameters, why_unknown=why)

@@ -181,7 +181,7 @@ def innermost(optimizer: Any) -> Any:
 
 def calling_scaler() -> Any:
     """The gradient scaler that is calling the optimizer, if one is."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     for _ in range(20):
         if frame is None:
             break

@@ -56,7 +56,7 @@ class Passes:
         come of it."""
         self.forget()
         if loss is not None and loss.grad_fn is not None:
-            loss.grad_fn.metadata[_KEY] = forward
+            loss.grad_fn.metadata[_KEY] = forward  # type: ignore[index]  # a property, and no method
             self._last = weakref.ref(forward)
 
     def hold(self) -> None:

@@ -35,7 +35,7 @@ _LIBRARIES = {"torch", "torchvision", "torchgen", "numpy", "triton", "vlmdoctor"
 )
 _HOLDERS = (list, dict, set, collections.deque, bytearray, array.array)
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class Unkeepable(Exception):
@@ -127,7 +127,7 @@ class Reached:
     def _note_holder(self, value: Any) -> None:
         # Through the built-in type: what a subclass of the user's makes of these is not asked for.
         if isinstance(value, dict):
-            base = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
+            base: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
             pairs = list(dict.items(value))
             self._open += [one for pair in pairs for one in pair]
 

@@ -96,8 +96,9 @@ class Sensor:
         self._residues = [0, 0]  # steps before whose backward the gradient was gone, and was left
         itself = weakref.ref(self)
         self._gradients = Gradients(
-            self._guard, lambda: (sensor := itself()) is not None and sensor._after_backward()
+            self._guard, lambda: None if (sensor := itself()) is None else sensor._after_backward()
         )
+        self._flags: list[bool] = []
         self._take_index(Index(model))
         self.tracks = Tracks(self.index.names)
         self._undo, self._undo_optimizers = Undo(), Undo()
@@ -139,7 +140,7 @@ class Sensor:
         self.passes.forget()
 
     def _attach(self, model: nn.Module) -> None:
-        root = model
+        root: Any = model
         # These call the module that they wrap, on the inputs of this process.
         while type(root).__name__ in ("DistributedDataParallel", "DataParallel"):
             root = root.module
@@ -398,7 +399,7 @@ class Sensor:
         self.held.take_parameters(index.ids)
         self._movement = Movement(index.tensors)
         self._note_devices(index.tensors())
-        self._flags: list[bool] = []
+        self._flags = []
 
     def _note_devices(self, tensors: Sequence[Tensor | None]) -> None:
         self._devices = sorted({tensor.device for tensor in tensors if tensor is not None}, key=str)

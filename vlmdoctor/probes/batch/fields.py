@@ -51,7 +51,10 @@ class Inputs:
             own = getattr(self.fields.get("decoder_attention_mask"), "shape", None)
             self.mask = "decoder_attention_mask" if own is not None and own == shape else None
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str | None) -> torch.Tensor:
+        """A part of the batch; KeyError for one that it does not have, whose name is None."""
+        if name is None:
+            raise KeyError(name)
         return self.fields[name]
 
     def with_(self, **changed: Any) -> Any:

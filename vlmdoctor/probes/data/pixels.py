@@ -64,7 +64,8 @@ def _from_patches(pixels: torch.Tensor, grid: Any, config: Any) -> list[torch.Te
     frames, rest = divmod(pixels.shape[1], 3 * patch * patch)
     if rest or frames < 1:
         return []
-    found, start = [], 0
+    found: list[torch.Tensor] = []
+    start = 0
     for t, h, w in grid.tolist():
         many = t * h * w
         block = pixels[start : start + many]
@@ -108,11 +109,11 @@ def picture_of(image: torch.Tensor, name: str, declared: Normalisation | None) -
     flat = inside.flatten(1)
     constant = bool((flat == flat[:, :1]).all())
     low, high = float(inside.min()), float(inside.max())
-    usable = declared is not None and len(declared[0]) == image.shape[0]
-    plain = restored(inside, declared) if usable else None
-    tried = dict(KNOWN) if image.shape[0] == 3 else {}
-    if usable:
-        tried = {"declared": declared, **tried}
+    usable = declared if declared is not None and len(declared[0]) == image.shape[0] else None
+    plain = restored(inside, usable) if usable is not None else None
+    tried: dict[str, Normalisation] = dict(KNOWN) if image.shape[0] == 3 else {}
+    if usable is not None:
+        tried = {"declared": usable, **tried}
     fits: tuple[tuple[str, float], ...] = ()
     step = max(1, max(image.shape[-2:]) // MOST_ALONG_A_SIDE)
     if exact and not constant and bool(finite.all()) and max(abs(low), abs(high)) < 1000:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data import Data, Picture, Row
+from vlmdoctor.evidence.data import Data, Picture, Row, Trouble
 from vlmdoctor.probes.batch.fields import standard
 from vlmdoctor.probes.data import chat_template, pixels, speakers, vocabulary
 from vlmdoctor.probes.model.training_args import setting
@@ -154,7 +154,8 @@ def read(subject: Subject) -> Data:
     batch = reader.standard(subject.batch)
     rows = reader.rows(batch, "batch")
     pictures = reader.pictures(batch, "the batch")
-    troubles, samples = [], 0
+    troubles: list[Trouble] = []
+    samples = 0
     if subject.train_dataset is not None:
         from vlmdoctor.probes.data.samples import batches
 

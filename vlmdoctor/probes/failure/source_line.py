@@ -62,15 +62,16 @@ def _value_set(statement: ast.stmt, attribute: str) -> ast.expr | None:
     """What `statement` stores as `self.<attribute>`, by assignment or by register_buffer."""
     if isinstance(statement, ast.Expr):
         call = statement.value
-        registers = (
+        if (
             isinstance(call, ast.Call)
             and isinstance(call.func, ast.Attribute)
             and call.func.attr in ("register_buffer", "register_parameter")
             and len(call.args) >= 2
             and isinstance(call.args[0], ast.Constant)
             and call.args[0].value == attribute
-        )
-        return call.args[1] if registers else None  # type: ignore[union-attr]
+        ):
+            return call.args[1]
+        return None
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]  # type: ignore[attr-defined]
     for target in targets:
         if isinstance(target, ast.Tuple):

@@ -100,7 +100,7 @@ def failure_of(error: BaseException, model: nn.Module) -> Failure:
     return Failure(
         type=type(error).__name__,
         message=text_of(error, 600),
-        module=names[running.module] if running is not None else None,
+        module=names.get(running.module) if running is not None and running.module is not None else None,
         module_class=type(running.module).__name__ if running is not None else None,
         file=shown_path(place.file) if place else None,
         line=place.line if place else None,

@@ -91,7 +91,7 @@ def switching_off() -> Cut | None:
 
 def _around(wrapped: Any) -> Cut | None:
     """The cut of a function that is decorated to run without gradients."""
-    own = None if wrapped is None else inspect.unwrap(wrapped)
+    own: Any = None if wrapped is None else inspect.unwrap(wrapped)
     code = getattr(own, "__code__", None)
     return None if code is None else Cut("no_grad", code.co_filename, code.co_firstlineno, own.__qualname__)
 

@@ -141,7 +141,8 @@ def outputs_of(model: nn.Module, names: Collection[str], run: Callable[[], Any])
 
     That is `never` (not called), `graph` (a tensor that a gradient could come back to) or `none`.
     """
-    chosen, seen, handles = set(names), {}, []
+    seen: dict[str, str] = {}
+    chosen, handles = set(names), []
     for raw_name, module in model.named_modules():
         name = canonical_name(raw_name + ".").rstrip(".")
         own = [canonical_name(f"{raw_name}.{n}" if raw_name else n) for n, _ in module.named_parameters()]
@@ -185,14 +186,14 @@ def _watching_checkpoints(tracer: Tracer) -> Iterator[None]:
         cut = None if where is None else Cut("checkpoint", *where)
         return run(*arguments) if tracer._meets(cut) else apply(run, preserve, *arguments)
 
-    function.apply = watched  # type: ignore[assignment]
+    function.apply = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
         if own is None:
             del function.apply  # the inherited one is seen again
         else:
-            function.apply = own  # type: ignore[assignment]
+            function.apply = own  # type: ignore[method-assign]
 
 
 def _can_cut(function: Any) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def _pictures(inputs: Inputs, pixels: torch.Tensor) -> list[_Picture]:
             end = start + frames * height * width
             found.append(
                 _Picture(
-                    lambda changed, start=start, end=end: changed[start:end],
+                    itemgetter(slice(start, end)),
                     (height, width) if frames == 1 else None,
                 )
             )
@@ -133,7 +134,11 @@ def _pictures(inputs: Inputs, pixels: torch.Tensor) -> list[_Picture]:
     if pixels.ndim < 4 or pixels.shape[-3] not in _CHANNELS:
         raise Unavailable("the pixels are not laid out as images")
     count = math.prod(pixels.shape[:-3])
-    return [_Picture(lambda changed, i=i: changed.flatten(0, -4)[i]) for i in range(count)]
+    return [_Picture(partial(_image_at, i)) for i in range(count)]
+
+
+def _image_at(number: int, pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.flatten(0, -4)[number]
 
 
 def _landed(number: int, apart: torch.Tensor) -> tuple[PlacedImage, torch.Tensor]:

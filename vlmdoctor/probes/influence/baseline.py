@@ -14,6 +14,8 @@ from vlmdoctor.probes.loss.alignment import places_ahead
 from vlmdoctor.subject import Subject
 
 _SAME_SHAPE = 1e-5  # of the change's own effect: nothing that a real path would leave
+_NO_IDS = "no token ids were found in the batch"
+_NO_LOGITS = "no logits were found in the model's output, one row of them for each token"
 # They look ahead, or depend on the length in blocks, by design.
 _NOT_CAUSAL = ("xlm", "flaubert", "xlnet", "big_bird", "bigbird_pegasus", "reformer", "cpmant", "prophetnet")
 
@@ -29,11 +31,11 @@ class Baseline:
         self.before: PassOutput = self.trials.run()
         again = self.trials.run()
         self.noise = self.rounding = self.scale = 0.0
-        self.valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
-        if self.valid is not None and self.trials.unseen:
-            self.valid = self.valid.clone()
-            self.valid[:, -self.trials.unseen :] = False
-        if self.valid is not None and not self.valid.any():
+        self._valid = None if self.inputs.ids is None else self.inputs.valid.cpu()
+        if self._valid is not None and self.trials.unseen:
+            self._valid = self._valid.clone()
+            self._valid[:, -self.trials.unseen :] = False
+        if self._valid is not None and not self._valid.any():
             raise Unavailable("the attention mask hides every token")
         self.offset = 0
         if self.before.logits is not None:
@@ -53,6 +55,26 @@ class Baseline:
             self.noise = abs(self.before.loss - again.loss)
         if self.noise > 1e-3 * max(self.scale, 1e-30) and self.before.logits is not None:
             raise Unavailable("two passes over the same batch differ: the model draws numbers of its own")
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """[B, T] on the CPU: where there is a token and not padding; `Unavailable` where there are no ids."""
+        if self._valid is None:
+            raise Unavailable(_NO_IDS)
+        return self._valid
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Those of the unchanged batch; `Unavailable` where no token's logits are known."""
+        if self.before.logits is None:
+            raise Unavailable(_NO_LOGITS)
+        return self.before.logits
+
+    def with_ids(self, ids: torch.Tensor) -> Any:
+        """The batch with other token ids."""
+        if self.inputs.ids is None:
+            raise Unavailable(_NO_IDS)
+        return self.inputs.with_(**{self.inputs.ids: ids})
 
     def text(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the text's positions."""
@@ -124,9 +146,9 @@ class Baseline:
     def need_logits(self) -> None:
         """Raises `Unavailable` where no token's logits are known."""
         if self.inputs.ids is None:
-            raise Unavailable("no token ids were found in the batch")
+            raise Unavailable(_NO_IDS)
         if self.before.logits is None:
-            raise Unavailable("no logits were found in the model's output, one row of them for each token")
+            raise Unavailable(_NO_LOGITS)
 
 
 def change(

@@ -68,8 +68,8 @@ def shift_positions(reference: Baseline) -> Results:
 def switch_backend(reference: Baseline) -> Results:
     """The other of eager and sdpa attention: the same function, so that nothing moves but by rounding."""
     reference.need_logits()
-    model = reference.trials.model
-    model = getattr(model, "get_base_model", lambda: model)()
+    whole = reference.trials.model
+    model: Any = getattr(whole, "get_base_model", lambda: whole)()
     current = getattr(reference.config, "_attn_implementation", None)
     if current not in _BACKENDS or not hasattr(model, "set_attn_implementation"):
         raise Unavailable("the model has no attention back ends that can be switched")

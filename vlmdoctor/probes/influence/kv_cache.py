@@ -52,12 +52,12 @@ def decode_with_the_cache(reference: Baseline) -> Results:
         raise Unavailable("the last tokens stand for an image")
     base = getattr(model, "get_base_model", lambda: model)()
     if getattr(base, "can_generate", lambda: False)():
-        decoded = _Generated(reference, base, cut)
+        decoded: _Generated | _Stepped = _Generated(reference, base, cut)
     else:
         decoded = _Stepped(reference, cut)
     for module in model.modules():
         module.training = False
-    whole = reference.text(reference.before.logits)[:, cut - 1 : cut - 1 + DECODED]
+    whole = reference.text(reference.logits)[:, cut - 1 : cut - 1 + DECODED]
     with _quietly(), torch.no_grad():
         apart = distances(decoded.run(cached=True), whole).cpu()
         names = " ".join({type(module).__name__.lower() for module in model.modules()})
@@ -163,6 +163,7 @@ class _Stepped:
     def run(self, *, cached: bool) -> torch.Tensor:
         """[B, DECODED, C]: the logits before each of the last tokens."""
         model, name = self.reference.trials.model, self.reference.inputs.ids
+        assert name is not None  # or there would be no logits of tokens
         ids = self.rest[name]
         if not cached:
             return self._logits(model(**copy_of(self.rest)))[:, self.cut - 1 : self.cut - 1 + DECODED]

@@ -30,7 +30,7 @@ def leaking_place(reference: Baseline, changed: Any, where: torch.Tensor) -> str
 
 def moved_with_causal_mask(reference: Baseline, changed: Any, where: torch.Tensor) -> float | None:
     """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
-    length = reference.before.logits.shape[1]
+    length = reference.logits.shape[1]
     with _causal(length) as used:
         one, other = reference.trials.run(), reference.trials.run(changed)
     if not used or one.logits is None or other.logits is None:
@@ -111,17 +111,17 @@ def _causal(length: int) -> Iterator[list[bool]]:
 
         return weigh
 
-    owners = (functional, torch, torch.Tensor)
+    owners: tuple[Any, ...] = (functional, torch, torch.Tensor)
     own = [vars(owner).get("softmax") for owner in owners]
-    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attend
     for owner in owners:
-        owner.softmax = weighing(owner.softmax)  # type: ignore[attr-defined]
+        owner.softmax = weighing(owner.softmax)
     try:
         yield used
     finally:
         functional.scaled_dot_product_attention = attention
         for owner, softmax in zip(owners, own, strict=True):
             if softmax is None:  # it was inherited
-                del owner.softmax  # type: ignore[attr-defined]
+                del owner.softmax
             else:
-                owner.softmax = softmax  # type: ignore[attr-defined]
+                owner.softmax = softmax

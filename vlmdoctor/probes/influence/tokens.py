@@ -37,7 +37,7 @@ def edit_a_token(reference: Baseline) -> Results:
     row, place = _late_token(reference, where)
     ids = inputs[inputs.ids].clone()
     ids[row, place] = _another(reference, row, place)
-    changed = inputs.with_(**{inputs.ids: ids})
+    changed = reference.with_ids(ids)
     apart = reference.moved(reference.trials.run(changed))
     columns = torch.arange(ids.shape[1])
     # A decoder that reads the labels sees this one a position later.
@@ -85,7 +85,7 @@ def edit_a_packed_sample(reference: Baseline) -> Results:
         raise Unavailable("the first packed sample has no text")
     ids = reference.inputs[reference.inputs.ids].clone()
     ids[row, places[-1]] = _another(reference, row, places[-1])
-    changed = reference.inputs.with_(**{reference.inputs.ids: ids})
+    changed = reference.with_ids(ids)
     others = torch.zeros_like(reference.valid)
     others[row] = reference.valid[row] & ~first
     what = f"token {places[-1]} of row {row}"
@@ -93,8 +93,8 @@ def edit_a_packed_sample(reference: Baseline) -> Results:
     masked = reference.inputs.mask is not None
 
     def seen(**told: Any) -> Change:
-        before, after = (reference.trials.run(batch).logits for batch in (None, changed))
-        apart = distances(reference.text(after), reference.text(before)).cpu()
+        before, after = (reference.trials.run(batch) for batch in (None, changed))
+        apart = reference.moved(after, before)
         effect = float(apart[row][first].max())
         return change(
             what, apart, others, reference.exact(effect), effect, told_by=by, attention_mask=masked, **told
@@ -116,9 +116,8 @@ def _may_cache(reference: Baseline) -> bool:
 @contextlib.contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """A cache, which no training needs, keeps transformers from looking for packed samples."""
-    configs = {
-        id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)
-    }
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
     for config in configs.values():
         config.use_cache = False
     try:
@@ -151,11 +150,11 @@ def pad_more(reference: Baseline) -> Results:
         raise Unavailable("recurrent layers read padding on the left by design")
     reference.need_no_draws()
     seen = reference.trials.run(inputs.with_(**_padded(reference, left)))
-    if seen.logits is None or seen.logits.shape[1] != reference.before.logits.shape[1] + PADDING:
+    if seen.logits is None or seen.logits.shape[1] != reference.logits.shape[1] + PADDING:
         raise Unavailable("the padded batch gives logits of another shape")
     logits = reference.text(seen.logits)
     kept = logits[:, PADDING:] if left else logits[:, :length]
-    apart = distances(kept, reference.text(reference.before.logits)).cpu()
+    apart = distances(kept, reference.text(reference.logits)).cpu()
     side = "left" if left else "right"
     given = "position_ids" in inputs.fields
     yield (
@@ -194,9 +193,7 @@ def _looks_back(reference: Baseline, where: torch.Tensor) -> bool | None:
             continue
         ids = reference.inputs[reference.inputs.ids].clone()
         ids[row, place] = _another(reference, row, place)
-        apart = reference.moved(reference.trials.run(reference.inputs.with_(**{reference.inputs.ids: ids})))[
-            row
-        ]
+        apart = reference.moved(reference.trials.run(reference.with_ids(ids)))[row]
         if float(apart[place]) <= reference.noise:
             return None  # not even its own: it may be hidden
         behind = where[row] & (torch.arange(len(apart)) > place)

@@ -49,12 +49,12 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
             same = loss(num_items_in_batch=torch.tensor(count, device=labels.device))
             more = loss(num_items_in_batch=torch.tensor(TIMES * count, device=labels.device))
         except Exception as error:
-            told = text_of(error, 200).partition("\n")[0]
+            message = text_of(error, 200).partition("\n")[0]
             return Accumulation(
                 model_class=type(inner).__name__,
                 passed=True,
                 loss=alone,
-                raised=f"{type(error).__name__}: {told}",
+                raised=f"{type(error).__name__}: {message}",
             )
     return Accumulation(
         model_class=type(inner).__name__, passed=True, loss=alone, told_same=same, told_more=more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -118,7 +119,8 @@ def _of_the_calls(subject: Subject, outcome: Outcome) -> Alignment | None:
 
 def _ids_and_labels(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
     batch = standard(subject.model, subject.batch, subject.loss_fn)
-    ids, labels = batch.get("input_ids"), batch.get("labels")
+    ids: Any = batch.get("input_ids")
+    labels: Any = batch.get("labels")
     for tensor in (ids, labels):
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.is_floating_point():
             raise Unavailable("the batch has no token ids and labels side by side")

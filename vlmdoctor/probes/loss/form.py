@@ -229,7 +229,9 @@ def _without_a_row(
 ) -> tuple[int | None, Weights | None]:
     """The weights once more with the labels of one row masked, where -100 is known to mask them."""
     inputs = trials.inputs
-    labels = inputs.fields.get(inputs.labels) if inputs.labels else None
+    if inputs.labels is None:
+        return None, None
+    labels = inputs.fields.get(inputs.labels)
     counting = [row for row, count in enumerate(weights.rows) if count]
     if labels is None or len(counting) < 2 or labels.ndim != 2 or labels.shape[0] != len(weights.rows):
         return None, None

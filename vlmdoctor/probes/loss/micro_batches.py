@@ -109,7 +109,7 @@ def compared(subject: Subject) -> MicroBatches:
     if whole is None or not math.isfinite(whole):
         raise Unavailable("the batch gives no loss in training mode")
     rounding = max(1e-3, 16 * trials.epsilon)
-    if whole != again and abs(whole - again) > rounding * abs(whole):
+    if again is None or (whole != again and abs(whole - again) > rounding * abs(whole)):
         raise Unavailable("two passes over the same batch differ: the model draws numbers of its own")
     return MicroBatches(
         rows=rows,

@@ -115,14 +115,14 @@ def _value(values: dict[str, str], name: str) -> str | None:
 
 def _torch(values: dict[str, str], packages: dict[str, str]) -> Torch | None:
     version = _value(values, "PyTorch version") or packages.get("torch")
-    version = re.match(r"\d\S*", version or "")
-    if version is None:
+    number = re.match(r"\d\S*", version or "")
+    if number is None:
         return None
     built = _value(values, "CUDA used to build PyTorch")
     hip = _value(values, "ROCM used to build PyTorch")
     cuda = built if built and re.match(r"\d", built) else None
     hip = hip if hip and re.match(r"\d", hip) else None
-    return Torch(version=version[0], cuda=cuda, hip=hip, archs=() if cuda is None else None)
+    return Torch(version=number[0], cuda=cuda, hip=hip, archs=() if cuda is None else None)
 
 
 def _live(values: dict[str, str], torch: Torch | None, gpus: tuple[Gpu, ...]) -> Live | None:
@@ -136,7 +136,7 @@ def _live(values: dict[str, str], torch: Torch | None, gpus: tuple[Gpu, ...]) ->
 
 
 def _gpus(text: str) -> tuple[Gpu, ...]:
-    found = []
+    found: list[Gpu] = []
     for name in re.findall(r"^GPU \d+: (.+?)\s*(?:\(UUID: [^)]*\))?$", text, re.MULTILINE):
         mig = bool(found) and "MIG" in name
         if not mig:

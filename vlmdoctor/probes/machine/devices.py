@@ -102,7 +102,7 @@ def _libcuda(root: Path, environ: Mapping[str, str]) -> str | None:
         for entry in environ.get("LD_LIBRARY_PATH", "").split(":")
         if entry.startswith("/")
     ]
-    for folder in (*folders, *_LIBRARY_FOLDERS):
+    for folder in (*folders, *map(Path, _LIBRARY_FOLDERS)):
         path = root / folder / "libcuda.so.1"
         if reading.exists(path):
             real = os.path.realpath(path)

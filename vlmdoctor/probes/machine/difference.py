@@ -20,7 +20,7 @@ def differences(before: Environment, after: Environment) -> list[tuple[str, str,
     """
     unseen = {*before.unseen, *after.unseen, "unseen"}
     first, second = plain_facts(before), plain_facts(after)
-    found = []
+    found: list[tuple[str, str, str]] = []
     for name in dict.fromkeys([*first, *second]):
         if name in unseen or name in _RESTLESS:
             continue

@@ -31,7 +31,7 @@ def shadowing(root: Path, environ: Mapping[str, str], site: Sequence[str]) -> tu
     wheels = _in_wheels(site)
     if not wheels:
         return ()
-    found = []
+    found: list[Library] = []
     for entry in dict.fromkeys(environ.get("LD_LIBRARY_PATH", "").split(":")):
         if not entry.startswith("/") or "site-packages/nvidia" in entry:
             continue
@@ -98,9 +98,9 @@ def extensions(site: Sequence[str], found: Installed, torch: Torch | None) -> tu
         made.append(_xformers(found))
     if "bitsandbytes" in found.versions:
         folder = Path(found.folders["bitsandbytes"]) / "bitsandbytes"
-        files = tuple(path.stem[21:] for path in reading.matching(folder, "libbitsandbytes_cuda*.so"))
+        built_for = tuple(path.stem[21:] for path in reading.matching(folder, "libbitsandbytes_cuda*.so"))
         made.append(
-            Extension(package="bitsandbytes", version=found.versions["bitsandbytes"], cuda_files=files)
+            Extension(package="bitsandbytes", version=found.versions["bitsandbytes"], cuda_files=built_for)
         )
     return tuple(made)
 

@@ -116,7 +116,7 @@ def built(kind: Any, value: Any, place: str = "the snapshot") -> Any:
     Raises:
         UserError: A value is not of the type that its field has.
     """
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{place} must be an object.")
         hints = typing.get_type_hints(kind)

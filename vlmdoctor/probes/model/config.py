@@ -217,7 +217,7 @@ def _sizes(processor: Any, model: Any, config: Any) -> ImageSizes:
 def _side(image_processor: Any) -> int | None:
     """The side of the square images that it makes; None where that can't be told."""
     cropped = getattr(image_processor, "do_center_crop", False)
-    size = getattr(image_processor, "crop_size" if cropped else "size", None)
+    size: Any = getattr(image_processor, "crop_size" if cropped else "size", None)
     try:
         height, width = size["height"], size["width"]
     except (TypeError, KeyError):

@@ -66,7 +66,7 @@ def _new_token_rows(part: Sequence[Parameter]) -> str | None:
 
 def _batch_terms(subject: Subject) -> dict[str, str | None]:
     batch = {} if subject.batch is None else standard(subject.model, subject.batch, subject.loss_fn)
-    ids = batch.get("input_ids")
+    ids: Any = batch.get("input_ids")
     if getattr(ids, "ndim", 0) != 2:
         return {}
     config = getattr(subject.model, "config", None)
@@ -83,7 +83,7 @@ def _batch_terms(subject: Subject) -> dict[str, str | None]:
 
 
 def _supervised(subject: Subject, batch: Mapping[str, Any], ids: Any, image_token: int | None) -> str | None:
-    labels = batch.get("labels")
+    labels: Any = batch.get("labels")
     if getattr(labels, "shape", None) != ids.shape:
         return None
     counted = labels != IGNORED_LABEL
@@ -94,7 +94,7 @@ def _supervised(subject: Subject, batch: Mapping[str, Any], ids: Any, image_toke
         return None  # nothing supervised, or labels that are no tokens of their row
     counted = own != IGNORED_LABEL
     text = ids == ids
-    mask = batch.get("attention_mask")
+    mask: Any = batch.get("attention_mask")
     if getattr(mask, "shape", None) == ids.shape:
         text = mask.bool()
     if image_token is not None:

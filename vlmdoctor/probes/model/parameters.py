@@ -60,8 +60,8 @@ def probe(subject: Subject, gather: Callable[[type], object]) -> Parameters:
                 lr=rates.get(id(tensor)),
             )
         )
-    if patterns is None and getattr(subject, "contract", None):
-        found = contracts.declared(found, subject.contract)
+    if patterns is None and (terms := getattr(subject, "contract", None)):
+        found = contracts.declared(found, terms)
     return Parameters(
         parameters=tuple(found),
         adapters=any(".lora_" in p.name or "lora_embedding" in p.name for p in found),

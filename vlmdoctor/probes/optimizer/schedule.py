@@ -95,7 +95,8 @@ def simulate(scheduler: Any, group: int, steps: int, per_step: int) -> tuple[Cur
 
 def _stepped(scheduler: Any, group: int, wanted: list[int], per_step: int) -> tuple[Curve, str | None]:
     settings = scheduler.optimizer.param_groups[group]
-    found, done = [], 0
+    found: list[tuple[int, float]] = []
+    done = 0
     for step in wanted:
         while done < step * per_step:
             rate = float(settings["lr"])

@@ -85,8 +85,9 @@ class TablePositions:
             own = _own(self._model, self._inputs, used, self._valid)
         except Unavailable as reason:
             no_expected = str(reason)
-        if given is not None and not seen:  # a table that is not a module, or a model that ignores them
-            seen = {given: _fitting(fields[given], ids)}
+        if given is not None and not seen and (fitting := _fitting(fields[given], ids)) is not None:
+            # A table that is not a module, or a model that ignores them.
+            seen = {given: fitting}
         return Positions(
             given=given,
             places=tuple(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,8 @@ class StoredTable:
 
     def replace(self, tensor: torch.Tensor) -> None:
         """Puts `tensor` in its place."""
-        for registry in (self.owner._buffers, self.owner._parameters):
+        registries: tuple[dict[str, Any], ...] = (self.owner._buffers, self.owner._parameters)
+        for registry in registries:
             if self.attribute in registry:
                 registry[self.attribute] = tensor
                 return

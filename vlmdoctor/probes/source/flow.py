@@ -119,7 +119,7 @@ def _reached(places: list[_Place]) -> dict[str, tuple[str, ...]]:
 
 def _called(node: ast.stmt, classes: set[str]) -> set[str]:
     """The names of the functions that a statement calls itself."""
-    found = set()
+    found: set[str] = set()
     for call in _own_calls(node):
         name = _name(call.func).rpartition(".")[2]
         found.update(("__init__", "__post_init__") if name in classes else (name,))
@@ -143,7 +143,7 @@ def _name(node: ast.expr) -> str:
 
 def events(found: list[Statement]) -> list[Event]:
     """What happens for certain: what stands under no condition."""
-    made = []
+    made: list[Event] = []
     for statement in found:
         if statement.conditions:
             continue

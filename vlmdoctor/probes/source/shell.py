@@ -118,7 +118,8 @@ def plain(raw: str) -> str | None:
 
 def joined(text: str) -> Iterator[tuple[int, str]]:
     """(number of its first line, line) with continued lines put together, without comments."""
-    start, parts = 0, []
+    start = 0
+    parts: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not parts:
             start = number

@@ -48,7 +48,7 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     token = max(wrong)
     row = next(row for row in rows if token in row.ids)
     size = data.words.tokenizer_size
-    grown = size is not None and limit < size and token < size
+    grown = size - limit if size is not None and limit < size and token < size else 0
     yield Finding(
         f"{counted(sum(wrong.values()), 'token')} beyond the embedding: id {token}, and it has {limit} rows",
         Severity.ERROR,
@@ -56,7 +56,7 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
         measured={"ids": sorted(wrong)[:6], "tokenizer_entries": size},
         threshold={"embedding_rows": limit},
         cause=(
-            f"the tokenizer has {size} entries, {size - limit} more than the embedding has rows: tokens were "
+            f"the tokenizer has {size} entries, {grown} more than the embedding has rows: tokens were "
             "added and it was not resized"
             if grown
             else "the ids come from another vocabulary than the model's; which one was not established"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.environment import Environment, Gpu, Process
 from vlmdoctor.finding import Finding, Fix, Severity
@@ -29,7 +29,7 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
     End the programs that hold the memory, or choose another GPU.
     """
     value = environment.variables.get(VARIABLE)
-    usable = range(len(environment.gpus))
+    usable: Sequence[int] = range(len(environment.gpus))
     if value is not None:
         reading = read(value, len(environment.gpus), [gpu.uuid or "" for gpu in environment.gpus])
         usable = usable if reading.visible is None else reading.visible

@@ -27,7 +27,7 @@ def pcie_link_narrow(environment: Environment) -> Iterator[Finding]:
     ## What to do
     Seat the card anew, or see whether its slot has the lanes.
     """
-    widths = {}
+    widths: dict[str, int] = {}
     for gpu in environment.gpus:
         if gpu.link_width:
             widths[gpu.name] = max(widths.get(gpu.name, 0), gpu.link_width)

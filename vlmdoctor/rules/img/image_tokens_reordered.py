@@ -43,14 +43,14 @@ def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
     `flip` and index, and put the patches back in their order.
     """
     for one in landing.images:
-        if not one.peaks or any(far < CLEAR for _, _, far in one.peaks):
+        if one.grid is None or any(far < CLEAR for _, _, far in one.peaks):
             continue
         moved = [(patch, token) for patch, token, _ in one.peaks if patch != token]
         if not moved:
             continue
         patch, token = moved[0]
         yield Finding(
-            f"the tokens of image {one.image} stand {_order(one)}, not row by row",
+            f"the tokens of image {one.image} stand {_order(one, one.grid)}, not row by row",
             Severity.WARNING,
             at=(landing.module, f"row {one.row}, tokens {one.first} to {one.last}"),
             measured={"patches_tried": len(one.peaks), "at_another_place": len(moved)},
@@ -62,9 +62,9 @@ def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
         return
 
 
-def _order(one: PlacedImage) -> str:
+def _order(one: PlacedImage, grid: tuple[int, int]) -> str:
     for name, token_of in _ORDERS.items():
-        if all(token == token_of(patch, *one.grid) for patch, token, _ in one.peaks):
+        if all(token == token_of(patch, *grid) for patch, token, _ in one.peaks):
             return name
     return "in another order"
 

@@ -42,7 +42,7 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
     hidden = seen.effect is not None and seen.effect > seen.allowed
     if hidden:
         message = "the text never sees the images: no logit behind them moves when they are exchanged"
-        why = Inferred(
+        why: str | None = Inferred(
             "the features do reach their own places in the sequence, but nothing that the loss looks at "
             "attends to them: their keys may be masked as padding (inferred)"
         )

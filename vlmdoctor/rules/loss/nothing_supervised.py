@@ -123,6 +123,7 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
     losses = [loss for _, loss in steps.losses]
     flowing = any(track.with_gradient > track.zero_gradient for track in steps.tracks)
     flowing = flowing or any(s.grad_norm for s in steps.sampled)
+    cause: str
     if len(counts) >= ENOUGH and empty == len(counts):
         message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
         over = counted(len(counts), "step")

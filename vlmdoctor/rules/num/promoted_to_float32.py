@@ -49,7 +49,7 @@ def _promoted(
     source = next((entry[1:] for entry in precision.source if entry[0] == stack), None)
     inside = next((entry[1:] for entry in precision.inside if entry[0] == stack), None)
     where: tuple[str, ...] = ()
-    cause = Inferred(f"what makes {given} of them before {wide[0].name} was not established")
+    cause: str = Inferred(f"what makes {given} of them before {wide[0].name} was not established")
     fix = Fix("cast in front of the first layer", (f"x = x.to(torch.{weights})",))
     if source is not None:
         name, held = source

@@ -21,4 +21,5 @@ def sample_schedule(rate: Callable[[float], float] | None = None, **fields: Any)
         return done / 0.03 if done < 0.03 else 0.5 * (1 + math.cos(math.pi * (done - 0.03) / 0.97))
 
     curve = tuple((step, BASE * (rate or usual)(step / STEPS)) for step in range(STEPS))
-    return Schedule(**({"steps": STEPS, "curve": curve, "base": BASE, "scheduler": "LambdaLR"} | fields))
+    usual_fields: dict[str, Any] = {"steps": STEPS, "curve": curve, "base": BASE, "scheduler": "LambdaLR"}
+    return Schedule(**(usual_fields | fields))

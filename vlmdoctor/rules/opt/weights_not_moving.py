@@ -177,7 +177,7 @@ def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramet
 def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
     rates = [p.lr for p in chosen]
     if all(rate is not None and 0 < rate < TINY for rate in rates):
-        rate = f"{max(rates):.2g}"
+        rate = f"{max(filter(None, rates)):.2g}"
         return (
             f"{_names(chosen, learning)} get gradients and never move: their learning rate is {rate}",
             Severity.ERROR,

@@ -48,7 +48,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
         if positions.given
         else "the model made them in its forward"
     )
-    at = (positions.given or "position_ids",)
+    at: tuple[str, ...] = (positions.given or "position_ids",)
     example = {}
     if own.example is not None:
         row, token, mine, used = own.example

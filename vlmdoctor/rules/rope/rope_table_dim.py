@@ -140,6 +140,7 @@ def on_a_model() -> object:
             self.qkv = torch.nn.Linear(hidden, 3 * hidden)
             frequencies = 1.0 / 10000.0 ** (torch.arange(0, hidden, 2).float() / hidden)
             angles = torch.outer(torch.arange(16).float(), frequencies)
+            self.cos: torch.Tensor
             self.register_buffer("cos", torch.cat([angles, angles], dim=-1).cos())
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

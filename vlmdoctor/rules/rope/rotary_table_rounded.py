@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from vlmdoctor.evidence.buffers import Buffers, Table
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
@@ -55,7 +56,7 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
     )
 
 
-def _table(**fields: object) -> Table:
+def _table(**fields: Any) -> Table:
     return Table(
         name="model.rotary_emb.inv_freq",
         owner="LlamaRotaryEmbedding",

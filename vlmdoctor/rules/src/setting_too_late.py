@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from vlmdoctor.evidence.source import Setting, Source
 from vlmdoctor.finding import Finding, Fix, Severity
@@ -71,7 +72,7 @@ def _takes_away(setting: Setting) -> bool:
     return any(word in setting.code for word in ("pop(", "del ", "unsetenv("))
 
 
-def _set_late(name: str, late: str, **changes: bool) -> Source:
+def _set_late(name: str, late: str, **changes: Any) -> Source:
     code = f'os.environ["{name}"] = "1"'
     return Source(
         files=1,

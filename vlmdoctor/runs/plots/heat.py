@@ -63,6 +63,7 @@ def colours(theme: Theme) -> LinearSegmentedColormap:
 def painted(table: Cells, norm: LogNorm, theme: Theme) -> np.ndarray:
     """The cells' colours, RGBA [L, C, 4]; clear where nothing was sampled."""
     norms = table.norms
+    assert norm.vmin is not None  # a scale of logarithms has its ends
     ordinary = np.isfinite(norms) & (norms > 0)
     image = colours(theme)(norm(np.where(ordinary, norms, norm.vmin)))
     image[norms == 0] = to_rgba(theme.ink)

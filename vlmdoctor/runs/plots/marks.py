@@ -87,7 +87,7 @@ def _key(figure: Figure, marks: Sequence[Mark], theme: Theme) -> None:
         y = (key_inches(marks) - 0.22 - 0.21 * row) / height
         when = "" if mark.step is None else f"step {mark.step:,}: "
         text = textwrap.shorten(f"{when}{mark.message}", 118, placeholder=" …")
-        bold = {"fontsize": 9, "fontweight": "bold", "color": _colour(mark, theme)}
+        bold: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": _colour(mark, theme)}
         figure.text(EDGE, y, f"{row + 1}  {mark.severity}", **bold)
         figure.text(EDGE + 0.08, y, text, fontsize=9, color=theme.ink)
         figure.text(0.985, y, f"{mark.rule} {mark.code}", fontsize=8.5, color=theme.muted, ha="right")

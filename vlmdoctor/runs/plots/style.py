@@ -76,7 +76,8 @@ def new_figure(height_inches: float, theme: Theme) -> Figure:
 def stack_panels(figure: Figure, heights: Sequence[float], theme: Theme, *, foot: float) -> list[Axes]:
     """Axes one above the other with one common x axis; `heights` and `foot` (room below them) in inches."""
     whole = figure.get_figheight()
-    gap, panels = (whole - TOP_INCHES - foot - sum(heights)) / max(len(heights) - 1, 1), []
+    gap = (whole - TOP_INCHES - foot - sum(heights)) / max(len(heights) - 1, 1)
+    panels: list[Axes] = []
     top = whole - TOP_INCHES
     for height in heights:
         place = (LEFT, (top - height) / whole, RIGHT - LEFT, height / whole)
@@ -179,7 +180,9 @@ def label_ends(axes: Axes, labels: Iterable[tuple[float, str, str]], *, x: float
 
     Call it when the limits of the axes are final.
     """
-    height = axes.get_position().height * axes.get_figure().get_figheight() * 72
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    height = axes.get_position().height * figure.get_figheight() * 72
     gap = 13.5 / height
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted(

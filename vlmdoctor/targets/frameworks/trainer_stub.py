@@ -56,7 +56,7 @@ def stand_in_for(
     Parts without parameters, such as metrics, are copied, since a step may count in them.
     """
     kind = type(module)
-    stand_in = object.__new__(type(kind.__name__, (kind,), _overridden(module, optimizer, scheduler)))
+    stand_in: Any = object.__new__(type(kind.__name__, (kind,), _overridden(module, optimizer, scheduler)))
     own = vars(stand_in)
     for name, value in vars(module).items():
         own[name] = value.copy() if type(value) in (list, dict, set) else value

@@ -41,8 +41,9 @@ def batch_for(
     How many tokens an image takes is asked of the model's own vision tower, laid out without weights.
     """
     if isinstance(model, type):
+        kind: Any = model
         with torch.device("meta"):
-            model = model._from_config(config)
+            model = kind._from_config(config)
     config = model.config if config is None else config
     names = set(inspect.signature(model.forward).parameters)
     pixels = image_inputs(config, names, images, batch_size, image_size)
