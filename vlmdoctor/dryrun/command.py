@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor import boundary
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
-from vlmdoctor.evidence.placement import Placement
 from vlmdoctor.plain_text import first_line, text_of
 
 if TYPE_CHECKING:
@@ -96,6 +95,7 @@ def dry_run(
     from vlmdoctor.dryrun.plan import Plan, prepared, shapes_under
     from vlmdoctor.engine import judge
     from vlmdoctor.examine import examine
+    from vlmdoctor.probes.model.module_tree import scan
     from vlmdoctor.targets.meta_target import MADE, MetaTarget
     from vlmdoctor.targets.resolve import resolve
 
@@ -139,7 +139,7 @@ def dry_run(
         raise UserError(f"{sized[0]} has no effect on {target}, which brings its own batch.")
     if subject.training_args is not None:
         plan = plan.as_trained(subject.training_args, optimizer_named=options.optimizer is not None)
-    given: list[Any] = [Placement(parameters=sum(1 for _ in subject.model.parameters()), dry_run=True)]
+    given: list[Any] = []
     facts: dict[str, Any] = dict(resolved.facts)
     if not options.freeze and not options.lora:
         if made:
@@ -189,6 +189,7 @@ def dry_run(
                     if plan.gpu is not None:
                         given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
+    given.append(scan(subject.model, dry_run=True))
     if "modules" in facts.get("dry_run", {}):
         facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
     return examine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.dropout import Dropout
+from vlmdoctor.evidence.module_tree import ModuleTree
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
@@ -13,7 +13,7 @@ TOO_HIGH = 0.8
 
 
 @rule("dropout-too-high", "CFG340", explains=("loss-not-falling",))
-def dropout_too_high(dropout: Dropout) -> Iterator[Finding]:
+def dropout_too_high(tree: ModuleTree) -> Iterator[Finding]:
     """A dropout drops 80 % of the values or more.
 
     ## Why it matters
@@ -28,12 +28,12 @@ def dropout_too_high(dropout: Dropout) -> Iterator[Finding]:
     ## What to do
     Give the share to be dropped, such as 0.1; 0 for fine-tuning a large model.
     """
-    high = [(name, share) for name, share in dropout.modules if TOO_HIGH <= share <= 1.0]
+    high = [(name, share) for name, share in tree.needing_dropouts() if TOO_HIGH <= share <= 1.0]
     if not high:
         return
     most = max(share for _, share in high)
     yield Finding(
-        f"{counted(len(high), 'dropout')} of {len(dropout.modules)} throw away {most:.0%} of the values"
+        f"{counted(len(high), 'dropout')} of {len(tree.dropouts)} throw away {most:.0%} of the values"
         if len(high) > 1
         else f"{high[0][0]} throws away {most:.0%} of the values",
         Severity.WARNING,
@@ -46,15 +46,15 @@ def dropout_too_high(dropout: Dropout) -> Iterator[Finding]:
 
 
 @dropout_too_high.bad
-def keep_and_drop_mixed_up() -> Dropout:
-    return Dropout(modules=(("model.layers.0.dropout", 0.9), ("model.layers.1.dropout", 0.9)))
+def keep_and_drop_mixed_up() -> ModuleTree:
+    return ModuleTree(dropouts=(("model.layers.0.dropout", 0.9), ("model.layers.1.dropout", 0.9)))
 
 
 @dropout_too_high.bad
-def one_of_them() -> Dropout:
-    return Dropout(modules=(("model.layers.0.dropout", 0.1), ("model.connector.drop", 0.9)))
+def one_of_them() -> ModuleTree:
+    return ModuleTree(dropouts=(("model.layers.0.dropout", 0.1), ("model.connector.drop", 0.9)))
 
 
 @dropout_too_high.good
-def as_usual() -> Dropout:
-    return Dropout(modules=(("model.layers.0.dropout", 0.1), ("model.layers.1.dropout", 0.0)))
+def as_usual() -> ModuleTree:
+    return ModuleTree(dropouts=(("model.layers.0.dropout", 0.1), ("model.layers.1.dropout", 0.0)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.placement import Placement
+from vlmdoctor.evidence.module_tree import ModuleTree
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
 
 
 @rule("left-on-meta", "CKPT120")
-def left_on_meta(placement: Placement) -> Iterator[Finding]:
+def left_on_meta(tree: ModuleTree) -> Iterator[Finding]:
     """Some parameters or buffers are on the meta device, beside others that have values.
 
     ## Why it matters
@@ -30,23 +30,23 @@ def left_on_meta(placement: Placement) -> Iterator[Finding]:
 
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     """
-    lost = placement.meta_parameters
-    if placement.dry_run or placement.hooked or (lost and len(lost) == placement.parameters):
+    lost = tree.meta_parameters
+    if tree.dry_run or tree.hooked or (lost and len(lost) == tree.parameters):
         return
-    missing = (*lost, *placement.meta_buffers)
+    missing = (*lost, *tree.meta_buffers)
     if not missing:
         return
     parts = [counted(len(lost), "parameter")] if lost else []
-    if placement.meta_buffers:
-        parts.append(counted(len(placement.meta_buffers), "buffer"))
+    if tree.meta_buffers:
+        parts.append(counted(len(tree.meta_buffers), "buffer"))
     yield Finding(
         f"{' and '.join(parts)} of the model {'has' if len(missing) == 1 else 'have'} no values",
         Severity.ERROR,
         at=missing[:8],
         measured={
             "parameters_on_meta": len(lost),
-            "of": placement.parameters,
-            "buffers_on_meta": len(placement.meta_buffers),
+            "of": tree.parameters,
+            "buffers_on_meta": len(tree.meta_buffers),
         },
         threshold={"parameters_on_meta": 0, "buffers_on_meta": 0},
         cause="they are on the meta device: the model was made there, and nothing was loaded into them",
@@ -58,35 +58,35 @@ def left_on_meta(placement: Placement) -> Iterator[Finding]:
 
 
 @left_on_meta.bad
-def projector_not_in_the_checkpoint() -> Placement:
-    return Placement(
+def projector_not_in_the_checkpoint() -> ModuleTree:
+    return ModuleTree(
         parameters=70,
         meta_parameters=("multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.bias"),
     )
 
 
 @left_on_meta.bad
-def table_that_is_never_saved() -> Placement:
-    return Placement(parameters=70, meta_buffers=("model.rotary_emb.inv_freq",))
+def table_that_is_never_saved() -> ModuleTree:
+    return ModuleTree(parameters=70, meta_buffers=("model.rotary_emb.inv_freq",))
 
 
 @left_on_meta.good
-def loaded() -> Placement:
-    return Placement(parameters=70)
+def loaded() -> ModuleTree:
+    return ModuleTree(parameters=70)
 
 
 @left_on_meta.good
-def no_weights_at_all() -> Placement:
+def no_weights_at_all() -> ModuleTree:
     """For a dry run."""
-    return Placement(parameters=2, meta_parameters=("a.weight", "b.weight"), meta_buffers=("a.table",))
+    return ModuleTree(parameters=2, meta_parameters=("a.weight", "b.weight"), meta_buffers=("a.table",))
 
 
 @left_on_meta.good
-def factory_in_a_dry_run() -> Placement:
+def factory_in_a_dry_run() -> ModuleTree:
     """The norms are made by `torch.ones`, which has a value there as well."""
-    return Placement(parameters=3, meta_parameters=("a.weight", "b.weight"), dry_run=True)
+    return ModuleTree(parameters=3, meta_parameters=("a.weight", "b.weight"), dry_run=True)
 
 
 @left_on_meta.good
-def kept_on_disk_by_accelerate() -> Placement:
-    return Placement(parameters=70, meta_parameters=("lm.layers.31.weight",), hooked=True)
+def kept_on_disk_by_accelerate() -> ModuleTree:
+    return ModuleTree(parameters=70, meta_parameters=("lm.layers.31.weight",), hooked=True)

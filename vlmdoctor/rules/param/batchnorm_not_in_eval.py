@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.batch_norms import BatchNorms, RunningNorm
+from vlmdoctor.evidence.module_tree import ModuleTree, RunningNorm
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
@@ -16,7 +16,7 @@ from vlmdoctor.rules.places import counted
     formerly=("frozen-statistics-move",),
     explains=("accumulation-mismatch",),
 )
-def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
+def batchnorm_not_in_eval(tree: ModuleTree) -> Iterator[Finding]:
     """Batch normalisation has frozen weights and is in training mode, so that its statistics are not frozen.
 
     ## Why it matters
@@ -39,8 +39,8 @@ def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
             self.vision_tower.eval()
             return self
     """
-    moving = [norm for norm in batch_norms.norms if norm.training and norm.frozen]
-    if not batch_norms.training or not moving:
+    moving = [norm for norm in tree.batch_norms if norm.training and norm.frozen]
+    if not tree.training or not moving:
         return
     yield Finding(
         f"{counted(len(moving), 'batch normalisation')} with frozen weights "
@@ -48,7 +48,7 @@ def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
         "running statistics",
         Severity.WARNING,
         at=tuple(norm.name for norm in moving)[:8],
-        measured={"frozen_in_training_mode": len(moving), "of": len(batch_norms.norms)},
+        measured={"frozen_in_training_mode": len(moving), "of": len(tree.batch_norms)},
         threshold={"frozen_in_training_mode": 0},
         cause=f"{moving[0].name} is a {moving[0].module_class} in training mode; assumed, not known: that "
         "training leaves it there",
@@ -66,20 +66,20 @@ def _tower(*, training: bool, frozen: bool) -> tuple[RunningNorm, ...]:
 
 
 @batchnorm_not_in_eval.bad
-def frozen_by_requires_grad_alone() -> BatchNorms:
-    return BatchNorms(training=True, norms=_tower(training=True, frozen=True))
+def frozen_by_requires_grad_alone() -> ModuleTree:
+    return ModuleTree(training=True, batch_norms=_tower(training=True, frozen=True))
 
 
 @batchnorm_not_in_eval.good
-def trained_from_scratch() -> BatchNorms:
-    return BatchNorms(training=True, norms=_tower(training=True, frozen=False))
+def trained_from_scratch() -> ModuleTree:
+    return ModuleTree(training=True, batch_norms=_tower(training=True, frozen=False))
 
 
 @batchnorm_not_in_eval.good
-def kept_in_evaluation_mode() -> BatchNorms:
-    return BatchNorms(training=True, norms=_tower(training=False, frozen=True))
+def kept_in_evaluation_mode() -> ModuleTree:
+    return ModuleTree(training=True, batch_norms=_tower(training=False, frozen=True))
 
 
 @batchnorm_not_in_eval.good
-def not_yet_in_training_mode() -> BatchNorms:
-    return BatchNorms(training=False, norms=_tower(training=False, frozen=True))
+def not_yet_in_training_mode() -> ModuleTree:
+    return ModuleTree(training=False, batch_norms=_tower(training=False, frozen=True))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.repeated_layers import RepeatedLayers, Stack
+from vlmdoctor.evidence.module_tree import ModuleTree, Stack
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
 @rule("layer-instances-shared", "PARAM112", formerly=("layers-are-one",), explains=("dropped-on-save",))
-def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
+def layer_instances_shared(tree: ModuleTree) -> Iterator[Finding]:
     """Finds `nn.ModuleList([Block()] * 8)`: eight entries, and one block.
 
     ## Why it matters
@@ -25,9 +25,9 @@ def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
     ## What to do
     Make each layer anew: `nn.ModuleList(Block() for _ in range(8))`.
     """
-    if layers.shares_by_design:
+    if tree.shares_by_design:
         return
-    for stack in layers.stacks:
+    for stack in tree.stacks:
         if stack.different == 1:
             yield Finding(
                 f"the {stack.entries} layers of {stack.name} are one and the same {stack.layer}",
@@ -45,17 +45,17 @@ def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
 
 
 @layer_instances_shared.bad
-def list_times_eight() -> RepeatedLayers:
-    return RepeatedLayers(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=1),))
+def list_times_eight() -> ModuleTree:
+    return ModuleTree(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=1),))
 
 
 @layer_instances_shared.good
-def eight_layers() -> RepeatedLayers:
-    return RepeatedLayers(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=8),))
+def eight_layers() -> ModuleTree:
+    return ModuleTree(stacks=(Stack(name="lm.layers", layer="Block", entries=8, different=8),))
 
 
 @layer_instances_shared.good
-def shared_on_purpose() -> RepeatedLayers:
-    return RepeatedLayers(
+def shared_on_purpose() -> ModuleTree:
+    return ModuleTree(
         stacks=(Stack(name="model.layers", layer="Block", entries=8, different=1),), shares_by_design=True
     )
