@@ -15,14 +15,14 @@ OFTEN, FEWEST = 0.2, 3
 
 @rule("answers-cut-off", "DATA306", explains=("stop-token-not-supervised",))
 def answers_cut_off(data: Data) -> Iterator[Finding]:
-    """Conversations are cut at the same length, before their last answer has ended or even begun.
+    """Answers truncated at the maximum length.
 
     ## Why it matters
     What is cut off is not learned: the ends of long answers, their stop tokens, and where the prompt alone
     fills the length, everything ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
     [llama-cookbook 133](https://github.com/meta-llama/llama-cookbook/issues/133)). The loss looks as usual.
 
-    ## How sure it is
+    ## Confidence and false positives
     It needs at least three rows of exactly the same, largest length that end without a stop token, a fifth
     of all, while other rows end with one. The speakers were told apart by the template's own markers. That
     the rows were cut is inferred from that; it is a warning.

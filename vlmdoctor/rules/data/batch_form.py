@@ -16,7 +16,7 @@ BESIDE_IDS = ("labels", "attention_mask", "position_ids", "token_type_ids", "mm_
 
 @rule("batch-form", "DATA307", explains=("forward-raises",))
 def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Tensors that belong side by side differ in length, or token ids are no whole numbers.
+    """Batch tensors of different lengths, or token ids that are not integers.
 
     ## Why it matters
     Where one is padded and another is not, the model raises shapes that name neither ([LlamaFactory
@@ -24,7 +24,7 @@ def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
     multiple as the ids); ids or labels of floats come from padding with `torch.zeros` or from stacking
     numpy arrays.
 
-    ## How sure it is
+    ## Confidence and false positives
     Shapes and dtypes are read from the batch. Nothing is said where the model's forward pass took it: some
     models put the image tokens in themselves, so that ids and labels may differ.
 

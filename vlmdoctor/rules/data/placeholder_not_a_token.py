@@ -13,7 +13,7 @@ from vlmdoctor.rules.data_examples import healthy_data, words
 
 @rule("placeholder-not-a-token", "DATA303", explains=("image-token-count", "forward-raises"))
 def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
-    """The text that stands for an image is split into word pieces, or becomes the unknown token.
+    """Image placeholder is not a token: it is split into pieces, or becomes the unknown token.
 
     ## Why it matters
     The model looks for one id and never finds it, so that the image is not placed: with a check this raises
@@ -22,7 +22,7 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
     49279](https://github.com/vllm-project/vllm/issues/49279), [transformers
     34461](https://github.com/huggingface/transformers/issues/34461)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The placeholder's text is the one that the processor or the tokenizer names, and it was encoded with
     that very tokenizer. Where neither names one, nothing is said. A placeholder that is one token, but
     another than the model's configuration names, is reported too.

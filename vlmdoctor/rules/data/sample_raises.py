@@ -14,7 +14,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("sample-raises", "DATA308")
 def sample_raises(data: Data) -> Iterator[Finding]:
-    """Reading a sample of the dataset, or making a batch of it, raises.
+    """Dataset or collator raises on a sample.
 
     ## Why it matters
     In a run that is hours old it raises all the same: broken image files ([ViLT
@@ -23,7 +23,7 @@ def sample_raises(data: Data) -> Iterator[Finding]:
     are not RGB, and columns that `remove_unused_columns` takes away before the collator sees them
     ([transformers 27535](https://github.com/huggingface/transformers/issues/27535)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The exception is real. The collator got copies of some samples, spread over the dataset. That columns
     are missing is measured too: with them the same samples are collated.
 

@@ -15,7 +15,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("sequence-too-long", "DATA304", explains=("forward-raises",))
 def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Rows have more tokens, image tokens included, than the model has positions.
+    """Sequence longer than the model's maximum number of positions, image tokens included.
 
     ## Why it matters
     With rotary positions nothing raises: the model is trained at distances that it was never made for
@@ -23,7 +23,7 @@ def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
     pass raises an `IndexError`. Tiled images make it easy: five tiles of 576 tokens are 2,880 before the
     first word ([TinyLLaVA 192](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The tokens were counted without padding; the limit is the configuration's, stretched by its rotary
     scaling. It is a warning, unless the forward pass raised. Rows with several packed samples that count
     their positions anew are not judged.

@@ -12,7 +12,7 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
 
 @rule("start-token-twice", "DATA309")
 def start_token_twice(data: Data) -> Iterator[Finding]:
-    """Every text begins with the start token, and once more with the start token.
+    """Start token (BOS) twice at the beginning of every text.
 
     ## Why it matters
     A chat template writes the start token, and the tokenizer that is called on the rendered text adds its
@@ -21,7 +21,7 @@ def start_token_twice(data: Data) -> Iterator[Finding]:
     151](https://github.com/deepseek-ai/DeepSeek-R1/issues/151)). What is served later begins with one of
     them, and the model has never seen that.
 
-    ## How sure it is
+    ## Confidence and false positives
     Ids are counted; the start token is the tokenizer's or the configuration's. Padding in front is passed
     over, and a start token that is padding or a stop token as well is not judged. A warning: the model may
     have been trained so before.

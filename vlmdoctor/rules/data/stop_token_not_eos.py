@@ -12,7 +12,7 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
 
 @rule("stop-token-not-eos", "DATA301")
 def stop_token_not_eos(data: Data) -> Iterator[Finding]:
-    """The token that ends the answers is none of those at which the model stops generating.
+    """Stop token of the answers is not an EOS token of generation.
 
     ## Why it matters
     Training goes well, and every evaluation that generates runs into its limit of tokens: the model writes
@@ -20,7 +20,7 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
     ([nanoVLM 195](https://github.com/huggingface/nanoVLM/issues/195): the configuration said 0, the chat
     template ended with 2).
 
-    ## How sure it is
+    ## Confidence and false positives
     The ends of the answers were found in the tokens of this data, and are supervised. What generation stops
     at is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
     `generate` can name its own stop tokens.

@@ -13,7 +13,7 @@ from vlmdoctor.rules.data_examples import healthy_data
 
 @rule("template-without-generation", "DATA305", explains=("nothing-supervised",))
 def template_without_generation(data: Data) -> Iterator[Finding]:
-    """`assistant_only_loss` is on, but the chat template has no `{% generation %}` that marks answers.
+    """Chat template without `{% generation %}`, although `assistant_only_loss` is on.
 
     ## Why it matters
     The mask of the answers comes from `{% generation %}` in the template. Without it the mask is all zeros,
@@ -21,7 +21,7 @@ def template_without_generation(data: Data) -> Iterator[Finding]:
     Gemma 3 have none ([marin 7237](https://github.com/marin-community/marin/issues/7237), [TRL
     4201](https://github.com/huggingface/trl/issues/4201)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Both are read: the training argument and the template's text. Newer versions of TRL put a template of
     their own in place for some models, so that it is an error only where every label is indeed masked, else
     a warning.

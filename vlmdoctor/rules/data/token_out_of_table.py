@@ -16,7 +16,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("token-out-of-table", "DATA302", explains=("forward-raises", "label-out-of-range"))
 def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Token ids lie beyond the last row of the embedding.
+    """Token id out of range of the embedding.
 
     ## Why it matters
     On a CPU the forward pass raises `index out of range in self`; on a GPU a device-side assert ends the
@@ -25,7 +25,7 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     for `len(tokenizer)`, or the tokenizer belongs to another model ([tokenizers
     1609](https://github.com/huggingface/tokenizers/issues/1609)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Ids and rows were counted. Ids that the model's configuration names as placeholders of images, video or
     sound may lie beyond the table, since many models replace them first; negative ids, which some models use
     for images, are not judged. Where the model's forward pass took these ids, nothing is said.

@@ -13,7 +13,7 @@ from vlmdoctor.rules.cfg.forward_raises import finding_of
 
 @rule("backward-raises", "GRAD101")
 def backward_raises(backward: Backward) -> Iterator[Finding]:
-    """The forward pass gives a loss, and `loss.backward()` raises.
+    """Backward pass raises: the loss has no graph, or `loss.backward()` fails.
 
     ## Why it matters
     No step can be taken. The most frequent form, `element 0 of tensors does not require grad and does not
@@ -21,7 +21,7 @@ def backward_raises(backward: Backward) -> Iterator[Finding]:
     is trainable was cut off by `no_grad`, `detach` or `.data` (or runs under reentrant checkpointing whose
     inputs need no gradient).
 
-    ## How sure it is
+    ## Confidence and false positives
     The exception is real. How many parameters have requires_grad is counted; which of the ways above cut the
     graph is not established by this rule.
 

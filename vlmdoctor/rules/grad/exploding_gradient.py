@@ -29,14 +29,14 @@ STRAIGHT = 0.9
     explains=("non-finite", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def exploding_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds gradients that grow by orders of magnitude, from step to step or from layer to layer.
+    """Exploding gradient, from step to step or from layer to layer.
 
     ## Why it matters
     A run that diverges ends in NaN, or stays at a loss far above what it had reached. Clipping hides the norm
     that the optimizer sees and not the divergence
     ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Norms are those before clipping. Over steps: each of the last five samples is at least 100 times the
     median of the calmest stretch before them, and the loss of that stretch is at least 10 % above the best
     that the run had reached. Single spikes, large norms at the start and norms that grow while the loss

@@ -14,13 +14,13 @@ from vlmdoctor.rules.places import counted, places
 
 @rule("gradient-zeroed-by-hook", "GRAD211", explains=("no-gradient",))
 def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
-    """Finds parameters whose gradient a hook (`parameter.register_hook`) sets to zero.
+    """Gradient set to zero by a hook (`parameter.register_hook`).
 
     ## Why it matters
     Such a hook is left behind by an experiment, or freezes the wrong tensor: the gradient is there and is
     zero, requires_grad is True, and weight decay goes on shrinking the weights.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured twice: the gradient is exactly zero, and it is not where the hooks do not run. An error where a
     whole part (vision, projector, language, head) is kept from learning; else a warning, since a hook may be
     meant to freeze.

@@ -30,7 +30,7 @@ def no_gradient(
     shapes: Shapes | None,
     made: MadeBatch | None,
 ) -> Iterator[Finding]:
-    """Finds parameters that should learn and never get a gradient.
+    """No gradient reaches trainable parameters.
 
     ## Why it matters
     They keep the values that they started with, while the loss falls because of the others: a vision
@@ -41,7 +41,7 @@ def no_gradient(
     305](https://github.com/haotian-liu/LLaVA/issues/305), [PyTorch
     7617](https://github.com/pytorch/pytorch/issues/7617)).
 
-    ## How sure it is
+    ## Confidence and false positives
     That no gradient reached them, in the sampled steps or in a backward pass, is measured. Where the path
     is cut is narrowed down to the parts before and behind the cut, no further. An error where a whole part
     (vision, projector, language, head) gets none. If vision and projector both get none and it is not known

@@ -25,7 +25,7 @@ STRAIGHT = 0.9  # of the logarithm over depth: a decay, not one odd layer
     explains=("no-gradient", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds stacks of layers in which the gradient dies away on its way from the output to the input.
+    """Vanishing gradient through a stack of layers.
 
     ## Why it matters
     If each layer passes on only a part of the gradient, the layers nearest the input learn exponentially
@@ -34,7 +34,7 @@ def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
     ([Glorot and Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html),
     [Xiong et al. 2020](https://arxiv.org/abs/2002.04745)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The norms are measured before clipping, and the median over at least three sampled steps is taken, for
     stacks of at least four layers that learn. It speaks up from a factor of 1,000 between the last layer and
     the first, if the logarithm of the norm follows a straight line; residual stacks with normalisation in

@@ -25,7 +25,7 @@ PARTS = {"vision", "projector", "language", "head"}
     ),
 )
 def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
-    """Finds weights that are all zero, behind which every gradient is exactly zero for good.
+    """Weights are all zero, and every gradient behind them stays exactly zero.
 
     ## Why it matters
     One layer that starts at zero learns: its own gradient is not zero. Two in a row, or one that is frozen,
@@ -33,7 +33,7 @@ def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
     all layers, where tensors were made by `torch.empty` or `to_empty` and never filled, or where weights
     are missing from a checkpoint and the part that lacks them is frozen.
 
-    ## How sure it is
+    ## Confidence and false positives
     It was tried: with small random numbers in place of those zeros, for one pass, the gradients named are
     not zero any more. A single layer that starts at zero by design (the second matrix of LoRA, gates, the
     last layer of a branch) gets a gradient and is not among them.

@@ -22,13 +22,13 @@ _FIRST_LAYER = re.compile(r"patch_?embed|patch_conv|stem|conv1|conv_in|embedding
     explains=("pixels-not-usable", "image-ignored", "no-gradient", "accuracy-below-gate"),
 )
 def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds runs whose images are blank: every pixel is exactly 0.
+    """Images blank during training: every pixel is exactly 0.
 
     ## Why it matters
     A wrong path that yields an empty image, a placeholder for missing files, or pixel values that were
     scaled down twice and rounded leave nothing to see, while training goes on as if nothing were wrong.
 
-    ## How sure it is
+    ## Confidence and false positives
     The gradient of the vision encoder's first weights is made of the pixels, one by one. It was exactly
     zero in all sampled steps, at least four, although the layers behind it got a gradient: so every pixel
     was 0. Images of one colour other than 0 are not noticed here. Why they are blank is not established.

@@ -15,7 +15,7 @@ LOST = 1e-6  # about one rounding of float32
 
 @rule("feature-scale", "IMG342", explains=("loss-not-falling", "wrong-image", "image-without-effect"))
 def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
-    """What stands in the images' places is of quite another size than the text's embeddings.
+    """Image features far larger or smaller than the text embeddings.
 
     ## Why it matters
     Each layer adds something of the size of the text to what came in. To a feature a thousand times as large
@@ -24,7 +24,7 @@ def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
     under the first layer's own output. A projector without its last norm, a scale applied twice, features
     that skip the projector, and weights of another model all do this.
 
-    ## How sure it is
+    ## Confidence and false positives
     The input of the first decoder layer was measured twice, with the batch's images and with others: the
     places that changed are the images'. Healthy models, fresh and trained, lie between a tenth and a few
     hundred times the text's size, so that a warning is given from 3,000 times on, and below a ten-thousandth.

@@ -15,7 +15,7 @@ ALIKE = 0.95  # of the loss with blank images: a model that looks is far below i
 
 @rule("image-adds-nothing", "IMG350")
 def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
-    """A batch whose answers only the images tell is learned no better with them than with blank ones.
+    """Images add nothing to what one batch can be overfit to: blank images do as well.
 
     ## Why it matters
     Equal losses with and without images prove nothing as long as the text tells the answers: one batch is
@@ -23,7 +23,7 @@ def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
     words are not enough, and a model that looks gets below what they allow within a few dozen steps. One
     whose features are too faint, all alike, or lost in the projector stays where the text ends.
 
-    ## How sure it is
+    ## Confidence and false positives
     On copies, with dropout off, the batch was learned twice by AdamW at the same rate, once with one blank
     image in place of all. It is told only where a tenth of the supervised tokens can't be known from the
     text in front of them, where both losses came down to half, and where they end within 5 % of each other.

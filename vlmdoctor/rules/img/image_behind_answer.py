@@ -14,7 +14,7 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data
 
 @rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))
 def image_behind_answer(data: Data, landing: ImagePlacement, backward: Backward | None) -> Iterator[Finding]:
-    """In every row the placeholders of the image come after the last token that is supervised.
+    """Image placeholders come after the answer, so that no answer attends to them.
 
     ## Why it matters
     A model that writes from left to right sees what stands in front of a token. An image that a chat
@@ -22,7 +22,7 @@ def image_behind_answer(data: Data, landing: ImagePlacement, backward: Backward 
     the model learns to answer without looking, and neither vision encoder nor projector ever gets a
     gradient ([gemma3-object-detection 40](https://github.com/ariG23498/gemma3-object-detection/issues/40)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Places of placeholders and labels are counted, row by row; it is said only where no row with an image
     has a label behind one, and where features are seen to enter the text at their placeholders, so that
     models whose text looks at the image from everywhere (cross-attention) are left alone, and so are those

@@ -17,14 +17,14 @@ FIX = Fix("take pixels and grids from one call of the processor, and cut, sort o
 
 @rule("image-grid-misfit", "IMG304", explains=("forward-raises",))
 def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding]:
-    """The grid or the list of sizes that belongs to the images does not fit the pixels in the batch.
+    """Image grid or list of image sizes does not match the pixels of the batch.
 
     ## Why it matters
     Models that take images of any size get their patches in one flat tensor and learn from a grid which of
     them make an image. Where a collator joins, sorts or cuts one of the two alone, the model raises
     somewhere inside its vision encoder, about an index or a size that says nothing about the batch.
 
-    ## How sure it is
+    ## Confidence and false positives
     The grids were multiplied out and held against the number of patches; the entries of per-image lists
     were counted. It is said only where the forward pass raises.
 

@@ -14,14 +14,14 @@ LIKE_INSIDE = 1.4  # times the step inside a patch
 
 @rule("image-grid-transposed", "IMG348", formerly=("grid-exchanged",))
 def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
-    """The patches of an image fit together with height and width of its grid exchanged, and not as given.
+    """Image grid transposed: height and width are exchanged.
 
     ## Why it matters
     Models that take images as a list of patches know from the grid alone where each one belongs. With height
     and width exchanged their number is right, so that nothing raises, and every patch gets the position of
     another, in the vision encoder and in the text.
 
-    ## How sure it is
+    ## Confidence and false positives
     The patches are laid out both ways, and the steps across their seams measured: as given they are at
     least 1.4 times as large as the other way, where they are like those inside a patch. Square grids and
     noise say nothing, and all grids of the batch that say something have to agree. A warning, since it is

@@ -23,7 +23,7 @@ FEWEST = 30
 
 @rule("image-ignored", "IMG101", explains=("accuracy-below-gate",))
 def image_ignored(steps: Steps) -> Iterator[Finding]:
-    """Finds trained models that answer no better with the right images than with those of other samples.
+    """Images ignored: a trained model is as accurate with shuffled images as with the right ones.
 
     ## Why it matters
     A falling loss proves nothing: from the questions alone a model learns which answers are frequent, and
@@ -33,7 +33,7 @@ def image_ignored(steps: Steps) -> Iterator[Finding]:
     [784](https://github.com/haotian-liu/LLaVA/issues/784)), images that are blank after preprocessing, or
     an encoder that has not learned to see yet.
 
-    ## How sure it is
+    ## Confidence and false positives
     Both numbers come from the same unseen examples. It fires only near the end of a run of at least 500
     steps whose loss has fallen by a fifth; only if exchanged or blank images cost under 2 % of the loss; and,
     where answers were counted, only if the gain in accuracy is under 5 percentage points and within two

@@ -28,7 +28,7 @@ LINKS = (
 
 @rule("image-token-count", "IMG301", explains=("forward-raises", "no-gradient"))
 def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None) -> Iterator[Finding]:
-    """Image placeholders in the text and features of the images differ in number.
+    """Number of image tokens differs from the number of image features.
 
     ## Why it matters
     `Image features and image tokens do not match` ends a run, often after hours: a long sample was
@@ -39,7 +39,7 @@ def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None
     With the check switched off (`TRANSFORMERS_DISABLE_TORCH_CHECK`) features go to the wrong places without
     a word.
 
-    ## How sure it is
+    ## Confidence and false positives
     The placeholders were counted in the ids. The features of an image follow from its grid and the
     configuration; they are only taken as known for models that give each image a number that this tool can
     compute, and where the model's forward pass (or that of a dry run) took the batch, nothing is said about

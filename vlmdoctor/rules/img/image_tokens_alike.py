@@ -13,14 +13,14 @@ FEWEST = 4  # tokens of an image
 
 @rule("image-tokens-alike", "IMG343", explains=("loss-not-falling", "batch-not-learned"))
 def image_tokens_alike(landing: ImagePlacement) -> Iterator[Finding]:
-    """All placeholders of an image get the same features.
+    """All tokens of an image have the same features.
 
     ## Why it matters
     A wrong index (`features[:, :1]`, `features[0]`), an `expand` where a reshape was meant, or an average
     over the wrong axis puts one patch, or the mean of all, in the place of every image token. Shapes fit,
     gradients flow, and the loss falls by what one vector tells of a picture.
 
-    ## How sure it is
+    ## Confidence and false positives
     The image was exchanged for noise, and the change of each of its tokens measured where they enter the
     first decoder layer: it is the same vector at all of them. Models that have queries in front of the
     features (Q-Former, Perceiver) and start with equal ones are left alone, and so are images of fewer than

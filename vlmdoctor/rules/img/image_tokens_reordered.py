@@ -24,14 +24,14 @@ _ORDERS: dict[str, Callable[[int, int, int], int]] = {
 
 @rule("image-tokens-reordered", "IMG344")
 def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
-    """An image's tokens stand in another order than its patches: reversed, by columns, or shuffled.
+    """Image tokens in another order than the patches: reversed, by columns, or shuffled.
 
     ## Why it matters
     Pretrained weights read images row by row, from the top left. A `permute` that exchanges height and width,
     a reordering for windowed attention that is not undone, a `flip` or a shuffle gives them every patch at
     another's place: shapes fit, what is in the picture is still told, and where it is no longer.
 
-    ## How sure it is
+    ## Confidence and false positives
     Single patches were exchanged for noise, and the token that moves most was looked for where tokens enter
     the first decoder layer. It is said only where each patch has one token that moves at least twice as far
     as any other, so that models without such a map (Q-Former, pooled features, cross-attention) are left

@@ -15,7 +15,7 @@ from vlmdoctor.rulebook import rule
     explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing"),
 )
 def image_without_effect(influence: Influence) -> Iterator[Finding]:
-    """The logits stay the same to the last bit when all images are exchanged for noise.
+    """Images have no effect: logits are identical when all images are replaced by noise.
 
     ## Why it matters
     Whatever such a model learns, it learns from the text: its loss falls all the same, as the most frequent
@@ -24,7 +24,7 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
     branch is never taken (compare [LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
     [784](https://github.com/haotian-liu/LLaVA/issues/784)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The images are replaced by noise of the same brightness and contrast, and nothing moves, not even in the
     last bit, which a trained or untrained path would never leave so. Gates that are zero at first (Flamingo,
     Mllama, adapters) close a path by design: they are opened in memory, and if the images matter then,

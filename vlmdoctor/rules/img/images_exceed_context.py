@@ -11,13 +11,13 @@ from vlmdoctor.rulebook import rule
 
 @rule("images-exceed-context", "IMG401", explains=("sequence-too-long",))
 def images_exceed_context(shapes: Shapes) -> Iterator[Finding]:
-    """The images of one sample take more tokens than the configuration has positions.
+    """Images of one sample take more tokens than the context length.
 
     ## Why it matters
     What lies behind the last position is cut off or, with rotary embeddings, was never seen in training: the
     text behind the images, answer included, is lost or unreliable.
 
-    ## How sure it is
+    ## Confidence and false positives
     How many tokens the images take is counted in the batch; a batch made from the configuration has
     images of the size that it suggests. The limit is `max_position_embeddings`. A warning, since
     positions may be meant to be scaled beyond it.

@@ -17,14 +17,14 @@ LINKS = (
 
 @rule("images-swapped", "IMG345", formerly=("images-exchanged",))
 def images_swapped(landing: ImagePlacement) -> Iterator[Finding]:
-    """Several images in one row: one is seen where another is meant, or nowhere.
+    """Images of one row are swapped, or one of them is used nowhere.
 
     ## Why it matters
     The placeholders of a row are filled from one list of images. A list in another order than the text, or an
     index that takes the same one again, shows the model picture B where the question speaks of picture A.
     Nothing raises as long as the numbers fit.
 
-    ## How sure it is
+    ## Confidence and false positives
     Each image was exchanged for noise, and the tokens that move were looked for where they enter the first
     decoder layer. Images that follow each other in the batch have to stand in that order in their row, which
     is how every processor puts them; that is assumed, hence a warning. Images of one value are stand-ins

@@ -22,13 +22,13 @@ from vlmdoctor.rulebook import rule
     ),
 )
 def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
-    """A mask that says which pixels, patches or images may be looked at lets nothing through.
+    """Pixel mask, patch mask or image mask hides all images.
 
     ## Why it matters
     The vision encoder, or the cross-attention to its features, attends to nothing: it gives the same
     features for every image, zeros, or NaN, depending on the attention back end, and nothing raises.
 
-    ## How sure it is
+    ## Confidence and false positives
     The mask was counted over the whole batch: it is said only where every place of it is 0, or each place of
     the tokens that foretell a label, and the pixels are not those of a blank stand-in, which batches of text
     alone bring. In a deep model some of the image may still come by way of the tokens of the prompt.

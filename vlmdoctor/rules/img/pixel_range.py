@@ -26,7 +26,7 @@ BLACK = (-2.5, -0.85)
     formerly=("pixels-never-rescaled", "IMG341", "images-of-one-shade", "IMG340"),
 )
 def pixel_range(data: Data) -> Iterator[Finding]:
-    """Pixels were rescaled twice or never, or not normalised as the processor says.
+    """Pixel values rescaled twice or never, or not normalised as the processor says.
 
     ## Why it matters
     Nothing raises: the model sees images that are nearly black, far too bright, or of the wrong contrast,
@@ -35,7 +35,7 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     25688](https://github.com/huggingface/transformers/issues/25688)), or the statistics of another model
     are used ([coreai-models 82](https://github.com/apple/coreai-models/issues/82)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Images are whole steps of 1/255. With the right normalisation undone nearly all pixels are such steps
     again; with a wrong one about one in twenty is. So it names the normalisation that fits, if the
     processor's does not. That needs float32 pixels and the processor, and all images must agree. Only the

@@ -14,14 +14,14 @@ SMOOTH = 0.3  # of the spread, from one pixel to the next
 
 @rule("pixels-not-transposed", "IMG347", explains=("batch-not-learned", "image-ignored"))
 def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
-    """Pixels that lie as height, width, channels are taken for channels, height, width.
+    """Pixels not transposed: height, width, channels are read as channels, height, width.
 
     ## Why it matters
     `torch.from_numpy(array).view(3, height, width)` has the right shape and the wrong picture: each channel
     is a third of the image, three pixels beside each other are the colours of one, and no vision encoder
     was trained on that. Nothing raises, and the loss falls by what the text alone tells.
 
-    ## How sure it is
+    ## Confidence and false positives
     Pictures are smooth. Each one is read both ways: as it is given, neighbours are at least three times as
     far apart as with the channels last, and there they are close. All pictures of the batch have to say so;
     noise and plain colours say nothing.

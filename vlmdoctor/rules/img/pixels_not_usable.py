@@ -14,14 +14,14 @@ from vlmdoctor.rules.places import counted
 
 @rule("pixels-not-usable", "IMG303", explains=("non-finite", "non-finite-forward", "image-ignored"))
 def pixels_not_usable(data: Data) -> Iterator[Finding]:
-    """Each image is of one colour, so that there is nothing to see, or pixels are NaN or infinite.
+    """Images are blank (one solid colour each), or pixels are NaN or infinite.
 
     ## Why it matters
     The loss falls as always, by what the text alone gives away, and the model never learns to look. Behind
     it are images that failed to load and were replaced by blank ones, a wrong column, or pixels that were
     cast to integers after rescaling. A NaN in one image makes every weight NaN in one step.
 
-    ## How sure it is
+    ## Confidence and false positives
     All pixels were looked at. One blank image among others is no finding, since a blank one stands for the
     missing image of a text-only sample in some recipes. That all of them are blank is a warning where only
     a batch made by hand could be seen, and an error where they come from the dataset.

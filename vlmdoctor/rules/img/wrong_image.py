@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("wrong-image", "IMG202")
 def wrong_image(influence: Influence) -> Iterator[Finding]:
-    """Exchanging one sample's image moves the logits of another sample.
+    """Wrong image: replacing one sample's image changes the logits of another sample.
 
     ## Why it matters
     Images and texts of a batch travel in different tensors, and one wrong axis or index gives each question
@@ -21,7 +21,7 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
     ([Automodel 2181](https://github.com/NVIDIA-NeMo/Automodel/issues/2181)). The loss falls as if nothing
     were wrong, by what can be guessed without looking.
 
-    ## How sure it is
+    ## Confidence and false positives
     Only the first sample's image is replaced by noise, and the other samples' logits are compared bit for
     bit. It is tried only where there is one image (or one block of them) for each sample, and each sample has
     placeholders where those are known. A model in which samples are meant to see each other's images would be

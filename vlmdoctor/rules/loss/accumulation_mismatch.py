@@ -21,7 +21,7 @@ _NORM_FIX = Fix(
 def accumulation_mismatch(
     micro: MicroBatches, arguments: TrainingArgs | None, influence: Influence | None
 ) -> Iterator[Finding]:
-    """Finds models for which accumulating gradients over micro-batches is not the same as one large batch.
+    """Gradient accumulation over micro-batches differs from one large batch.
 
     ## Why it matters
     Gradient accumulation is used as a stand-in for a batch that does not fit. Where rows of a batch take part
@@ -29,7 +29,7 @@ def accumulation_mismatch(
     alone, down to those of a single image, and a contrastive loss compares with the rows of the micro-batch
     only. Dividing the loss by the number of steps repairs neither.
 
-    ## How sure it is
+    ## Confidence and false positives
     The batch was split into its rows, with their own images and padding as it was, and the parts were run
     one by one, in training mode but for dropout. A normalisation is named where its output for the same
     input was another beside the other rows. A loss is named where it is beyond those of all the parts, so

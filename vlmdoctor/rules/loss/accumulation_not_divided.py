@@ -13,7 +13,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("accumulation-not-divided", "LOSS320")
 def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation) -> Iterator[Finding]:
-    """Finds models that take `num_items_in_batch` and don't use it.
+    """`num_items_in_batch` is accepted and not used: gradient accumulation is not divided.
 
     ## Why it matters
     transformers' Trainer takes any forward with `**kwargs` for one that divides its loss by the labels of the
@@ -23,7 +23,7 @@ def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation
     35438](https://github.com/huggingface/transformers/issues/35438), [transformers
     37197](https://github.com/huggingface/transformers/issues/37197)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the loss was the same when the model was told four times as many labels, or it raised. An error
     with transformers' `TrainingArguments`, whose Trainer does that; a warning where the arguments are a
     mapping, since the loop may be another. Silent without accumulation.

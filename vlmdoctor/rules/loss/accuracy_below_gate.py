@@ -14,14 +14,14 @@ from vlmdoctor.rules.samples import sample_steps
 
 @rule("accuracy-below-gate", "LOSS110")
 def accuracy_below_gate(steps: Steps) -> Iterator[Finding]:
-    """Finds runs that end below the share of right answers that was asked for.
+    """Accuracy below the required one.
 
     ## Why it matters
     A training loop that runs is not a model that sees: the loss falls by the wording of the answers alone.
     With `vlmdoctor train --require-accuracy 0.9` a change to the model, the data or the trainer is only good
     when the trained model answers questions about images that it has never seen.
 
-    ## How sure it is
+    ## Confidence and false positives
     It compares the last evaluation with the number given, and says nothing where none was given or the run is
     not finished. A run that was never evaluated does not pass: a gate that measured nothing is no gate.
 

@@ -13,14 +13,14 @@ MOST = 0.9  # of the loss
 
 @rule("auxiliary-dominates", "LOSS381", explains=("initial-loss",))
 def auxiliary_dominates(auxiliary: Auxiliary) -> Iterator[Finding]:
-    """The load-balancing loss, with its coefficient, is more than nine tenths of the loss.
+    """Load-balancing loss dominates: it is more than nine tenths of the loss.
 
     ## Why it matters
     Its coefficient is about 0.01 to 0.0001, so that it nudges the router and no more. A coefficient of
     another definition (a sum over tokens and layers in the place of a mean, a percentage) turns that round:
     the model learns to spread its tokens, and little about the answer.
 
-    ## How sure it is
+    ## Confidence and false positives
     The coefficient is what autograd says: the derivative of the loss by that output. A warning, since a model
     that has learned its answers nearly by heart has little other loss left.
 

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("auxiliary-left-out", "LOSS380")
 def auxiliary_left_out(auxiliary: Auxiliary) -> Iterator[Finding]:
-    """A mixture of experts gives out its load-balancing loss, and nobody adds it.
+    """Load-balancing loss (mixture of experts) is not added to the loss.
 
     ## Why it matters
     Without it a router sends ever more tokens to the experts that it happened to like first; the others stay
     what they were ([minimind 140](https://github.com/jingyaogong/minimind/issues/140), [TRL
     7248](https://github.com/huggingface/trl/pull/7248)). The loss of the answers falls all the same.
 
-    ## How sure it is
+    ## Confidence and false positives
     The output holds a number whose name says what it is (`aux_loss`, `balance_loss`, `z_loss`) and which has
     a graph, and the loss does not depend on it: measured by autograd. A warning, since it may be there to be
     looked at only.

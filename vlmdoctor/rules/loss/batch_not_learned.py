@@ -24,13 +24,13 @@ REACHED = 0.9  # of the trainable tensors have a gradient: else other rules say 
 def batch_not_learned(
     overfit: Overfit, forward: Forward, backward: Backward, parameters: Parameters
 ) -> Iterator[Finding]:
-    """A model that trains nearly all of its weights can't bring down the loss of one single batch.
+    """One batch can't be overfit, although nearly all weights are trained.
 
     ## Why it matters
     A language model learns a handful of answers by heart within a few dozen steps. If it can't, neither data
     nor patience will help: something between the weights and the loss is wired wrongly.
 
-    ## How sure it is
+    ## Confidence and false positives
     On a copy, with dropout off, AdamW took 24 steps on the given batch at each of several learning rates from
     3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near
     ln(vocabulary), half of the parameters or more are trained, and nearly all of them get a gradient. It is a

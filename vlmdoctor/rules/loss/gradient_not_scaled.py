@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("gradient-not-scaled", "LOSS376")
 def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
-    """The gradient does not follow the scale of the loss: a backward of one's own drops what comes in.
+    """Gradient does not follow the scale of the loss: a custom backward ignores `grad_output`.
 
     ## Why it matters
     Dividing the loss by the micro-batches, multiplying it with a gradient scaler or weighing it against
@@ -20,7 +20,7 @@ def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
     accumulation over N micro-batches takes gradients N times as large, and unscaling makes float16 gradients
     vanish.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the gradient at the logits was taken for the loss and for half of it, in the same pass. Any
     differentiable loss gives half the gradient for half the loss.
 

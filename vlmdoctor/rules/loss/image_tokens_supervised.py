@@ -14,7 +14,7 @@ MOST = 0.5
 
 @rule("image-tokens-supervised", "LOSS303", explains=("padding-supervised", "prompt-supervised"))
 def image_tokens_supervised(data: Data) -> Iterator[Finding]:
-    """Image placeholders are among the labels, so that the model is taught to write them.
+    """Image tokens not masked in labels.
 
     ## Why it matters
     An image takes hundreds of placeholders, all with the same id. With `labels = input_ids.clone()` they are
@@ -23,7 +23,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
     all labels). A collator that puts the image id where padding should be masked does the same
     ([smol-vision 11](https://github.com/merveenoyan/smol-vision/issues/11)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The labels were counted, and the ids of placeholders come from the model's own configuration. It is an
     error where they are more than half of all labels, else a warning. Models that draw images as tokens are
     meant to learn such ids: ignore this rule for them.

@@ -20,7 +20,7 @@ MOST_MICRO_BATCHES = 16
 
 @rule("initial-loss", "LOSS102")
 def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
-    """Finds first losses that are far from ln(vocabulary), the loss of guessing.
+    """Initial loss far from ln(vocabulary), the loss of guessing.
 
     ## Why it matters
     A model that knows nothing gives every token the same probability, so that its first loss is
@@ -30,7 +30,7 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
     first loss far above ln(vocabulary) means that the weights were not loaded as they were saved
     ([MiniMind-V 75](https://github.com/jingyaogong/minimind-v/issues/75)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The numbers are measured; what they mean is not, so that it is a warning at most. For a fresh model it
     speaks up from 10 % and 1.0 above, and from 10 % below; for trained weights, or where that is not known,
     from half as much again plus 1. It is silent where the loss of step 0 or the number of labels is not

@@ -16,7 +16,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("label-out-of-range", "LOSS307", explains=("forward-raises", "image-tokens-supervised"))
 def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Labels are negative without being -100, or beyond the last row of the output head.
+    """Label out of range: negative without being -100, or beyond the output head.
 
     ## Why it matters
     On a CPU the loss raises `Target 128256 is out of bounds`; on a GPU a device-side assert kills the
@@ -26,7 +26,7 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     33819](https://github.com/huggingface/transformers/issues/33819)), and from tokens that were added
     without resizing.
 
-    ## How sure it is
+    ## Confidence and false positives
     The labels and the head's rows were counted. Where the model's own forward pass took these very labels
     and gave a finite loss, its loss ignores them, and nothing is said. More rows in the embedding than in
     the head are no fault by themselves.

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("labels-not-shifted", "LOSS302")
 def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
-    """Nobody shifts the labels, so that each prediction is compared with the token it was made from.
+    """Labels not shifted: each prediction is compared with its own input token.
 
     ## Why it matters
     To copy its input is learned within a few steps: the loss falls towards 0, and what the model writes is
     one token again and again. It happens where a hand-written loss leaves the shift to the data and the
     collator leaves it to the model, or where labels are shifted in the wrong direction.
 
-    ## How sure it is
+    ## Confidence and false positives
     At least 90 % of the labels are the token at their own place (or an earlier one), and of the
     cross-entropies of the model's own logits exactly one is the loss that it gave: both are measured.
     Labels of masked-language models differ from the masked ids and are not reported.

@@ -17,7 +17,7 @@ FEWEST, KINDS = 4, 3  # labels, and different ones among them
 
 @rule("labels-of-another-row", "LOSS340", explains=("initial-loss",))
 def labels_of_another_row(data: Data) -> Iterator[Finding]:
-    """Rows of labels were exchanged: what is learned after one text is the answer to another.
+    """Labels of another row: texts and answers are exchanged.
 
     ## Why it matters
     The loss falls by what answers have in common, and then stands still, since nothing in a text tells the
@@ -25,7 +25,7 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
     from each other ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263) lost the pairs of texts and
     images in that way).
 
-    ## How sure it is
+    ## Confidence and false positives
     Labels and ids were compared token by token. It is an error where at most half of a row's labels are its
     own tokens, and at least 95 % are those of one other row at the same places. Encoder-decoders and rows
     with fewer than four labels are not judged.

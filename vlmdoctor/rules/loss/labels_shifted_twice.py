@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("labels-shifted-twice", "LOSS301")
 def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
-    """Labels are shifted by the data and once more by the model: it learns to skip a token.
+    """Labels shifted twice, by the data and by the model: the model learns to skip a token.
 
     ## Why it matters
     The loss falls to something plausible, and the model writes every other token. Models of transformers
@@ -19,7 +19,7 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
     ([transformers 44642](https://github.com/huggingface/transformers/issues/44642)); some models did it
     twice on their own ([transformers 47394](https://github.com/huggingface/transformers/issues/47394)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Both halves are measured: at least 90 % of the labels are the token so many places ahead, and of the
     cross-entropies of the model's own logits exactly one is the loss that it gave. Other losses (with
     smoothing, weights or extra terms) are not judged. Models that predict several tokens ahead on purpose

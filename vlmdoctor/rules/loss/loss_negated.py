@@ -16,13 +16,13 @@ from vlmdoctor.rulebook import rule
     explains=("loss-not-falling", "initial-loss", "negative-loss"),
 )
 def loss_negated(form: LossForm) -> Iterator[Finding]:
-    """The gradient at the logits is that of a cross-entropy with the sign turned around.
+    """Loss negated: gradient descent makes the labelled tokens less likely.
 
     ## Why it matters
     Descending on it makes the labelled tokens less likely with every step, while the number that is printed
     keeps falling and looks like progress.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured at every supervised token: the gradient is the cross-entropy's own, times a negative weight.
     It is a warning since to unlearn a text is done just so; it assumes that these tokens are to be learned.
 

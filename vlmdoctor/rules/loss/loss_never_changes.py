@@ -14,7 +14,7 @@ STEPS, TRIES = 8, 2
 
 @rule("loss-never-changes", "LOSS379", explains=("batch-not-learned", "loss-not-falling"))
 def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
-    """Gradients arrive and weights move, and the loss stays the same to the last digit.
+    """Loss constant while gradients arrive and weights change.
 
     ## Why it matters
     A loss that compares the model with itself is constant: in DPO or distillation with a reference that is
@@ -23,7 +23,7 @@ def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
     policy and reference agree in a healthy run too ([NeMo-Aligner
     227](https://github.com/NVIDIA/NeMo-Aligner/issues/227)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Several steps were taken on a copy, with the given optimizer and with AdamW at rates up to 3e-2: no loss
     differed from the first by more than a millionth. Gradients reach the weights, or it is not tried.
 

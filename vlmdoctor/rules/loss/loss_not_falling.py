@@ -25,7 +25,7 @@ RISE, RISE_FLOOR = 1.5, 0.5  # times the best stretch, and at least so much
 
 @rule("loss-not-falling", "LOSS101", explains=("image-ignored", "accuracy-below-gate"))
 def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]:
-    """Finds runs that had time to learn and whose loss is still where it began, or is back there.
+    """Loss not decreasing: it is still where it began, or back there.
 
     ## Why it matters
     It is the symptom that most faults end in: weights that were not loaded
@@ -33,7 +33,7 @@ def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Fi
     frozen or cut off, a learning rate of zero or far too high. Where one of those is found, this one is
     folded under it.
 
-    ## How sure it is
+    ## Confidence and false positives
     That the loss does not fall is measured over at least 100 steps behind the warm-up: the last fifth is
     not 2 % below the first fifth nor below the first losses, and a straight line through all of them does not
     fall clearly (by two standard errors, fast enough to make up 2 % in five times as many steps). A run that

@@ -20,7 +20,7 @@ FEWEST = 4  # tokens: with fewer a weight of 1 may be another's doing
     formerly=("tokens-summed", "LOSS370"),
 )
 def loss_summed(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The loss is a sum over the supervised tokens: it and its gradient grow with their number.
+    """Loss is a sum over the supervised tokens instead of a mean.
 
     ## Why it matters
     A learning rate, a clipping norm and a loss curve are known for means. With a sum they are off by the
@@ -29,7 +29,7 @@ def loss_summed(terms: LossTerms | None, form: LossForm | None) -> Iterator[Find
     [transformers 34191](https://github.com/huggingface/transformers/issues/34191), where the division by the
     number of tokens was lost too.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured in two ways, of which one is enough: the results of torch's cross-entropy add up to exactly the
     loss; or the gradient at the logits is that of a cross-entropy in which every token has a weight of
     exactly 1, whatever code made the loss. A batch that brings a number to divide by is left alone then. It

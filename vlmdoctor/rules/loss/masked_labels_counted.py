@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("masked-labels-counted", "LOSS378", explains=("initial-loss", "batch-not-learned"))
 def masked_labels_counted(form: LossForm) -> Iterator[Finding]:
-    """Labels of -100 stand in the batch, and the loss learns something at those places all the same.
+    """Masked labels (-100) are in the loss.
 
     ## Why it matters
     -100 leaves a token out only where the loss looks for it. `labels.clamp(min=0)` for a `gather`, a loss of
     one's own, or another `ignore_index` teach the model to answer the prompt, the image and the padding with
     token 0. Since those are most of a row, that is most of what it learns.
 
-    ## How sure it is
+    ## Confidence and false positives
     Which positions count is measured: the gradient at the logits is not zero there. They are held against the
     labels of each row that are not -100. A warning, since a loss may have terms for other tokens on purpose.
 

@@ -16,14 +16,14 @@ MOST = 0.8  # of the positions: nearer to all of them the two means can't be tol
 
 @rule("masked-tokens-in-mean", "LOSS371", explains=("initial-loss",))
 def masked_tokens_in_mean(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The loss divides by every position of the batch, though only some of them are supervised.
+    """Masked tokens in the mean: the loss is divided by all positions, not by the supervised ones.
 
     ## Why it matters
     `(loss * mask).mean()` divides by prompt, image and padding too. The loss then looks better the more of
     a batch is padding, is far below ln(vocabulary) for a model that only guesses, and its gradient shrinks
     with it: one long picture or one long row in the batch takes weight from the answers of all the others.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured in two ways, of which one is enough. The results of torch's cross-entropy, added up and divided
     by all their targets, are exactly the loss. Or the gradient at the logits is that of a cross-entropy whose
     weights are all one over the number of positions, and they stay so when the labels of one row are masked,

@@ -12,7 +12,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("nan-without-an-answer", "LOSS375")
 def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
-    """A batch in which one row has no supervised token gives NaN, though the other rows have some.
+    """NaN loss when one row has no supervised token.
 
     ## Why it matters
     Rows lose their answer when they are cut at the maximum length, and a dataset has some of those. A mean
@@ -20,7 +20,7 @@ def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
     ([Automodel 3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796), [Open-Assistant
     2001](https://github.com/LAION-AI/Open-Assistant/issues/2001)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the labels of one row were masked with -100, which this batch uses itself, and the loss became
     NaN. It is a warning, since the data at hand may have an answer in every row. A batch without any
     supervised token gives NaN in torch's own cross-entropy, and is no fault.

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("negative-loss", "LOSS130", explains=("loss-not-falling", "initial-loss"))
 def negative_loss(forward: Forward) -> Iterator[Finding]:
-    """The loss on a batch with token labels is negative.
+    """Loss is negative on a batch with token labels.
 
     ## Why it matters
     Cross-entropy is a sum of negative logarithms of probabilities, and never below zero. A minus sign too
     many turns the descent around: every step makes the right tokens less likely, while the number that is
     printed keeps falling and looks like progress.
 
-    ## How sure it is
+    ## Confidence and false positives
     The loss was measured. A loss that adds other terms to the cross-entropy (a reward, an entropy bonus, the
     logarithm of a density) may be negative by design, so that it is a warning.
 

@@ -36,7 +36,7 @@ FEWEST_ROWS = 10
     ),
 )
 def nothing_supervised(data: Data | None, steps: Steps | None, forward: Forward | None) -> Iterator[Finding]:
-    """Finds data and runs in which every label is masked (-100), so that there is nothing to learn from.
+    """All labels masked (-100): nothing is supervised.
 
     ## Why it matters
     The loss is 0 or NaN, gradients are zero, the weights stay, and some trainers log `loss 0.0` as if all
@@ -46,7 +46,7 @@ def nothing_supervised(data: Data | None, steps: Steps | None, forward: Forward 
     [LLaVA 1166](https://github.com/haotian-liu/LLaVA/issues/1166),
     [unsloth 3198](https://github.com/unslothai/unsloth/issues/3198)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Where the labels of the batches were counted it is certain: no label was left at any step. Where they
     were not, it says so if the loss is exactly 0 at every step while the gradients are zero or missing.
     Single masked batches are legal; from a fifth of at least twenty steps on it is a warning.

@@ -14,13 +14,13 @@ MOST = 0.5
 
 @rule("padding-supervised", "LOSS304")
 def padding_supervised(data: Data) -> Iterator[Finding]:
-    """Padding is among the labels, so that the model is taught to write it.
+    """Padding not masked in labels.
 
     ## Why it matters
     Padding is easy to predict: the loss looks better than it is, and the shorter the answers, the more of it
     is about nothing. Where padding is the end-of-text token, the model learns to write it again and again.
 
-    ## How sure it is
+    ## Confidence and false positives
     Padding is what the attention mask leaves out, or, where the mask leaves out nothing, a run of the padding
     token before or after the text. Its labels were counted. It is an error where they are more than half of
     all labels, else a warning.

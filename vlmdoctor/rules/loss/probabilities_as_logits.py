@@ -21,7 +21,7 @@ FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
     formerly=("softmax-twice", "LOSS372"),
 )
 def probabilities_as_logits(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The output goes through a softmax or a sigmoid before the loss, which does that itself.
+    """Softmax or sigmoid applied twice: before the loss and in it.
 
     ## Why it matters
     `cross_entropy` takes logits. Given probabilities it takes the softmax of numbers between 0 and 1, which
@@ -29,7 +29,7 @@ def probabilities_as_logits(terms: LossTerms | None, form: LossForm | None) -> I
     gradients are tiny. The loss falls a little, then stands still, and nothing raises.
     `binary_cross_entropy_with_logits` behind a sigmoid is the same mistake.
 
-    ## How sure it is
+    ## Confidence and false positives
     The numbers that reached torch's own loss function were measured. Where none is below zero and they sum
     to 1 for every target looked at, they are probabilities: an error. Log-probabilities are fine, since the
     softmax of them gives the probabilities back, and are not reported. Where all are merely between 0 and 1

@@ -15,7 +15,7 @@ FEWEST = 8  # tokens of users' words
 
 @rule("prompt-supervised", "LOSS306")
 def prompt_supervised(data: Data) -> Iterator[Finding]:
-    """The words of the user are among the labels, beside those of the assistant.
+    """Prompt not masked in labels: the user's words are supervised.
 
     ## Why it matters
     The loss is then mostly about questions, which repeat, and little about answers, which matter. A mask that
@@ -23,7 +23,7 @@ def prompt_supervised(data: Data) -> Iterator[Finding]:
     ([VLM-R1 123](https://github.com/om-ai-lab/VLM-R1/issues/123),
     [TRL 1880](https://github.com/huggingface/trl/issues/1880)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The speakers were told apart by the chat template's own markers, and 90 % of the users' words have
     labels. Whether that is meant can't be seen: it assumes fine-tuning on conversations, where prompts are
     mostly masked. Some recipes learn them on purpose, and pretraining does: ignore this rule then.

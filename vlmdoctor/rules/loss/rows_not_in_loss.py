@@ -13,14 +13,14 @@ FEWEST = 2  # labels: a model may shift once more than it should
 
 @rule("rows-not-in-loss", "LOSS374")
 def rows_not_in_loss(form: LossForm) -> Iterator[Finding]:
-    """Rows of the batch that have labels leave the loss as it is: they are computed and not learned from.
+    """Rows with labels are not in the loss.
 
     ## Why it matters
     An index that was meant for a shape (`logits[0]`), a loop that returns in its first round, or a mask of
     another row throws part of every batch away. Nothing raises, the loss looks right and falls; the rest of
     the data is never learned.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: no logit of those rows has a gradient, though they have labels and their predictions are not so
     sure that a gradient would vanish. Batches that bring weights for their rows are left alone.
 

@@ -14,7 +14,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("stop-token-not-supervised", "LOSS305", formerly=("end-token-masked", "LOSS341"))
 def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
-    """No answer's stop token is among the labels, so that the model never learns to stop.
+    """Stop token (EOS) not in labels: the model never learns to stop.
 
     ## Why it matters
     The model goes on until the limit of generated tokens, often by asking itself the next question. The
@@ -24,7 +24,7 @@ def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
     ([TRL 1623](https://github.com/huggingface/trl/issues/1623)); or the template puts it into the next
     message, outside of what is learned ([TRL 5988](https://github.com/huggingface/trl/issues/5988)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Answers were told apart by the chat template's own markers, or by a masked question before a supervised
     answer; their labels were counted in all rows looked at. It is an error where a stop token stands in the
     text and is masked because padding has the same id, else a warning: a model that can stop already may get

@@ -20,7 +20,7 @@ _FLOATS = ("float", "bfloat")
 
 @rule("dtype-mismatch", "NUM103", formerly=("dtypes-meet",), explains=("forward-raises",))
 def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
-    """Tensors of two dtypes, or on two devices, meet in one operation, which raises.
+    """Dtype mismatch, or device mismatch: an operation raises.
 
     ## Why it matters
     Nothing can be trained. It happens at the joints of a vision-language model: a tower in float16 and a
@@ -28,7 +28,7 @@ def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     12](https://github.com/llava-rlhf/LLaVA-RLHF/issues/12)), pixels that the processor left in float32, a
     batch that stayed on the CPU ([MiniCPM-V 246](https://github.com/OpenBMB/MiniCPM-V/issues/246)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The exception is real, and the dtypes and devices named are those of the tensors that were at hand where
     it was raised. Without autocast, that is: a run that wraps its forward pass into autocast does not raise,
     and should be checked with a `loss_fn` that does the same.

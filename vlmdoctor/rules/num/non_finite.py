@@ -34,7 +34,7 @@ LINKS = (
     ),
 )
 def non_finite(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]:
-    """Finds the first NaN or infinity of a run, and the module that made it.
+    """NaN or infinity during training: the step and the module where it began.
 
     ## Why it matters
     One NaN gradient turns every weight into NaN with the next step, and the run is lost from there on,
@@ -45,7 +45,7 @@ def non_finite(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]
     ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)), broken input and divergence are the
     usual reasons.
 
-    ## How sure it is
+    ## Confidence and false positives
     That a value was not finite is measured. A module is named only if its inputs and weights were finite
     and its output was not; otherwise the finding says why it is not known. An infinite gradient alone is
     normal with float16 and a gradient scaler, which skips the step and lowers its scale, so that it is

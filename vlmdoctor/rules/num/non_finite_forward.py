@@ -17,7 +17,7 @@ FP16_LARGEST = 65504.0
     explains=("non-finite", "initial-loss", "loss-not-falling", "weights-not-moving", "no-gradient"),
 )
 def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
-    """The loss or the logits hold NaN or infinity before the first step was taken.
+    """NaN or infinity in the loss or the logits before the first step.
 
     ## Why it matters
     One backward pass from NaN makes every weight NaN. The usual reasons are activations beyond float16's
@@ -25,7 +25,7 @@ def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
     [ms-swift 1099](https://github.com/modelscope/ms-swift/issues/1099)), weights that were never filled,
     pixels that were divided by zero, and rows of attention that are masked from end to end.
 
-    ## How sure it is
+    ## Confidence and false positives
     It is measured. The named module got finite inputs and gave something else; if its own weights or the
     batch were broken already, that is said instead. A batch in which no label is supervised gives NaN by
     design (a mean over nothing) and is not reported here.

@@ -13,7 +13,7 @@ MOST = 0.5  # of a stack's layers
 
 @rule("promoted-to-float32", "NUM302")
 def promoted_to_float32(precision: Precision) -> Iterator[Finding]:
-    """Layers in half precision run on float32 activations, from a joint at which nobody cast.
+    """Half-precision layers get float32 activations: a cast is missing.
 
     ## Why it matters
     Where two float types meet in an addition, in `torch.cat` or in `torch.where`, torch takes the wider one
@@ -21,7 +21,7 @@ def promoted_to_float32(precision: Precision) -> Iterator[Finding]:
     float32 thus turns the residual stream of the whole decoder into float32, if each layer casts to its own
     weights on the way in: twice the memory for what is kept of it, and twice the time for its additions.
 
-    ## How sure it is
+    ## Confidence and false positives
     The types of what goes into and out of each layer are read in one forward pass, and compared with the type
     of most of the layer's weights; layers under autocast are left out. Told where it holds for more than half
     of a stack. A warning where the module is known that gives out the wider type, or the layer that makes

@@ -13,13 +13,13 @@ MOST, ALL = 0.05, 0.5  # of a weight, in one step
 
 @rule("decay-erases-weights", "OPT111", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
-    """Finds a weight decay that, times the learning rate, shrinks the weights by a twentieth in one step.
+    """Weight decay too high: with the learning rate it takes a twentieth of the weights in one step.
 
     ## Why it matters
     Decay multiplies each weight by (1 - lr x decay) in every step, whatever the gradient says: at a twentieth
     a pretrained weight is gone after a hundred steps.
 
-    ## How sure it is
+    ## Confidence and false positives
     Computed from the groups. AdamW, SGD and their kin shrink weights by that product; Adam with its decay in
     the gradient does not, and is left alone. Common settings are a thousandth of the limit and less. A
     warning; an error where a step takes half.

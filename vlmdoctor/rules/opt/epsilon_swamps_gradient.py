@@ -22,7 +22,7 @@ TIMES = 1e3  # the gradients
 def epsilon_swamps_gradient(
     settings: OptimizerSettings, backward: Backward, parameters: Parameters
 ) -> Iterator[Finding]:
-    """The epsilon of Adam is a thousand times larger than the gradients, or more.
+    """Adam's epsilon is a thousand times larger than the gradients, or more.
 
     ## Why it matters
     Adam's step is the learning rate times `m / (sqrt(v) + eps)`: about the learning rate, as long as the
@@ -30,7 +30,7 @@ def epsilon_swamps_gradient(
     exchanged, the step is that of SGD with a rate of lr / eps: nothing moves but by weight decay, and the
     loss stands still.
 
-    ## How sure it is
+    ## Confidence and false positives
     The root mean square of each tensor's gradient was measured on the batch; half of the tensors lie more
     than a thousand times below an eps of at least 1e-4. Some recipes for convolutional networks use an eps as
     large as 1, with a learning rate to match; hence a warning.

@@ -22,14 +22,14 @@ from vlmdoctor.rules.samples import sample_parameters, sample_steps
     ),
 )
 def gradients_pile_up(steps: Steps) -> Iterator[Finding]:
-    """Finds runs whose gradients are never zeroed, so that each step applies the sum of all batches so far.
+    """Gradients not zeroed between optimizer steps.
 
     ## Why it matters
     The update points where old batches pointed, its norm grows with the number of steps, and the run learns
     badly or diverges ([DN-DETR 19](https://github.com/IDEA-Research/DN-DETR/issues/19), [PyTorch
     47175](https://github.com/pytorch/pytorch/issues/47175)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: after an optimizer step the gradients were still there when the next backward pass began, and
     it added to them. Accumulation over micro-batches within one optimizer step is not reported.
 

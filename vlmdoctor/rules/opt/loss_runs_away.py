@@ -24,7 +24,7 @@ CERTAIN = 10.0  # times the first loss
     ),
 )
 def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
-    """With the given optimizer the loss of one batch runs away in a few steps, where another learns it.
+    """Loss diverges on one batch with the given optimizer, while AdamW overfits it.
 
     ## Why it matters
     Steps that are too long jump over every valley: a learning rate that was meant for another optimizer
@@ -32,7 +32,7 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     a weight decay above one. The run ends in NaN, or at a loss far above guessing
     ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch; the loss ended at
     more than twice where it began, or jumped to four times that and did not come back; and AdamW at a
     moderate rate brought the same loss down. Where it jumped to ten times, or to NaN, it is an error. A

@@ -18,7 +18,7 @@ LARGE_SHARE = 0.05  # of the run without learning
 
 @rule("lr-ends-early", "OPT301", explains=("weights-not-moving", "loss-not-falling"))
 def lr_ends_early(schedule: Schedule, arguments: TrainingArgs | None) -> Iterator[Finding]:
-    """Finds a schedule that reaches 0 well before the last step, or goes below.
+    """Learning rate is zero or negative well before the last step.
 
     ## Why it matters
     The rest of the run costs its full price and teaches nothing. The schedule was made for fewer steps than
@@ -27,7 +27,7 @@ def lr_ends_early(schedule: Schedule, arguments: TrainingArgs | None) -> Iterato
     2318](https://github.com/huggingface/accelerate/issues/2318), [accelerate
     2926](https://github.com/huggingface/accelerate/issues/2926)). A rate below 0 climbs the loss.
 
-    ## How sure it is
+    ## Confidence and false positives
     A copy of the scheduler is stepped through the number of steps that the training arguments give, once
     per optimizer step (once per process too, if accelerate prepared it). An error where at least 5 % of
     the run learn nothing. That it is stepped so is assumed; a loop that steps it more often makes it worse.

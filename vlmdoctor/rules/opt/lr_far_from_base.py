@@ -15,14 +15,14 @@ CHOOSES = ("OneCycleLR", "CyclicLR")  # their highest rate is an argument of the
 
 @rule("lr-far-from-base", "OPT306")
 def lr_far_from_base(schedule: Schedule) -> Iterator[Finding]:
-    """Finds schedules that blow the learning rate up, or never let it near the rate that was chosen.
+    """Learning rate far above or far below the chosen one, by its schedule.
 
     ## Why it matters
     A decay factor above 1 makes the rate grow without end; a function given to `LambdaLR` that returns the
     rate itself, and not a factor of it, multiplies the rate with itself: 1e-4 becomes 1e-8, and nothing
     moves. Both run without a word.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy of the scheduler over the run's steps. Said where the highest rate of the whole run is
     more than a thousand times the rate that was chosen, or less than a hundredth of it and not on its
     way up (a warm-up that is too long has a rule of its own). A run that goes on from a checkpoint is left

@@ -18,7 +18,7 @@ JUMP = 0.1  # of the peak in one step: a restart, and not the way back, unless i
 
 @rule("lr-rises-again", "OPT302")
 def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
-    """Finds a cosine that is run past its lowest point and climbs back.
+    """Learning rate rises again after the end of its cosine.
 
     ## Why it matters
     A cosine schedule goes on being a cosine after its last step. Made for too few steps, or stepped too
@@ -26,7 +26,7 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
     ([transformers 24088](https://github.com/huggingface/transformers/issues/24088), [EasyContext
     21](https://github.com/jzhang38/EasyContext/issues/21)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy of the scheduler over the run's steps: the rate falls below 2 % of its peak and later
     rises above 25 % the way it came, as a cosine does. Silent for schedules that restart by design, and for
     rises in one jump. A warning, since a cycle may be meant.

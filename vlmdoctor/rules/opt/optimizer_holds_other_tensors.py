@@ -18,13 +18,13 @@ from vlmdoctor.rules.samples import sample_parameters
     explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def optimizer_holds_other_tensors(parameters: Parameters) -> Iterator[Finding]:
-    """Finds optimizers that hold as many tensors as the model has, but none of the model's.
+    """Optimizer holds none of the model's parameters, but other tensors.
 
     ## Why it matters
     If the model is built, converted or replaced after its optimizer was made, every step changes tensors
     that nobody uses any more, and the model stays as it was.
 
-    ## How sure it is
+    ## Confidence and false positives
     That no tensor of the model is in the optimizer is certain. A library that keeps float32 copies of its
     own looks the same, so that it is a warning; once steps have been watched, `weights-not-moving` says for
     certain whether the model moves. Optimizers with far fewer tensors than the model (flat shards) are not

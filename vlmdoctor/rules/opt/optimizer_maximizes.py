@@ -12,12 +12,12 @@ from vlmdoctor.rulebook import rule
 
 @rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterator[Finding]:
-    """Finds an optimizer with `maximize=True` under a loss that is positive.
+    """Optimizer with `maximize=True` and a positive loss.
 
     ## Why it matters
     Each step makes the loss larger. It looks like a learning rate that is too high.
 
-    ## How sure it is
+    ## Confidence and false positives
     The option was read and the loss measured. Objectives that are meant to grow are negative losses, or
     come as a reward, which is no cross-entropy: with a loss below 0 it is silent.
 

@@ -13,7 +13,7 @@ NAMED = 4
 
 @rule("optimizer-state-misfit", "OPT146", explains=("resume-not-exact", "weights-not-moving"))
 def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
-    """The moments that an optimizer has loaded are of other shapes than its parameters.
+    """Optimizer state has other shapes than the parameters.
 
     ## Why it matters
     A state dict knows parameters by their number, not by their name. Loaded into an optimizer whose
@@ -21,7 +21,7 @@ def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
     gets the moments of another. Where shapes differ the first step raises; where they do not, it is taken
     along the gradients of another tensor, and nothing says so.
 
-    ## How sure it is
+    ## Confidence and false positives
     Shapes are compared; optimizers that are not torch's own, which may keep moments in a form of their own,
     are left alone. Where all shapes happen to agree nothing is seen.
 

@@ -14,14 +14,14 @@ FEW = 1  # steps
 
 @rule("scheduler-not-restored", "OPT147", formerly=("warmup-again",))
 def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
-    """The optimizer has taken steps, and the scheduler stands at the first step of its warm-up.
+    """Scheduler not restored: the warm-up begins again after a resume.
 
     ## Why it matters
     Weights and optimizer were loaded, the scheduler was not: the run warms up again, trains its last part at
     the rates of its first, and ends far from the schedule's end ([transformers
     33336](https://github.com/huggingface/transformers/issues/33336)). The loss jumps where it was resumed.
 
-    ## How sure it is
+    ## Confidence and false positives
     Both counters are read: the optimizer's says that steps were taken, the scheduler's that it never was
     stepped, and the rate is below a tenth of what the scheduler scales, as a warm-up begins. A second stage
     that means to warm up again with the moments of the first would be reported; hence a warning.

@@ -11,13 +11,13 @@ from vlmdoctor.rulebook import rule
 
 @rule("scheduler-of-another-optimizer", "OPT112")
 def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Finding]:
-    """Finds a scheduler that was made for another optimizer than the one that was given.
+    """Scheduler belongs to another optimizer.
 
     ## Why it matters
     The optimizer was made again, as after unfreezing or wrapping the model, and the scheduler was not: it
     writes its rates into the old groups, and training goes on at one rate without warm-up or decay.
 
-    ## How sure it is
+    ## Confidence and false positives
     The groups of both were compared by identity, behind the wrappers of accelerate as well.
 
     ## What to do

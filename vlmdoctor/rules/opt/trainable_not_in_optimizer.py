@@ -19,7 +19,7 @@ LARGE_SHARE = 0.01
     explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parameters that require gradients but that the optimizer does not hold.
+    """Trainable parameters missing from the optimizer.
 
     ## Why it matters
     They get gradients and never move. The optimizer was made before they were unfrozen, added or wrapped,
@@ -28,7 +28,7 @@ def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
     217](https://github.com/allenai/rslearn/issues/217), [LLaVA
     1173](https://github.com/haotian-liu/LLaVA/issues/1173)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain for the optimizers that were given; give all of them (`optimizer=[first, second]`). An error
     where a whole part of the model is left out or more than 1 % of what is trainable, a warning otherwise.
     Silent where the optimizer holds none of the model's tensors: sharding libraries step copies of their

@@ -23,7 +23,7 @@ NEVER_ZERO = ("language", "vision")
     explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling"),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:
-    """The first steps change whole parts of the model by twice their weights or more.
+    """Updates too large: the first steps change the weights by twice their size or more.
 
     ## Why it matters
     Nothing of the weights is left after such a step, pretrained ones included. Often it does not even blow
@@ -31,7 +31,7 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
     gradient is exactly zero from then on. A learning rate meant for another optimizer, a rate in other units
     (1e3 for 1e-3), or a summed loss under plain SGD does that.
 
-    ## How sure it is
+    ## Confidence and false positives
     Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
     a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a
     tenth. Projectors and adapters alone are not judged, since they may start at zero, nor are runs that end

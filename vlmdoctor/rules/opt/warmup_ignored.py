@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("warmup-ignored", "OPT304")
 def warmup_ignored(arguments: TrainingArgs) -> Iterator[Finding]:
-    """Finds `warmup_steps` beside the schedule `constant`, which does not warm up.
+    """`warmup_steps` ignored by the schedule `constant`.
 
     ## Why it matters
     transformers has two constant schedules, and only `constant_with_warmup` warms up; the other one takes the
     number and ignores it. The first steps are then taken at the full rate, with Adam's second moments
     still unknown.
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain for `Trainer` and all that makes its schedules from these arguments.
 
     ## What to do

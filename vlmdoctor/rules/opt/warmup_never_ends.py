@@ -17,14 +17,14 @@ REACHED = 0.9  # of the base rate
 
 @rule("warmup-never-ends", "OPT303")
 def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None) -> Iterator[Finding]:
-    """Finds a warm-up that is longer than the run.
+    """Warm-up longer than the run.
 
     ## Why it matters
     The rate that was chosen is never reached, and the decay never begins: a warm-up counted in micro-batches
     or for another run's length, as when accumulation divides the number of optimizer steps
     ([transformers 24088](https://github.com/huggingface/transformers/issues/24088)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy of the scheduler over the run's steps: the rate rises up to the last step and stays
     under 90 % of the base rate. Where there is no scheduler yet, the training arguments' own numbers were
     compared. A warning, since short trials cut long runs off.

@@ -33,7 +33,7 @@ TINY = 1e-8  # a learning rate: Adam's step is as long, and float32 keeps 7 digi
     ),
 )
 def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds weights that stay what they were although gradients arrive.
+    """Weights not updated, although gradients arrive.
 
     ## Why it matters
     Everything looks right: gradients flow, the loss may fall because of the other weights, and a part of
@@ -43,7 +43,7 @@ def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding
     moved again after the optimizer, or its weights are bfloat16 and every update is rounded away ([ao
     1124](https://github.com/pytorch/ao/issues/1124)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured before and after steps: the gradient was not zero and not one of the compared elements changed,
     in all sampled steps, at least three. Why is read off the optimizer (does it hold them, with which
     rate?) and the data type. Steps that a gradient scaler skips are not counted, nor is a warm-up that

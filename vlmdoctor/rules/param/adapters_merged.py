@@ -16,13 +16,13 @@ from vlmdoctor.rules.places import counted
     explains=("backward-raises", "no-gradient", "weights-not-moving", "loss-not-falling"),
 )
 def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
-    """Finds LoRA layers that were merged, as for generation or evaluation, and not unmerged again.
+    """LoRA adapters left merged after generation or evaluation.
 
     ## Why it matters
     A merged layer runs its base weight alone. The adapter's matrices are out of the path: they get no
     gradient, and `loss.backward()` raises where nothing else learns.
 
-    ## How sure it is
+    ## Confidence and false positives
     Read from PEFT's layers themselves, which know whether they are merged.
 
     ## What to do

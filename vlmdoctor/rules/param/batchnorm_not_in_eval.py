@@ -17,7 +17,7 @@ from vlmdoctor.rules.places import counted
     explains=("accumulation-mismatch",),
 )
 def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
-    """Batch normalisation has frozen weights and is in training mode, so that its statistics are not frozen.
+    """BatchNorm in training mode with frozen weights: its running statistics change.
 
     ## Why it matters
     `requires_grad_(False)` stops gradients and nothing else. In training mode batch normalisation takes mean
@@ -25,7 +25,7 @@ def batchnorm_not_in_eval(batch_norms: BatchNorms) -> Iterator[Finding]:
     stay as it was gives other features from step to step, with small batches noisy ones, and others again
     in evaluation. The saved tower is not the one that was loaded.
 
-    ## How sure it is
+    ## Confidence and false positives
     Modes and flags are read off the modules; such a module changes its statistics in each forward
     pass. A warning, since a loop may put the tower into evaluation mode after it was given.
     Silent where the model as a whole is in evaluation mode, and where the tower's own `train` keeps its

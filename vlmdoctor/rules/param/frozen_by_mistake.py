@@ -33,7 +33,7 @@ LINKS = (
     formerly=("adapters-frozen", "PARAM305"),
 )
 def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parts of the model that are meant to learn, but are frozen (`requires_grad` is False).
+    """Frozen by mistake: parts that should learn have `requires_grad=False`.
 
     ## Why it matters
     A frozen parameter gets no gradient, and neither PyTorch nor the optimizer says a word. Training goes on
@@ -43,7 +43,7 @@ def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     adapters for inference, all of them frozen ([llama-cookbook
     16](https://github.com/meta-llama/llama-cookbook/issues/16)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Freezing is common practice, so a frozen vision tower or a frozen language model under a projector that
     learns is never reported. What is reported as an error: nothing can learn; a part is frozen that was
     declared as trainable; a part is frozen that the optimizer holds while it leaves other frozen parts out;

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("layer-instances-shared", "PARAM112", formerly=("layers-are-one",), explains=("dropped-on-save",))
 def layer_instances_shared(layers: RepeatedLayers) -> Iterator[Finding]:
-    """Finds `nn.ModuleList([Block()] * 8)`: eight entries, and one block.
+    """Layers share one instance: `nn.ModuleList([Block()] * 8)`.
 
     ## Why it matters
     Multiplying a list repeats the reference: the model has the depth that was asked for and the weights of
     one layer. It trains, only worse than it should, and a checkpoint of the real model loads into it with
     the last layer's weights everywhere.
 
-    ## How sure it is
+    ## Confidence and false positives
     The entries were compared by identity. Some architectures share their layers on purpose: models that
     declare it are left alone, and it is a warning.
 

@@ -14,7 +14,7 @@ from vlmdoctor.rules.places import listed, places
 
 @rule("lora-layer-numbers", "PARAM302")
 def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
-    """Finds `layers_to_transform` whose numbers were counted in the vision encoder as well.
+    """`layers_to_transform` also selects layers of the vision encoder.
 
     ## Why it matters
     PEFT looks for the number in the name and not for a place in the language model: layer 3 of the vision
@@ -22,7 +22,7 @@ def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
     2155](https://github.com/huggingface/peft/issues/2155), [peft
     3086](https://github.com/huggingface/peft/issues/3086)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The stacks are read off the adapted modules' names. A warning, since both may be meant.
 
     ## What to do

@@ -20,7 +20,7 @@ LINKS = (
 
 @rule("lora-on-vision", "PARAM301")
 def lora_on_vision(adapters: Adapters, parameters: Parameters) -> Iterator[Finding]:
-    """Finds adapters that landed in the vision encoder together with those of the language model.
+    """LoRA adapters in the vision encoder as well as in the language model.
 
     ## Why it matters
     `target_modules=["q_proj", "v_proj"]` matches every module whose name ends so, and the attention of most
@@ -29,7 +29,7 @@ def lora_on_vision(adapters: Adapters, parameters: Parameters) -> Iterator[Findi
     2615](https://github.com/huggingface/peft/issues/2615), [lmms-finetune
     11](https://github.com/zjysteven/lmms-finetune/issues/11)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Where the adapters sit is read off the model; whether they are meant there is not known: a warning.
     Silent for `all-linear`, for patterns and full names, where `exclude_modules` was given, where a name in
     the list occurs in the vision encoder alone, and where the vision encoder was declared as trainable.

@@ -25,14 +25,14 @@ def new_rows_frozen(
     adapters: Adapters | None,
     data: Data | None,
 ) -> Iterator[Finding]:
-    """Finds tables that were enlarged for new tokens and are frozen.
+    """Embedding rows of new tokens are frozen.
 
     ## Why it matters
     The new rows hold random or average values. With adapters on the attention alone, or a frozen language
     model, they keep them: the new tokens mean nothing, and the loss falls without them ([unsloth
     9331](https://github.com/unslothai/unsloth/issues/9331)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The checkpoint has fewer rows than the model, the tokenizer (or, without one, the batch) has tokens in the
     new ones, and nothing that learns is in those tables. A warning, since the rows may have been trained
     before, or never be used.

@@ -12,14 +12,14 @@ from vlmdoctor.rules.places import counted
 
 @rule("parameters-not-registered", "PARAM110")
 def parameters_not_registered(use: WeightsInUse) -> Iterator[Finding]:
-    """Layers are used that the model does not know: kept in a plain list, or made inside forward.
+    """Parameters not registered: layers in a plain list, or made inside forward.
 
     ## Why it matters
     A module in a Python list or dict is none of the model's: an optimizer over `model.parameters()` never
     moves it, `.to(device)` leaves it behind, and checkpoints don't hold it. A layer that forward makes anew
     has other random weights each time. The loss may fall all the same, since everything else learns.
 
-    ## How sure it is
+    ## Confidence and false positives
     The graph of the loss was followed to its leaves: each of these parameters requires gradients and took
     part. Those that an optimizer holds are left alone. Where no optimizer was given, it is assumed that it
     is made from `model.parameters()`: a warning.

@@ -25,7 +25,7 @@ from vlmdoctor.rules.samples import sample_parameters
     ),
 )
 def pattern_matches_nothing(parameters: Parameters) -> Iterator[Finding]:
-    """Finds names of parameters that were declared as meant to learn, but that no parameter has.
+    """Pattern matches no parameter: declared names are not in the model.
 
     ## Why it matters
     Freezing and unfreezing go by name almost everywhere, and a name that went stale does nothing, silently:
@@ -34,7 +34,7 @@ def pattern_matches_nothing(parameters: Parameters) -> Iterator[Finding]:
     [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139),
     [OneLLM 19](https://github.com/csuhan/OneLLM/issues/19)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain: each pattern was compared with every name of every parameter, with the wrappers of torch.compile,
     DDP, FSDP and PEFT taken off, and tied parameters under each of their names. An error where no pattern
     matches anything; otherwise a warning, since a list may serve several models.

@@ -15,7 +15,7 @@ QUANTISED = ("int8", "uint8", "int4", "uint4")
 
 @rule("quantised-projector", "PARAM304")
 def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
-    """Finds a projector whose weights were quantised along with the language model's.
+    """Projector quantised along with the language model.
 
     ## Why it matters
     `load_in_4bit` quantises every linear layer that is not named. The projector saves next to nothing, can't
@@ -25,7 +25,7 @@ def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
     when the names were anchored in transformers 5 ([unsloth
     4209](https://github.com/unslothai/unsloth/issues/4209)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The data types are read. How much it harms is not measured: a warning.
 
     ## What to do

@@ -13,7 +13,7 @@ from vlmdoctor.rules.samples import sample_parameters
 
 @rule("trained-by-mistake", "PARAM103")
 def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parameters that learn although only others were declared as meant to.
+    """Trained by mistake: parameters outside the declared ones are trainable.
 
     ## Why it matters
     A part that was to stay frozen, such as the vision tower of a trained model, is changed by every step, and
@@ -21,7 +21,7 @@ def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     a position embedding ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
     [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain about what it says: these parameters have `requires_grad`, stand in the optimizer where one was
     given, and none of the declared patterns matches their names. Nothing declared: nothing said. Adapters'
     own weights are not counted.

@@ -12,13 +12,13 @@ from vlmdoctor.rules.places import counted
 
 @rule("weights-overwritten", "PARAM111")
 def weights_overwritten(use: WeightsInUse) -> Iterator[Finding]:
-    """Trainable parameters get new values in each forward pass: what the optimizer wrote is lost.
+    """Weights overwritten in each forward pass: updates are lost.
 
     ## Why it matters
     Weights that are initialised, loaded or copied inside forward (or in a hook of it) start over at each
     step. They get gradients and move, so that nothing looks wrong, and they never learn.
 
-    ## How sure it is
+    ## Confidence and false positives
     It was tried: the parameters were given other values, and after the next pass, with the same random
     numbers, they had the values of the pass before. Clipping or normalising weights in forward is not that,
     and is never reported.

@@ -18,7 +18,7 @@ FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as 
     explains=("rotary-not-relative", "packed-samples-leak"),
 )
 def constant_positions(positions: Positions) -> Iterator[Finding]:
-    """Positions are the same for all tokens of a row, or do not rise from one token to the next.
+    """Position ids constant, or not increasing from token to token.
 
     ## Why it matters
     Positions tell the order of the words. Where all are 0 (a tensor of zeros passed as `position_ids`, a
@@ -26,7 +26,7 @@ def constant_positions(positions: Positions) -> Iterator[Finding]:
     causal mask gives away: the loss falls, and stays far above what it could be
     ([LLaMA-Factory 10783](https://github.com/hiyouga/LlamaFactory/issues/10783) is one of the ways there).
 
-    ## How sure it is
+    ## Confidence and false positives
     The positions were read where they reach the model's rotary or learned table, or from the batch. Only
     neighbours that are both text are compared, since the tokens of one image may share a position, and
     beginning anew at 0 or 1 is what packed samples do. One position for a whole row is an error, and so are

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("positions-beyond-the-table", "ROPE142")
 def positions_beyond_the_table(positions: Positions) -> Iterator[Finding]:
-    """Positions pass `max_position_embeddings`, though no row has so many tokens.
+    """Position ids exceed `max_position_embeddings`, although no row has so many tokens.
 
     ## Why it matters
     Rotary tables are computed for any number, so that nothing raises, and a model reads positions that it
     has never seen in training: texts get worse the further out they are. It happens where counting goes on
     through all samples of a packed row or of a batch, or where positions are counted in other units.
 
-    ## How sure it is
+    ## Confidence and false positives
     The highest position of a real token was read where it reaches the model's table. Rows that are
     themselves too long have a rule of their own. It is a warning, since the configuration may be older than
     the rotary scaling that is used.

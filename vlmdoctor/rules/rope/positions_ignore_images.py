@@ -13,7 +13,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("positions-ignore-images", "ROPE141")
 def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
-    """Positions of several axes (mRoPE) are not those that the model makes of its own images.
+    """mRoPE position ids differ from those that the model makes for its images.
 
     ## Why it matters
     Qwen2-VL and its kin give an image token its time, row and column. Whatever passes `position_ids` of its
@@ -23,7 +23,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
     7754](https://github.com/hiyouga/LlamaFactory/issues/7754), [Liger-Kernel
     276](https://github.com/linkedin/Liger-Kernel/issues/276)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The model's own `get_rope_index` was called with the batch's ids, grids and mask, and compared with the
     positions that reached its rotary table, token by token. A number added to all of a row makes no
     difference, since rotary positions are relative, and rows of several samples are left out. One axis for

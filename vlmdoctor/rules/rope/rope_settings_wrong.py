@@ -16,14 +16,14 @@ STRETCHING = ("linear", "dynamic", "yarn", "llama3")
 
 @rule("rope-settings-wrong", "ROPE190")
 def rope_settings_wrong(rope: RopeSettings, shapes: Shapes | None) -> Iterator[Finding]:
-    """Rotary settings that leave positions wrong or without a number, in a model that runs all the same.
+    """RoPE settings wrong: positions come out wrong, and nothing raises.
 
     ## Why it matters
     A wrong base, a scaling factor below one or sections that don't add up raise nothing: positions come
     out wrong, and the model learns worse than it should, or forgets what it knew. Settings that are lost on
     the way do the same ([DeepSpeed 8345](https://github.com/deepspeedai/DeepSpeed/issues/8345)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The frequencies are computed by the model's own code from its configuration. Without a number for one,
     or all the same, it is an error. What depends on intent (a base under which the slowest pair turns many
     times within the context, a factor below one) is a warning. Silent about a step that raises: there

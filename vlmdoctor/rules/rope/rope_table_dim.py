@@ -13,7 +13,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("rope-table-dim", "ROPE101", explains=("forward-raises",))
 def rope_table_dim(forward: Forward) -> Iterator[Finding]:
-    """The rotary table has another width than an attention head, and the forward pass raises.
+    """RoPE table width differs from the head dimension, and the forward pass raises.
 
     ## Why it matters
     Rotary position embedding turns pairs of numbers inside one head, so that its cos and sin tables have
@@ -23,7 +23,7 @@ def rope_table_dim(forward: Forward) -> Iterator[Finding]:
     labmlai/annotated_deep_learning_paper_implementations#244, lucidrains/x-transformers#296,
     kyegomez/zeta#117; for an explicit `head_dim` that was not honoured, huggingface/candle#2358.
 
-    ## How sure it is
+    ## Confidence and false positives
     The widths are measured where the exception was raised. Which size the table was made from is told by its
     width. Where the model stores the table, it is rebuilt in memory from the base that is read off the table
     itself, and the forward pass is run again: that is the proof line. A table made on the fly can't be

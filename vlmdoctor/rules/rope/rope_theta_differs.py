@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("rope-theta-differs", "ROPE204", explains=("uninitialised-buffer",))
 def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
-    """The rotary table was made from another base than the configuration names.
+    """RoPE theta of the table differs from the configuration's.
 
     ## Why it matters
     Since transformers 5 the base lies in `config.rope_parameters`, so that
@@ -21,7 +21,7 @@ def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
     1720](https://github.com/THUDM/slime/issues/1720), [SpecForge
     265](https://github.com/sgl-project/SpecForge/issues/265)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The base is read off the table's own numbers, and a table only counts if it is reproduced from that base.
     It is compared only where the configuration gives exactly one base and no scaling, and a tenth of
     difference is allowed. Tables in vision towers are left out: they have a base of their own.

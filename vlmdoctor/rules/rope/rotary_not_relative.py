@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotary-not-relative", "ROPE201")
 def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
-    """Logits move when all rotary positions are shifted by the same number.
+    """RoPE is not relative: logits change when all positions are shifted by the same number.
 
     ## Why it matters
     Rotating queries and keys by their positions leaves a product that depends on the distance alone. If only
@@ -20,7 +20,7 @@ def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
     ([LLMs-from-scratch 747](https://github.com/rasbt/LLMs-from-scratch/issues/747), [transformers
     25199](https://github.com/huggingface/transformers/issues/25199)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The positions that the rotary tables are made from (or the rows of stored tables) are shifted, for
     attention alone, so that learned absolute positions beside them don't matter. What a reversed order of
     positions moves is the measure: a tenth of it is allowed, which rounded tables stay far below. A model

@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotary-table-rounded", "ROPE202")
 def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
-    """The rotary frequencies were rounded to half precision, and late positions are at wrong angles.
+    """RoPE frequencies rounded to half precision.
 
     ## Why it matters
     An angle is a position times a frequency: an error of 0.2 % in the frequency is a quarter of a turn at
@@ -22,7 +22,7 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
     [25681](https://github.com/huggingface/transformers/issues/25681), [gpt-neox
     1003](https://github.com/EleutherAI/gpt-neox/issues/1003)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The table is made anew in float32 and the largest difference in a cosine is measured, over as many
     positions as the model allows (at most 4096). It is reported from 0.1 on. A model
     that was trained with such a table from the start gets along with it, hence a warning.

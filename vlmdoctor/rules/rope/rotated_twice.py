@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotated-twice", "ROPE110", explains=("rotary-not-relative",))
 def rotated_twice(rotations: Rotations) -> Iterator[Finding]:
-    """Finds queries or keys that were rotated by position before they are rotated again.
+    """RoPE applied twice to queries or keys.
 
     ## Why it matters
     Rotated twice, a token at position p is treated as one at 2 p: attention still depends on differences
@@ -19,7 +19,7 @@ def rotated_twice(rotations: Rotations) -> Iterator[Finding]:
     ends at half its length. It happens where rotation moved from the attention into its caller (or into a
     kernel) and stayed in both, and where cached keys are rotated again.
 
-    ## How sure it is
+    ## Confidence and false positives
     The rotary tables were followed through a forward pass, operation by operation: something that was a
     product with a table was multiplied with a table again, with nothing but sums, slices and copies in
     between.

@@ -18,7 +18,7 @@ WRONG = 0.1
     explains=("rotary-not-relative", "non-finite-forward", "forward-raises"),
 )
 def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
-    """A table that no checkpoint holds (rotary frequencies, positions) has not the values that it should.
+    """Uninitialised buffer: a table that no checkpoint holds has wrong values.
 
     ## Why it matters
     Non-persistent buffers are in no checkpoint. A model that was made on the meta device and given memory by
@@ -28,7 +28,7 @@ def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
     185](https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185), [SkyRL
     1725](https://github.com/NovaSky-AI/SkyRL/issues/1725)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Where the module can be made anew from its own configuration, its table is compared with the fresh one,
     and reported if a cosine differs by more than 0.1 and it isn't rounding. Other tables are reported only if
     no table can look so: NaN, infinity, all numbers alike, cosines above 10. Frequencies that were
