@@ -38,7 +38,7 @@ def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterat
     ## Confidence and false positives
     Both sides are known: what the contract says, and what was read off the model, the optimizer, the batch
     and the training arguments. A term that can't be told from what was given is not judged. Learning rates
-    are those before any schedule, and may differ by 1 %.
+    are those before any schedule, and may differ by 1%.
 
     ## What to do
     Change the run, or the contract if the plan has changed (`vlmdoctor init TARGET --force` writes it anew).

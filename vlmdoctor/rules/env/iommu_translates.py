@@ -16,7 +16,7 @@ def iommu_translates(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     With the IOMMU translating, direct traffic between GPUs goes the long way or gets lost: NCCL hangs with
-    all GPUs at 100 % (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
+    all GPUs at 100% (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
 
     ## Confidence and false positives
     The kind of translation is the kernel's own word per GPU. Many such machines work; only a remark, for the

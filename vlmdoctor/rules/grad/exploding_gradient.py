@@ -38,7 +38,7 @@ def exploding_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
 
     ## Confidence and false positives
     Norms are those before clipping. Over steps: each of the last five samples is at least 100 times the
-    median of the calmest stretch before them, and the loss of that stretch is at least 10 % above the best
+    median of the calmest stretch before them, and the loss of that stretch is at least 10% above the best
     that the run had reached. Single spikes, large norms at the start and norms that grow while the loss
     falls are not reported. From 1,000 times on it is an error. Through depth: the first layer's norm is
     10,000 times the last one's, growing evenly. That the learning rate is the reason is inferred.

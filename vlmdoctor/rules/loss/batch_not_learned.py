@@ -32,7 +32,7 @@ def batch_not_learned(
 
     ## Confidence and false positives
     On a copy, with dropout off, AdamW took 24 steps on the given batch at each of several learning rates from
-    3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near
+    3e-5 to 3e-2, and none lowered the loss by 3%. It is asked only where the loss starts near
     ln(vocabulary), half of the parameters or more are trained, and nearly all of them get a gradient. It is a
     warning, since what is wrong is not known; equal prompts with unequal answers can't be learned either.
 

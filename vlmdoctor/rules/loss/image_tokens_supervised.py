@@ -19,7 +19,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
     ## Why it matters
     An image takes hundreds of placeholders, all with the same id. With `labels = input_ids.clone()` they are
     most of what the loss sees: it falls at once, since they are easy, and little of it is about the answer
-    ([Transformers-Tutorials 511](https://github.com/NielsRogge/Transformers-Tutorials/issues/511): 95 % of
+    ([Transformers-Tutorials 511](https://github.com/NielsRogge/Transformers-Tutorials/issues/511): 95% of
     all labels). A collator that puts the image id where padding should be masked does the same
     ([smol-vision 11](https://github.com/merveenoyan/smol-vision/issues/11)).
 

@@ -32,7 +32,7 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
 
     ## Confidence and false positives
     The numbers are measured; what they mean is not, so that it is a warning at most. For a fresh model it
-    speaks up from 10 % and 1.0 above, and from 10 % below; for trained weights, or where that is not known,
+    speaks up from 10% and 1.0 above, and from 10% below; for trained weights, or where that is not known,
     from half as much again plus 1. It is silent where the loss of step 0 or the number of labels is not
     known, and where the loss is a plain fraction of ln(vocabulary), as it is when it was divided by
     accumulation steps.

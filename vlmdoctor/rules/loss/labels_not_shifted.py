@@ -19,7 +19,7 @@ def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
     collator leaves it to the model, or where labels are shifted in the wrong direction.
 
     ## Confidence and false positives
-    At least 90 % of the labels are the token at their own place (or an earlier one), and of the
+    At least 90% of the labels are the token at their own place (or an earlier one), and of the
     cross-entropies of the model's own logits exactly one is the loss that it gave: both are measured.
     Labels of masked-language models differ from the masked ids and are not reported.
 

@@ -27,7 +27,7 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
 
     ## Confidence and false positives
     Labels and ids were compared token by token. It is an error where at most half of a row's labels are its
-    own tokens, and at least 95 % are those of one other row at the same places. Encoder-decoders and rows
+    own tokens, and at least 95% are those of one other row at the same places. Encoder-decoders and rows
     with fewer than four labels are not judged.
 
     ## What to do

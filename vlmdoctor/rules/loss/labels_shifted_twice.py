@@ -20,7 +20,7 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
     twice on their own ([transformers 47394](https://github.com/huggingface/transformers/issues/47394)).
 
     ## Confidence and false positives
-    Both halves are measured: at least 90 % of the labels are the token so many places ahead, and of the
+    Both halves are measured: at least 90% of the labels are the token so many places ahead, and of the
     cross-entropies of the model's own logits exactly one is the loss that it gave. Other losses (with
     smoothing, weights or extra terms) are not judged. Models that predict several tokens ahead on purpose
     give their usual loss for the next token and are not touched. Features in front of the text (a prefix,

@@ -35,8 +35,8 @@ def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Fi
 
     ## Confidence and false positives
     That the loss does not fall is measured over at least 100 steps behind the warm-up: the last fifth is
-    not 2 % below the first fifth nor below the first losses, and a straight line through all of them does not
-    fall clearly (by two standard errors, fast enough to make up 2 % in five times as many steps). A run that
+    not 2% below the first fifth nor below the first losses, and a straight line through all of them does not
+    fall clearly (by two standard errors, fast enough to make up 2% in five times as many steps). A run that
     falls slowly is not reported, nor a short one, nor one that continues from
     trained weights and is below three quarters of ln(vocabulary). The reason is not known from the loss. It
     also reports a loss that had fallen and rose to half as much again.

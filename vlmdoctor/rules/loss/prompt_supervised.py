@@ -24,7 +24,7 @@ def prompt_supervised(data: Data) -> Iterator[Finding]:
     [TRL 1880](https://github.com/huggingface/trl/issues/1880)).
 
     ## Confidence and false positives
-    The speakers were told apart by the chat template's own markers, and 90 % of the users' words have
+    The speakers were told apart by the chat template's own markers, and 90% of the users' words have
     labels. Whether that is meant can't be seen: it assumes fine-tuning on conversations, where prompts are
     mostly masked. Some recipes learn them on purpose, and pretraining does: ignore this rule then.
 

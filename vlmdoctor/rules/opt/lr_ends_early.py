@@ -29,7 +29,7 @@ def lr_ends_early(schedule: Schedule, arguments: TrainingArgs | None) -> Iterato
 
     ## Confidence and false positives
     A copy of the scheduler is stepped through the number of steps that the training arguments give, once
-    per optimizer step (once per process too, if accelerate prepared it). An error where at least 5 % of
+    per optimizer step (once per process too, if accelerate prepared it). An error where at least 5% of
     the run learn nothing. That it is stepped so is assumed; a loop that steps it more often makes it worse.
 
     ## What to do

@@ -27,8 +27,8 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
     21](https://github.com/jzhang38/EasyContext/issues/21)).
 
     ## Confidence and false positives
-    Measured on a copy of the scheduler over the run's steps: the rate falls below 2 % of its peak and later
-    rises above 25 % the way it came, as a cosine does. Silent for schedules that restart by design, and for
+    Measured on a copy of the scheduler over the run's steps: the rate falls below 2% of its peak and later
+    rises above 25% the way it came, as a cosine does. Silent for schedules that restart by design, and for
     rises in one jump. A warning, since a cycle may be meant.
 
     ## What to do

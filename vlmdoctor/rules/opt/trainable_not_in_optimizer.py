@@ -30,7 +30,7 @@ def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
 
     ## Confidence and false positives
     Certain for the optimizers that were given; give all of them (`optimizer=[first, second]`). An error
-    where a whole part of the model is left out or more than 1 % of what is trainable, a warning otherwise.
+    where a whole part of the model is left out or more than 1% of what is trainable, a warning otherwise.
     Silent where the optimizer holds none of the model's tensors: sharding libraries step copies of their
     own.
 

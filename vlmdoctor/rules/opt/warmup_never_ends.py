@@ -26,7 +26,7 @@ def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None)
 
     ## Confidence and false positives
     Measured on a copy of the scheduler over the run's steps: the rate rises up to the last step and stays
-    under 90 % of the base rate. Where there is no scheduler yet, the training arguments' own numbers were
+    under 90% of the base rate. Where there is no scheduler yet, the training arguments' own numbers were
     compared. A warning, since short trials cut long runs off.
 
     ## What to do

@@ -14,7 +14,7 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
     """RoPE frequencies rounded to half precision.
 
     ## Why it matters
-    An angle is a position times a frequency: an error of 0.2 % in the frequency is a quarter of a turn at
+    An angle is a position times a frequency: an error of 0.2% in the frequency is a quarter of a turn at
     position 800. `model.to(torch.bfloat16)` casts the buffer of frequencies along with the weights (loading
     with `dtype=torch.bfloat16` does not), and casting back does not bring the digits back. Loss and logits
     differ from the reference more the longer the text ([transformers
