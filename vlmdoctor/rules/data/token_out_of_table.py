@@ -50,8 +50,7 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     size = data.words.tokenizer_size
     grown = size is not None and limit < size and token < size
     yield Finding(
-        f"{counted(sum(wrong.values()), 'token')} out of range of the embedding: id {token} (vocab_size "
-        f"{limit})",
+        f"{counted(sum(wrong.values()), 'token')} out of range of the embedding: id {token}, {limit} rows",
         Severity.ERROR,
         at=(f"{row.name}, token {row.ids.index(token)}",),
         measured={"ids": sorted(wrong)[:6], "tokenizer_entries": size},

@@ -104,7 +104,8 @@ def _has_fallen(steps: Steps) -> bool:
 def _same_loss(last: Evaluation) -> bool | None:
     if last.loss is None or last.loss_shuffled is None or not math.isfinite(last.loss + last.loss_shuffled):
         return None
-    # Any image disturbs a model trained on blank ones: a wrong one may raise the loss a little more than the right one. Blank ones are as good then.
+    # Any image disturbs a model trained on blank ones: a wrong one may raise the loss a little more than
+    # the right one. Blank ones are as good then.
     without = [other for other in (last.loss_shuffled, last.loss_blank) if other is not None]
     return min(without) - last.loss < LOSS_MARGIN * abs(last.loss)
 
