@@ -23,8 +23,8 @@ def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> I
     infinite ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
     ## Confidence and false positives
-    Certain with `fp16=True` in the training arguments, unless DeepSpeed does the scaling. Silent without,
-    since an optimizer may keep copies in float32; what goes wrong then shows when a few steps are taken.
+    Certain with `fp16=True` in the training arguments, unless DeepSpeed does the scaling. Nothing is reported
+    without `fp16=True`, since an optimizer may keep copies in float32; a fault then shows within a few steps.
 
     ## What to do
     Load in float32 and compute in half precision through autocast; or use bfloat16 where the GPU has it.
@@ -41,7 +41,7 @@ def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> I
         threshold={"float16": 0},
         cause="the scaler unscales no gradients in float16, and gradients have the data type of the weights",
         fix=Fix(
-            "keep what learns in float32",
+            "keep trainable weights in float32",
             ("for p in model.parameters():", "    if p.requires_grad: p.data = p.data.float()"),
         ),
     )

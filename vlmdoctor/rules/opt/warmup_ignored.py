@@ -27,13 +27,14 @@ def warmup_ignored(arguments: TrainingArgs) -> Iterator[Finding]:
     if arguments.scheduler != "constant" or not arguments.warmup:
         return
     yield Finding(
-        f"a warm-up of {arguments.warmup:,} steps was asked for, and the schedule 'constant' has none",
+        f"warmup_steps is ignored: {arguments.warmup:,} steps were given, and the schedule 'constant' has "
+        "no warm-up",
         Severity.WARNING,
         at=("training_args.lr_scheduler_type",),
         measured={"lr_scheduler_type": "constant", "warmup_steps": arguments.warmup},
         threshold={"warmup_steps": 0},
         cause="the schedule 'constant' ignores warm-up steps",
-        fix=Fix("choose the one that warms up", ('lr_scheduler_type="constant_with_warmup"',)),
+        fix=Fix("choose the schedule with a warm-up", ('lr_scheduler_type="constant_with_warmup"',)),
     )
 
 
