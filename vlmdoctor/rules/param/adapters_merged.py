@@ -19,7 +19,7 @@ def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
     """LoRA adapters left merged after generation or evaluation.
 
     ## Why it matters
-    A merged layer runs its base weight alone. The adapter's matrices are out of the path: they get no
+    A merged layer uses its base weight alone. The adapter's matrices are not in the forward pass: they get no
     gradient, and `loss.backward()` raises where nothing else learns.
 
     ## Confidence and false positives
@@ -37,7 +37,7 @@ def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
         measured={"merged": adapters.merged, "adapters": len(adapters.modules)},
         threshold={"merged": 0},
         cause="merge_adapter() was called, as for generation, and unmerge_adapter() was not",
-        fix=Fix("take them out again before training", ("model.unmerge_adapter()",)),
+        fix=Fix("unmerge the adapters before training", ("model.unmerge_adapter()",)),
     )
 
 
