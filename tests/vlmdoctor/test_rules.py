@@ -79,7 +79,7 @@ class TestRule:
     def test_is_documented(self, rule: Rule) -> None:
         assert rule.summary.endswith(".") and len(rule.summary) < 110
         headings = [line for line in rule.doc.splitlines() if line.startswith("## ")]
-        assert headings == ["## Why it matters", "## How sure it is", "## What to do"]
+        assert headings == ["## Why it matters", "## Confidence and false positives", "## What to do"]
         for heading in headings:
             body = rule.doc.partition(heading)[2].partition("\n## ")[0]
             assert len(body.split()) >= 8, heading

@@ -19,7 +19,7 @@ MOST_LISTED = 8
     explains=("shape-clash", "image-token-count", "images-exceed-context", "sequence-too-long"),
 )
 def config_contradiction(contradictions: Contradictions) -> Iterator[Finding]:
-    """Values of the configuration contradict each other, and the model can't be built or run.
+    """Configuration values contradict each other: the model can't be built or run.
 
     ## Why it matters
     The exception names tensors (`The size of tensor a (30) must match the size of tensor b (32)`), or
@@ -28,7 +28,7 @@ def config_contradiction(contradictions: Contradictions) -> Iterator[Finding]:
     rotary sections or factors that don't add up to half a head, a vocabulary smaller than the id of the
     image token, a feature layer that the tower does not have.
 
-    ## How sure it is
+    ## Confidence and false positives
     The model fails as it is, and runs a whole training step, without weights, once the one value in the
     proof line is changed: both were tried. Which of the values that disagree is the wrong one can't be known;
     the one that was changed is the one that makes the smaller change.

@@ -27,7 +27,7 @@ _WORDS = {
 
 @rule("contract-broken", "CFG110", explains=("frozen-by-mistake", "trained-by-mistake"))
 def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterator[Finding]:
-    """Finds where a run is not what its contract in pyproject.toml says.
+    """Run differs from its contract in pyproject.toml.
 
     ## Why it matters
     A frozen projector may be a plan or an accident, and no measurement can tell them apart: people find out
@@ -35,10 +35,10 @@ def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterat
     that it did and should not have ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019)).
     A contract of a few lines, written once by `vlmdoctor init TARGET` and corrected by hand, settles it.
 
-    ## How sure it is
+    ## Confidence and false positives
     Both sides are known: what the contract says, and what was read off the model, the optimizer, the batch
     and the training arguments. A term that can't be told from what was given is not judged. Learning rates
-    are those before any schedule, and may differ by 1 %.
+    are those before any schedule, and may differ by 1%.
 
     ## What to do
     Change the run, or the contract if the plan has changed (`vlmdoctor init TARGET --force` writes it anew).

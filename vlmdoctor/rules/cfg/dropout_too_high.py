@@ -14,14 +14,14 @@ TOO_HIGH = 0.8
 
 @rule("dropout-too-high", "CFG340", explains=("loss-not-falling",))
 def dropout_too_high(tree: ModuleTree) -> Iterator[Finding]:
-    """A dropout drops 80 % of the values or more.
+    """Dropout too high: 80% of the values or more are dropped.
 
     ## Why it matters
     `nn.Dropout(p)` takes the share that is thrown away. Whoever has TensorFlow's old `keep_prob` in mind
     writes 0.9 and keeps a tenth, ten times as large: the loss jumps about and hardly falls, while evaluation,
     without dropout, looks better than training.
 
-    ## How sure it is
+    ## Confidence and false positives
     The shares are read off the modules. Language and vision models use 0 to 0.5. It is a warning, since
     nothing forbids it, and 1.0 is a way to switch a branch off.
 

@@ -18,7 +18,7 @@ LINKS = (
 
 @rule("dropped-on-save", "CFG302", formerly=("lost-on-saving",))
 def dropped_on_save(configuration: Configuration) -> Iterator[Finding]:
-    """Finds weights in shared memory that will not survive `save_pretrained`.
+    """Shared weights dropped or refused by `save_pretrained`.
 
     ## Why it matters
     safetensors writes each memory once. Where the configuration does not tell that two names are one weight,
@@ -27,7 +27,7 @@ def dropped_on_save(configuration: Configuration) -> Iterator[Finding]:
     10137](https://github.com/hiyouga/LlamaFactory/issues/10137)), or leaves one name out, and loading
     fills it with random values.
 
-    ## How sure it is
+    ## Confidence and false positives
     transformers' own step that removes shared weights was run on the state dict, without writing anything.
     A warning, since a run may save by other means (`torch.save` keeps shared memory).
 

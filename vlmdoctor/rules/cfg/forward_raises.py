@@ -12,14 +12,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("forward-raises", "CFG101")
 def forward_raises(forward: Forward) -> Iterator[Finding]:
-    """The forward pass raises on the batch that was given.
+    """Forward pass raises on the given batch.
 
     ## Why it matters
     Nothing can be trained. The finding names the innermost module that was running, the line of your own code
     (or of the library that holds the model), and the tensors that met there: most messages of torch name
     sizes without saying whose they are.
 
-    ## How sure it is
+    ## Confidence and false positives
     The exception is real: it was raised by your model on your batch. What it means is not judged here; where
     a more specific rule knows the cause, this finding is folded under that one.
 

@@ -15,7 +15,7 @@ _IMAGE = re.compile(r"image|img|patch|soft|speaker", re.IGNORECASE)
 
 @rule("image-token-disagrees", "CFG305", explains=("forward-raises", "image-ignored"))
 def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
-    """Finds a configuration whose image token is none of those that the processor writes.
+    """Image token id of the configuration differs from the processor's.
 
     ## Why it matters
     The model puts image features where it finds its own placeholder. If the tokenizer gives the
@@ -24,7 +24,7 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
     34461](https://github.com/huggingface/transformers/issues/34461), [vllm
     49279](https://github.com/vllm-project/vllm/issues/49279)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain for inputs that this processor makes: all ids that it or its tokenizer calls image tokens are
     compared. Silent where the tokenizer's text for the configuration's id tells of an image all the same.
 

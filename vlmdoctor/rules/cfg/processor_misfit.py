@@ -12,7 +12,7 @@ from vlmdoctor.rules.places import listed
 
 @rule("processor-misfit", "CFG306", explains=("forward-raises",))
 def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
-    """Finds a processor that cuts or counts images otherwise than the vision tower.
+    """Processor does not match the vision tower: patch size, image size or number of image tokens.
 
     ## Why it matters
     The prompt gets as many placeholders as the processor's patch size and feature strategy say, the tower
@@ -22,7 +22,7 @@ def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
     1090](https://github.com/haotian-liu/LLaVA/issues/1090), [InternLM-XComposer
     492](https://github.com/InternLM/InternLM-XComposer/issues/492)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The settings of both are read and compared. Image sizes are compared only for families whose tower takes
     one size, class tokens only for those whose processor counts them by these settings.
 

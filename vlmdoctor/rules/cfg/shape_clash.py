@@ -14,7 +14,7 @@ from vlmdoctor.rules.cfg.forward_raises import finding_of
 
 @rule("shape-clash", "CFG401")
 def shape_clash(shapes: Shapes) -> Iterator[Finding]:
-    """The full-size model raises in a training step, whatever weights it will get.
+    """Shape mismatch in a training step of the full-size model, whatever weights it gets.
 
     ## Why it matters
     A configuration can be built and still not run: the vision tower's output is as wide as one field says,
@@ -22,7 +22,7 @@ def shape_clash(shapes: Shapes) -> Iterator[Finding]:
     not match, tokens: 512, features: 512`), and it comes after the download and on the GPU. A dry run
     gives it in seconds, with the values that disagree.
 
-    ## How sure it is
+    ## Confidence and false positives
     Forward and backward ran on the real shapes of this model, with the batch that was given, or else one
     made from the configuration. The exception is what the model's own code raised. Which values of the
     configuration are to blame is told by their numbers, which may stand in several places: all are listed.

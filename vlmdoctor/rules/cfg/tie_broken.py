@@ -12,7 +12,7 @@ from vlmdoctor.rules.places import listed
 
 @rule("tie-broken", "CFG301")
 def tie_broken(configuration: Configuration) -> Iterator[Finding]:
-    """Finds a head that is to share the embedding's weights and has its own.
+    """Tied weights are not tied: the output head has its own copy of the embedding.
 
     ## Why it matters
     The two are trained apart, and whoever loads or merges the result ties them again: the head is
@@ -22,7 +22,7 @@ def tie_broken(configuration: Configuration) -> Iterator[Finding]:
     2803](https://github.com/huggingface/peft/issues/2803), [transformers
     45127](https://github.com/huggingface/transformers/issues/45127)).
 
-    ## How sure it is
+    ## Confidence and false positives
     That the configuration ties them and that they are two tensors is read off the model. A warning, since a
     loader that finds both may keep both apart; silent where neither learns and the values are the same.
 

@@ -14,7 +14,7 @@ SHOWN = 4
 
 @rule("tokens-without-rows", "CFG303", explains=("forward-raises",))
 def tokens_without_rows(configuration: Configuration) -> Iterator[Finding]:
-    """Finds tokens whose ids lie beyond the embedding, or beyond the output head.
+    """Tokenizer has tokens without a row in the embedding or the output head.
 
     ## Why it matters
     Tokens were added and the embedding was not resized (`len(tokenizer)` is not `tokenizer.vocab_size`): the
@@ -24,7 +24,7 @@ def tokens_without_rows(configuration: Configuration) -> Iterator[Finding]:
     and none in the head fails as a label ([transformers
     33819](https://github.com/huggingface/transformers/issues/33819)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Ids and rows are counted. Whether the data will have such a token is not known: a warning. Placeholders
     of images are left out, since models replace them before they look them up, and a head with fewer rows
     is Mllama's design as long as only its placeholder lacks one.

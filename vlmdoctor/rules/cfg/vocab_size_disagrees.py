@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("vocab-size-disagrees", "CFG304", explains=("forward-raises",))
 def vocab_size_disagrees(configuration: Configuration) -> Iterator[Finding]:
-    """Finds a `vocab_size` that is not the number of the head's rows.
+    """`vocab_size` differs from the number of rows of the output head.
 
     ## Why it matters
     The loss reshapes the logits by the configuration's `vocab_size`, and loading builds the tables from it:
@@ -19,7 +19,7 @@ def vocab_size_disagrees(configuration: Configuration) -> Iterator[Finding]:
     wrong tokens, and the other fails ([transformers
     36590](https://github.com/huggingface/transformers/issues/36590)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Both numbers are read. A warning, since a model of one's own may not use the configuration's; more rows
     in the embedding than in the head are a design (Mllama) and not looked at.
 

@@ -29,7 +29,7 @@ CHANCE = 0.1  # of the tensors: so few names can agree by chance
     ),
 )
 def checkpoint_not_loaded(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Finds weights that did not come from the checkpoint that was named.
+    """Checkpoint not loaded: weights differ from those of the named checkpoint.
 
     ## Why it matters
     `load_state_dict(strict=False)` with a prefix too many loads nothing and says nothing; what trains then
@@ -38,7 +38,7 @@ def checkpoint_not_loaded(checkpoint: Checkpoint) -> Iterator[Finding]:
     ([LLaVA-Rad 25](https://github.com/microsoft/LLaVA-Rad/issues/25), [LLaVA
     474](https://github.com/haotian-liu/LLaVA/issues/474)).
 
-    ## How sure it is
+    ## Confidence and false positives
     A few thousand values of every tensor are compared with the checkpoint's, under the names that a loader
     would use and, where they fit none, under those that differ only by how they begin. Values that are
     unrelated (correlation under 0.5 and far apart) were not loaded: an error where that holds for most of a

@@ -18,7 +18,7 @@ from vlmdoctor.rules.places import counted, listed, places
     explains=("initial-loss", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Finds weights that the checkpoint lacks, so that the model starts with random ones.
+    """Weights missing from the checkpoint: the model starts with random ones.
 
     ## Why it matters
     A projector that was not saved, or not loaded with the adapters, leaves a model that talks well and
@@ -26,7 +26,7 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
     53](https://github.com/zjysteven/lmms-finetune/issues/53)); the only sign is a line "newly initialized"
     among many ([LLaVA-Rad 25](https://github.com/microsoft/LLaVA-Rad/issues/25)).
 
-    ## How sure it is
+    ## Confidence and false positives
     That the checkpoint has no tensor of their names is certain, and that their values look like those of a
     new module is measured (a uniform distribution up to 1/sqrt(inputs), or a normal one of deviation 0.02).
     So it is where a tensor that nothing was loaded from has the same shape and a name that ends alike, and

@@ -21,7 +21,7 @@ MOST_OF_A_PART = 0.5
     explains=("checkpoint-not-loaded", "initial-loss", "loss-not-falling", "image-ignored"),
 )
 def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Finds weights whose shape differs from the checkpoint's, so that they can't have come from it.
+    """Shape mismatch with the checkpoint: these weights can't have been loaded.
 
     ## Why it matters
     Loaders skip such tensors with `ignore_mismatched_sizes=True`, with a hand-written filter on shapes, or
@@ -30,7 +30,7 @@ def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
     another width, head size or number of experts ([candle
     2358](https://github.com/huggingface/candle/issues/2358)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The shapes are read from the checkpoint. An error where most of a part does not fit, a warning for fewer.
     Silent about rows that were added to or cut from a table whose other rows were loaded, about position
     tables (they are interpolated), about heads that a new task replaces, and about tensors that hold as

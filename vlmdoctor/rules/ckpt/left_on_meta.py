@@ -12,7 +12,7 @@ from vlmdoctor.rules.places import counted
 
 @rule("left-on-meta", "CKPT120")
 def left_on_meta(tree: ModuleTree) -> Iterator[Finding]:
-    """Some parameters or buffers are on the meta device, beside others that have values.
+    """Parameters or buffers left on the meta device, beside others that have values.
 
     ## Why it matters
     A model that is made on the meta device gets its values from the checkpoint. What the checkpoint lacks, a
@@ -20,7 +20,7 @@ def left_on_meta(tree: ModuleTree) -> Iterator[Finding]:
     raises, or `to_empty` fills it with whatever was in memory (compare [transformers
     45902](https://github.com/huggingface/transformers/issues/45902)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The devices are read off the tensors. Silent in a dry run (a factory that runs in one gives values to no
     weight but those of `torch.ones` and the like), where all parameters are on the meta device, and where
     accelerate's hooks fetch them when they are needed.

@@ -16,7 +16,7 @@ NEARLY_ALL = 0.9
 
 @rule("part-differs-from-checkpoint", "CKPT104")
 def part_differs_from_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Finds a part with other values than the checkpoint's, while all others have exactly the checkpoint's.
+    """One part has other weights than the checkpoint, while all others have exactly the checkpoint's.
 
     ## Why it matters
     Models that build their vision tower from its own name on the hub put the public weights back over the
@@ -24,7 +24,7 @@ def part_differs_from_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
     13](https://github.com/Q-Future/Q-Instruct/issues/13)). Both are good weights, so that nothing looks
     broken; the model is worse than its checkpoint.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the part's values are related to the checkpoint's and not equal, in nearly all of its tensors
     and by more than rounding, while those of the other parts are equal. That it was reloaded is assumed; a
     part that was trained on its own since looks the same: a warning.

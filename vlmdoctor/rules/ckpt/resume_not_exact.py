@@ -14,7 +14,7 @@ SHOWN = 3
 
 @rule("resume-not-exact", "CKPT105")
 def resume_not_exact(resume: Resume) -> Iterator[Finding]:
-    """Finds models, optimizers and schedulers whose state dicts do not hold all that the next step needs.
+    """Resume not exact: the state dicts lack something that the next step needs.
 
     ## Why it matters
     The loss jumps when a run is resumed, or creeps: moments of the optimizer, the place in the schedule, or a
@@ -22,7 +22,7 @@ def resume_not_exact(resume: Resume) -> Iterator[Finding]:
     ([pytorch-lightning 10766](https://github.com/Lightning-AI/pytorch-lightning/issues/10766), [transformers
     33336](https://github.com/huggingface/transformers/issues/33336)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on copies: after two steps the state dicts are loaded into fresh copies, and both take the next
     step with the same random numbers; it was made sure that the step itself repeats. A warning, since a run
     that is never resumed does not mind. What a training loop forgets to save is not seen here.

@@ -1,1 +1,1 @@
-"""Rules on the tokens and samples that the model is given."""
+"""Rules on the tokens and samples that the model gets."""

@@ -15,20 +15,20 @@ OFTEN, FEWEST = 0.2, 3
 
 @rule("answers-cut-off", "DATA306", explains=("stop-token-not-supervised",))
 def answers_cut_off(data: Data) -> Iterator[Finding]:
-    """Conversations are cut at the same length, before their last answer has ended or even begun.
+    """Answers truncated at the maximum length.
 
     ## Why it matters
-    What is cut off is not learned: the ends of long answers, their stop tokens, and where the prompt alone
-    fills the length, everything ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
+    What is truncated is not learned: the ends of long answers, their stop tokens, and the whole answer where
+    the prompt alone fills the length ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
     [llama-cookbook 133](https://github.com/meta-llama/llama-cookbook/issues/133)). The loss looks as usual.
 
-    ## How sure it is
-    It needs at least three rows of exactly the same, largest length that end without a stop token, a fifth
-    of all, while other rows end with one. The speakers were told apart by the template's own markers. That
-    the rows were cut is inferred from that; it is a warning.
+    ## Confidence and false positives
+    At least three rows, a fifth of all, have exactly the same, largest length and end without a stop token,
+    while other rows end with one. The speakers are identified by the template's own markers. That the rows
+    were truncated is inferred from that; it is a warning.
 
     ## What to do
-    Raise the maximum length, or leave such samples out; look at how many there are first.
+    Raise the maximum length, or drop such samples; look at how many there are first.
     """
     rows = [row for row in data.needing_roles() if row.roles_known]
     longest, often = Counter(row.length for row in rows).most_common(1)[0]
@@ -40,19 +40,19 @@ def answers_cut_off(data: Data) -> Iterator[Finding]:
         return
     empty = sum(not any(row.seen) for row in cut)
     yield Finding(
-        f"{len(cut)} of {len(rows)} conversations are cut off at {longest} tokens"
-        + (f"; {empty} of them have nothing left to learn" if empty else ""),
+        f"{len(cut)} of {len(rows)} conversations are truncated at {longest} tokens"
+        + (f"; {empty} of them have no supervised token left" if empty else ""),
         Severity.WARNING,
         at=tuple(row.name for row in cut[:4]),
         measured={"cut": len(cut), "with_an_end": len(whole), "without_labels": empty},
         threshold={"share_of_rows": OFTEN},
-        cause=f"they all have {longest} tokens and no stop token at their end, as when they are truncated",
-        fix=Fix("raise the maximum length, or leave out what does not fit"),
+        cause=f"they all have {longest} tokens and no stop token at their end, as after truncation",
+        fix=Fix("raise the maximum length, or drop what does not fit"),
     )
 
 
 def _ended(row: Row) -> bool:
-    """Whether the last turn ended: by a stop token, or by the end mark of a turn."""
+    """Whether the last turn ended: by a stop token, or by the end token of a turn."""
     inside = [role for role in row.roles if role != "padding"]
     return bool(inside) and inside[-1] in ("stop", "marker")
 

@@ -16,20 +16,20 @@ BESIDE_IDS = ("labels", "attention_mask", "position_ids", "token_type_ids", "mm_
 
 @rule("batch-form", "DATA307", explains=("forward-raises",))
 def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Tensors that belong side by side differ in length, or token ids are no whole numbers.
+    """Batch tensors of different lengths, or token ids that are not integers.
 
     ## Why it matters
-    Where one is padded and another is not, the model raises shapes that name neither ([LlamaFactory
-    10782](https://github.com/hiyouga/LlamaFactory/issues/10782): `position_ids` were not padded to the same
-    multiple as the ids); ids or labels of floats come from padding with `torch.zeros` or from stacking
-    numpy arrays.
+    Where one tensor is padded and another is not, the model raises an error about shapes that names neither
+    ([LlamaFactory 10782](https://github.com/hiyouga/LlamaFactory/issues/10782): `position_ids` were not
+    padded to the same multiple as the ids); float ids or labels come from padding with `torch.zeros` or from
+    stacking numpy arrays.
 
-    ## How sure it is
-    Shapes and dtypes are read from the batch. Nothing is said where the model's forward pass took it: some
-    models put the image tokens in themselves, so that ids and labels may differ.
+    ## Confidence and false positives
+    Shapes and dtypes are read from the batch. Nothing is reported where the model's forward pass accepted the
+    batch: some models insert the image tokens themselves, so that ids and labels may differ.
 
     ## What to do
-    Pad everything that belongs to the tokens in the same place, with the same length.
+    Pad all tensors that belong to the tokens together, to the same length.
     """
     shapes, dtypes = dict(data.shapes), dict(data.dtypes)
     ids = shapes.get("input_ids")
@@ -40,14 +40,14 @@ def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
     floats = [key for key in ("input_ids", "labels") if dtypes.get(key, "").startswith(("float", "bfloat"))]
     if floats:
         yield Finding(
-            f"{' and '.join(floats)} hold {dtypes[floats[0]]} numbers, not whole ones",
+            f"{' and '.join(floats)} are {dtypes[floats[0]]}, not integers",
             Severity.ERROR,
             at=tuple(floats),
             measured={key: dtypes[key] for key in floats},
             threshold={"dtype": "int64"},
             cause="token ids and labels were made or padded as floats",
             fix=Fix(
-                "make them whole numbers", tuple(f"batch['{key}'] = batch['{key}'].long()" for key in floats)
+                "convert them to integers", tuple(f"batch['{key}'] = batch['{key}'].long()" for key in floats)
             ),
         )
         return
@@ -63,13 +63,13 @@ def batch_form(data: Data, forward: Forward | None) -> Iterator[Finding]:
     if other:
         key, shape = next(iter(other.items()))
         yield Finding(
-            f"{key} is for {shape[-1]} tokens, input_ids has {ids[1]}",
+            f"{key} has length {shape[-1]}, input_ids has {ids[1]}",
             Severity.ERROR,
             at=tuple(other),
             measured={name: list(size) for name, size in {"input_ids": ids, **other}.items()},
             threshold={"tokens": ids[1]},
-            cause="they were padded or cut apart from each other",
-            fix=Fix("pad and cut everything that belongs to the tokens together"),
+            cause="they were padded or truncated separately",
+            fix=Fix("pad and truncate all tensors that belong to the tokens together"),
         )
 
 

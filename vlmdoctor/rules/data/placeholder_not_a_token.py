@@ -13,19 +13,19 @@ from vlmdoctor.rules.data_examples import healthy_data, words
 
 @rule("placeholder-not-a-token", "DATA303", explains=("image-token-count", "forward-raises"))
 def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
-    """The text that stands for an image is split into word pieces, or becomes the unknown token.
+    """Image placeholder is not a token: it is split into pieces, or becomes the unknown token.
 
     ## Why it matters
-    The model looks for one id and never finds it, so that the image is not placed: with a check this raises
-    `tokens: 0, features: 576`, without one the image is silently left out. `convert_tokens_to_ids` hides
-    it, since it returns the id of the unknown token instead of failing ([vLLM
+    The model looks for one id and never finds it, so the image features are not inserted: with a check this
+    raises `tokens: 0, features: 576`, without a check the image is silently left out. `convert_tokens_to_ids`
+    hides it, since it returns the id of the unknown token instead of failing ([vLLM
     49279](https://github.com/vllm-project/vllm/issues/49279), [transformers
     34461](https://github.com/huggingface/transformers/issues/34461)).
 
-    ## How sure it is
-    The placeholder's text is the one that the processor or the tokenizer names, and it was encoded with
-    that very tokenizer. Where neither names one, nothing is said. A placeholder that is one token, but
-    another than the model's configuration names, is reported too.
+    ## Confidence and false positives
+    The placeholder's text is the one that the processor or the tokenizer names, and it was encoded with that
+    tokenizer. Nothing is reported where neither names one. A placeholder that is one token, but another than
+    the model's configuration names, is reported too.
 
     ## What to do
     Add it as a special token and resize the embedding.
@@ -36,17 +36,17 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
     text = words.placeholder
     if len(pieces) > 1:
         message = f"the image placeholder '{text}' is split into {len(pieces)} tokens"
-        cause = f"the tokenizer knows no token '{text}', so that it is spelled with others"
+        cause = f"the tokenizer has no token '{text}', so it is split into others"
     elif pieces and pieces[0] == words.unknown_id:
         message = f"the image placeholder '{text}' becomes the unknown token"
-        cause = f"the tokenizer knows no token '{text}'"
+        cause = f"the tokenizer has no token '{text}'"
     elif pieces and words.image_ids and pieces[0] not in words.image_ids:
         message = f"the image placeholder '{text}' is {pieces[0]}, the model looks for {words.image_ids[0]}"
         cause = "tokenizer and configuration disagree on the placeholder's id"
     else:
         return
     if any(row.count("image") for row in data.rows):
-        return  # placeholders reach the model, by whatever way they are put in
+        return  # placeholders reach the model, however they are inserted
     yield Finding(
         message,
         Severity.ERROR,

@@ -14,21 +14,21 @@ from vlmdoctor.rules.places import counted
 
 @rule("sample-raises", "DATA308")
 def sample_raises(data: Data) -> Iterator[Finding]:
-    """Reading a sample of the dataset, or making a batch of it, raises.
+    """Dataset or collator raises on a sample.
 
     ## Why it matters
-    In a run that is hours old it raises all the same: broken image files ([ViLT
-    55](https://github.com/dandelin/ViLT/issues/55)), images of extreme proportions
-    ([Qwen-VL-Series-Finetune 133](https://github.com/2U1/Qwen-VL-Series-Finetune/issues/133)), images that
-    are not RGB, and columns that `remove_unused_columns` takes away before the collator sees them
-    ([transformers 27535](https://github.com/huggingface/transformers/issues/27535)).
+    The same exception ends a run hours later. Causes are broken image files ([ViLT
+    55](https://github.com/dandelin/ViLT/issues/55)), images of extreme proportions ([Qwen-VL-Series-Finetune
+    133](https://github.com/2U1/Qwen-VL-Series-Finetune/issues/133)), images that are not RGB, and columns
+    that `remove_unused_columns` removes before the collator ([transformers
+    27535](https://github.com/huggingface/transformers/issues/27535)).
 
-    ## How sure it is
-    The exception is real. The collator got copies of some samples, spread over the dataset. That columns
-    are missing is measured too: with them the same samples are collated.
+    ## Confidence and false positives
+    The exception is real. The collator got copies of some samples, spread over the dataset. That columns are
+    missing is measured too: with these columns the same samples are collated.
 
     ## What to do
-    Mend or leave out the sample; for missing columns set `remove_unused_columns=False`.
+    Fix or drop the sample; for missing columns set `remove_unused_columns=False`.
     """
     if not data.samples and not data.troubles:
         raise Unavailable("no dataset was given")
@@ -38,13 +38,13 @@ def sample_raises(data: Data) -> Iterator[Finding]:
     others = len(data.troubles) - 1
     more = f" (and {counted(others, 'other')})" if others else ""
     if first.columns:
-        message = f"remove_unused_columns takes away what the collator needs: {', '.join(first.columns)}"
-        cause = f"without these columns it raises {first.error}; with them it works"
+        message = f"remove_unused_columns removes what the collator needs: {', '.join(first.columns)}"
+        cause = f"without these columns the collator raises {first.error}; with them it works"
         fix = Fix("keep the columns", ("TrainingArguments(..., remove_unused_columns=False)",))
     else:
         message = f"{first.name} can't be made into a batch: {first.error}{more}"
         cause = "raised by the dataset or the collator, on a copy of the sample"
-        fix = Fix("mend the sample, or leave it out of the dataset")
+        fix = Fix("fix the sample, or drop it from the dataset")
     yield Finding(
         message,
         Severity.ERROR,

@@ -15,18 +15,18 @@ from vlmdoctor.rules.places import counted
 
 @rule("sequence-too-long", "DATA304", explains=("forward-raises",))
 def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Rows have more tokens, image tokens included, than the model has positions.
+    """Sequence longer than the model's maximum number of positions, image tokens included.
 
     ## Why it matters
-    With rotary positions nothing raises: the model is trained at distances that it was never made for
-    ([LLaVA 999](https://github.com/haotian-liu/LLaVA/issues/999)). With a table of positions the forward
-    pass raises an `IndexError`. Tiled images make it easy: five tiles of 576 tokens are 2,880 before the
-    first word ([TinyLLaVA 192](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192)).
+    With rotary positions nothing raises: the model is trained at distances beyond those of its pretraining
+    ([LLaVA 999](https://github.com/haotian-liu/LLaVA/issues/999)). With a position embedding table the
+    forward pass raises an `IndexError`. Tiled images take many tokens: five tiles of 576 tokens are 2,880
+    before the first word ([TinyLLaVA 192](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/192)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The tokens were counted without padding; the limit is the configuration's, stretched by its rotary
-    scaling. It is a warning, unless the forward pass raised. Rows with several packed samples that count
-    their positions anew are not judged.
+    scaling. It is a warning, unless the forward pass raised. Packed rows whose positions start again for each
+    sample are not judged.
 
     ## What to do
     Use smaller images or fewer tiles, drop the longest samples, or extend the positions.
@@ -51,7 +51,7 @@ def sequence_too_long(data: Data, forward: Forward | None) -> Iterator[Finding]:
         measured={"tokens": longest.length, "of_them_image_tokens": longest.count("image")},
         threshold={"max_position_embeddings": limit},
         cause="text and image tokens together exceed the positions of the configuration",
-        fix=Fix("use smaller images or fewer tiles, leave the longest samples out, or extend the positions"),
+        fix=Fix("use smaller images or fewer tiles, drop the longest samples, or extend the positions"),
     )
 
 

@@ -12,18 +12,18 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
 
 @rule("start-token-twice", "DATA309")
 def start_token_twice(data: Data) -> Iterator[Finding]:
-    """Every text begins with the start token, and once more with the start token.
+    """Start token (BOS) twice at the beginning of every text.
 
     ## Why it matters
-    A chat template writes the start token, and the tokenizer that is called on the rendered text adds its
-    own ([mlx-examples 1095](https://github.com/ml-explore/mlx-examples/issues/1095), [OpenRLHF
+    A chat template writes the start token, and the tokenizer that is called on the rendered text adds its own
+    ([mlx-examples 1095](https://github.com/ml-explore/mlx-examples/issues/1095), [OpenRLHF
     393](https://github.com/OpenRLHF/OpenRLHF/issues/393), [DeepSeek-R1
-    151](https://github.com/deepseek-ai/DeepSeek-R1/issues/151)). What is served later begins with one of
-    them, and the model has never seen that.
+    151](https://github.com/deepseek-ai/DeepSeek-R1/issues/151)). At inference the text begins with one of
+    them, which the model never saw in training.
 
-    ## How sure it is
-    Ids are counted; the start token is the tokenizer's or the configuration's. Padding in front is passed
-    over, and a start token that is padding or a stop token as well is not judged. A warning: the model may
+    ## Confidence and false positives
+    Ids are counted; the start token is the tokenizer's or the configuration's. Left padding is skipped, and a
+    start token that is also the padding or stop token is not judged. It is a warning, since the model may
     have been trained so before.
 
     ## What to do
@@ -43,7 +43,7 @@ def start_token_twice(data: Data) -> Iterator[Finding]:
         threshold={"twice": 0},
         cause="the chat template writes the start token, and the tokenizer adds its own",
         fix=Fix(
-            "let the tokenizer add nothing to what the template has rendered",
+            "let the tokenizer add no special tokens to the rendered template",
             ("tokenizer(text, add_special_tokens=False)",),
         ),
     )

@@ -12,15 +12,15 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
 
 @rule("stop-token-not-eos", "DATA301")
 def stop_token_not_eos(data: Data) -> Iterator[Finding]:
-    """The token that ends the answers is none of those at which the model stops generating.
+    """Stop token of the answers is not an EOS token of generation.
 
     ## Why it matters
-    Training goes well, and every evaluation that generates runs into its limit of tokens: the model writes
-    its stop token, and nobody stops. nanoVLM's score stood still for that reason
-    ([nanoVLM 195](https://github.com/huggingface/nanoVLM/issues/195): the configuration said 0, the chat
-    template ended with 2).
+    Training goes well, and every evaluation that generates runs into its token limit: the model writes its
+    stop token, and generation goes on. nanoVLM's score did not improve for that reason ([nanoVLM
+    195](https://github.com/huggingface/nanoVLM/issues/195): the configuration said 0, the chat template ended
+    with 2).
 
-    ## How sure it is
+    ## Confidence and false positives
     The ends of the answers were found in the tokens of this data, and are supervised. What generation stops
     at is read from `model.generation_config`, else from `model.config`. It is a warning, since a call of
     `generate` can name its own stop tokens.
@@ -33,7 +33,7 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
     known = set(data.words.eos_ids)
     if not ends or not known or ends & known:
         return
-    # The end mark itself: a token after it may be meant to be the one.
+    # The end token itself: the intended one may be a token after it.
     token = next((i for i in data.words.stop_ids if i in ends), min(ends))
     stops_at = " or ".join(data.words.named(i) for i in sorted(known))
     yield Finding(
@@ -41,9 +41,9 @@ def stop_token_not_eos(data: Data) -> Iterator[Finding]:
         Severity.WARNING,
         at=("generation_config.eos_token_id",),
         measured={"ends_of_answers": sorted(ends), "eos_token_id": sorted(known)},
-        cause="the configuration's end of text is not the end mark of the chat template that the data is in",
+        cause="the configuration's EOS token is not the end token of the data's chat template",
         fix=Fix(
-            "let generation stop at the token that is learned",
+            "add the learned token to the EOS tokens of generation",
             (f"model.generation_config.eos_token_id = {sorted({*known, token})}",),
         ),
     )

@@ -13,7 +13,7 @@ from vlmdoctor.rules.data_examples import healthy_data
 
 @rule("template-without-generation", "DATA305", explains=("nothing-supervised",))
 def template_without_generation(data: Data) -> Iterator[Finding]:
-    """`assistant_only_loss` is on, but the chat template has no `{% generation %}` that marks answers.
+    """Chat template without `{% generation %}`, although `assistant_only_loss` is on.
 
     ## Why it matters
     The mask of the answers comes from `{% generation %}` in the template. Without it the mask is all zeros,
@@ -21,10 +21,9 @@ def template_without_generation(data: Data) -> Iterator[Finding]:
     Gemma 3 have none ([marin 7237](https://github.com/marin-community/marin/issues/7237), [TRL
     4201](https://github.com/huggingface/trl/issues/4201)).
 
-    ## How sure it is
-    Both are read: the training argument and the template's text. Newer versions of TRL put a template of
-    their own in place for some models, so that it is an error only where every label is indeed masked, else
-    a warning.
+    ## Confidence and false positives
+    Both are read: the training argument and the template's text. Newer versions of TRL use a template of
+    their own for some models, so it is an error only where every label is masked, else a warning.
 
     ## What to do
     Wrap the answer and its stop token into `{% generation %}` and `{% endgeneration %}`.
@@ -37,11 +36,11 @@ def template_without_generation(data: Data) -> Iterator[Finding]:
     if not empty and any(any(row.seen) for row in data.labelled):
         return
     yield Finding(
-        "assistant_only_loss needs {% generation %} in the chat template, and it has none",
+        "assistant_only_loss needs {% generation %}, and the chat template has none",
         Severity.ERROR if empty else Severity.WARNING,
         at=("tokenizer.chat_template",),
         measured={"rows": len(data.labelled), "labels": 0 if empty else None},
-        cause="without that mark the mask of the answers is all zeros, and so nothing is supervised",
+        cause="without it the mask of the answers is all zeros, so nothing is supervised",
         fix=Fix(
             "mark the answer in the template",
             ("{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",),

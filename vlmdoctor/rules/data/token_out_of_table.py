@@ -16,19 +16,19 @@ from vlmdoctor.rules.places import counted
 
 @rule("token-out-of-table", "DATA302", explains=("forward-raises", "label-out-of-range"))
 def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Token ids lie beyond the last row of the embedding.
+    """Token id out of range of the embedding.
 
     ## Why it matters
     On a CPU the forward pass raises `index out of range in self`; on a GPU a device-side assert ends the
-    process without naming the token. Tokens were added to the tokenizer and the embedding was not resized
-    ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was taken
-    for `len(tokenizer)`, or the tokenizer belongs to another model ([tokenizers
+    process without naming the token. Causes: tokens were added to the tokenizer and the embedding was not
+    resized ([transformers 11102](https://github.com/huggingface/transformers/issues/11102)), `vocab_size` was
+    confused with `len(tokenizer)`, or the tokenizer belongs to another model ([tokenizers
     1609](https://github.com/huggingface/tokenizers/issues/1609)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Ids and rows were counted. Ids that the model's configuration names as placeholders of images, video or
-    sound may lie beyond the table, since many models replace them first; negative ids, which some models use
-    for images, are not judged. Where the model's forward pass took these ids, nothing is said.
+    sound may be out of range, since many models replace them first; negative ids, which some models use for
+    images, are not judged. Nothing is reported where the model's forward pass accepted these ids.
 
     ## What to do
     Resize the embedding to the tokenizer's length before training.
@@ -50,14 +50,14 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
     size = data.words.tokenizer_size
     grown = size - limit if size is not None and limit < size and token < size else 0
     yield Finding(
-        f"{counted(sum(wrong.values()), 'token')} beyond the embedding: id {token}, and it has {limit} rows",
+        f"{counted(sum(wrong.values()), 'token')} out of range of the embedding: id {token}, {limit} rows",
         Severity.ERROR,
         at=(f"{row.name}, token {row.ids.index(token)}",),
         measured={"ids": sorted(wrong)[:6], "tokenizer_entries": size},
         threshold={"embedding_rows": limit},
         cause=(
-            f"the tokenizer has {size} entries, {grown} more than the embedding has rows: tokens were "
-            "added and it was not resized"
+            f"the tokenizer has {size} entries, {grown} more than the embedding has rows: tokens "
+            "were added and the embedding was not resized"
             if grown
             else "the ids come from another vocabulary than the model's; which one was not established"
         ),

@@ -12,7 +12,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("reentrant-with-ddp", "DIST301")
 def reentrant_with_ddp(arguments: TrainingArgs) -> Iterator[Finding]:
-    """Finds settings with which the first backward pass on several GPUs raises.
+    """Reentrant gradient checkpointing with DDP's `find_unused_parameters`.
 
     ## Why it matters
     Reentrant gradient checkpointing runs a second backward pass inside of the first. A DDP that looks for
@@ -21,7 +21,7 @@ def reentrant_with_ddp(arguments: TrainingArgs) -> Iterator[Finding]:
     2746](https://github.com/modelscope/ms-swift/issues/2746), [openvla
     90](https://github.com/openvla/openvla/issues/90)). One GPU never shows it.
 
-    ## How sure it is
+    ## Confidence and false positives
     The three settings are read from the training arguments: more than one process, reentrant checkpointing,
     `ddp_find_unused_parameters=True`. A warning, since a strategy other than DDP may be used.
 

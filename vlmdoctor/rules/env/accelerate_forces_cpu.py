@@ -14,14 +14,14 @@ _TRUE = ("1", "true", "yes", "y", "on", "t")
 
 @rule("accelerate-forces-cpu", "ENV107")
 def accelerate_forces_cpu(environment: Environment) -> Iterator[Finding]:
-    """The machine has a GPU, and accelerate is configured to train on the CPU.
+    """accelerate is configured to train on the CPU of a machine that has a GPU.
 
     ## Why it matters
     `ACCELERATE_USE_CPU=true`, or `use_cpu: true` in the configuration that `accelerate config` once wrote,
     makes every Accelerator and every transformers Trainer that is launched by it use the CPU, on a machine
     that may have got its GPU later.
 
-    ## How sure it is
+    ## Confidence and false positives
     The variable and the file are read; whether the next run uses accelerate at all is not known, hence a
     warning. Silent on a machine without a GPU.
 

@@ -13,7 +13,7 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 @rule("allocator-setting", "ENV402")
 def allocator_setting(environment: Environment) -> Iterator[Finding]:
-    """PYTORCH_CUDA_ALLOC_CONF holds what the allocator refuses, or what this torch ignores.
+    """PYTORCH_CUDA_ALLOC_CONF has a setting that is refused or ignored.
 
     ## Why it matters
     An unknown key raises "Unrecognized CachingAllocator option" at the first CUDA call
@@ -21,7 +21,7 @@ def allocator_setting(environment: Environment) -> Iterator[Finding]:
     PYTORCH_ALLOC_CONF before torch 2.9, and in 2.9 expandable_segments under it
     (https://github.com/pytorch/pytorch/issues/183387).
 
-    ## How sure it is
+    ## Confidence and false positives
     Read as the allocator reads it. A key that resembles a known one, a value that it refuses or an `=`
     instead of `:` is an error on a machine with a GPU, a warning without; a key that is simply not known here
     is a warning.

@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import laptop
 
 @rule("amdsmi-hides-gpus", "ENV109")
 def amdsmi_hides_gpus(environment: Environment) -> Iterator[Finding]:
-    """The package amdsmi is installed beside a torch for ROCm that brings the same library itself.
+    """amdsmi installed beside a torch for ROCm that brings the same library.
 
     ## Why it matters
     torch asks amdsmi how many GPUs there are. Two different copies of libamd_smi in one process answer 0, and
     `torch.cuda.device_count()` is 0 though HIP sees the GPUs
     (https://github.com/pytorch/pytorch/issues/186516).
 
-    ## How sure it is
+    ## Confidence and false positives
     Both packages are installed: amdsmi and ROCm's own wheels (rocm-sdk-core). Whether this version of torch
     still trips over them was not tried: a warning.
 

@@ -14,14 +14,14 @@ from vlmdoctor.rules.env.machines import card, workstation
     "compat-libcuda-in-use", "ENV205", explains=("driver-mismatch", "cuda-does-not-start", "driver-too-old")
 )
 def compat_libcuda_in_use(environment: Environment) -> Iterator[Finding]:
-    """The compatibility libcuda is loaded on a GeForce, which does not support it.
+    """CUDA forward compatibility library loaded on a GPU that does not support it.
 
     ## Why it matters
     Images from NVIDIA hold a newer libcuda for data-centre GPUs. On a GeForce or a workstation card it fails
     with error 804, "forward compatibility was attempted on non supported HW"
     (https://github.com/NVIDIA/nvidia-docker/issues/1515).
 
-    ## How sure it is
+    ## Confidence and false positives
     The library that programs load is in a `compat` folder, and the GPU is a GeForce, which never supports
     forward compatibility; or CUDA itself answered 804 (`--live`).
 

@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import HOST, laptop, workstation
 
 @rule("cpu-quota", "ENV503")
 def cpu_quota(environment: Environment) -> Iterator[Finding]:
-    """The container may use less processor time than the processors that it shows.
+    """CPU quota of the container below the number of processors.
 
     ## Why it matters
     `os.cpu_count()` and the affinity tell of all processors of the machine, and so many DataLoader workers
     are started; the quota then stops them all for most of the time
     (https://github.com/springfall2008/batpred/issues/4771, https://github.com/python/cpython/issues/80235).
 
-    ## How sure it is
+    ## Confidence and false positives
     Quota and affinity are measured. Such a quota is usual in Kubernetes: a remark, and a warning where less
     than two processors' time is left per GPU.
 

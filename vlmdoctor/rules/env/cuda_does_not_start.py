@@ -24,14 +24,14 @@ _CODES = {
 
 @rule("cuda-does-not-start", "ENV217")
 def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
-    """Starting CUDA in a process of its own failed.
+    """CUDA does not start: `cuInit` fails in a process of its own.
 
     ## Why it matters
     The driver's own word is worth more than anything read from files: what `cuInit` answers is what torch
     will get (https://github.com/deepspeedai/DeepSpeed/issues/2772 shows what happens to tools that try it in
     their own process).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured, with `--live` only, or said by torch in a report of collect_env. Folded under the cause where
     one is known. 100 on a machine without a GPU is no fault.
 

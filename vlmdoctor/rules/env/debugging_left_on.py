@@ -20,7 +20,7 @@ OFF = ("", "0", "off", "false", "info")
 
 @rule("debugging-left-on", "ENV404")
 def debugging_left_on(environment: Environment) -> Iterator[Finding]:
-    """A variable that helps to debug is set, and makes every run slower.
+    """Debug setting left on: it makes every run slower.
 
     ## Why it matters
     CUDA_LAUNCH_BLOCKING=1 makes the processor wait for each kernel: a run can take several times as long
@@ -28,7 +28,7 @@ def debugging_left_on(environment: Environment) -> Iterator[Finding]:
     https://github.com/jishengpeng/WavTokenizer/issues/17). TORCH_DISTRIBUTED_DEBUG=DETAIL checks every
     collective; PYTORCH_NO_CUDA_MEMORY_CACHING asks the driver for each tensor.
 
-    ## How sure it is
+    ## Confidence and false positives
     The variables are set for every program that this shell starts. A warning, since it may be wanted right
     now. Silent without a GPU.
 

@@ -16,13 +16,13 @@ from vlmdoctor.rules.env.machines import GIB, HOST, laptop, workstation
 
 @rule("demand-not-met", "ENV601")
 def demand_not_met(environment: Environment, demands: Demands) -> Iterator[Finding]:
-    """The machine does not have what `--require` asks for.
+    """Requirements of `--require` not met by the machine.
 
     ## Why it matters
     A job script that begins with `vlmdoctor check-env --require 8-gpus,bf16,disk=200GB` ends at once, with a
     sentence, on the node that can't run it, and not after an hour in the queue and ten minutes of loading.
 
-    ## How sure it is
+    ## Confidence and false positives
     Each demand is held against what was measured. What could not be measured counts as not met, with the
     reason: a gate never passes because it could not look. GPUs count if torch will see them
     (CUDA_VISIBLE_DEVICES); `vram` is that of the smallest, in GB of 10^9 bytes; `disk` that of the working

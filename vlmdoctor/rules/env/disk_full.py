@@ -15,14 +15,14 @@ _VARIABLES = {"hub cache": "HF_HOME", "datasets cache": "HF_HOME", "temporary fi
 
 @rule("disk-full", "ENV504")
 def disk_full(environment: Environment) -> Iterator[Finding]:
-    """A disk that training writes to is full, nearly full, or may not be written to.
+    """Disk full, nearly full, or not writable.
 
     ## Why it matters
     Writing the checkpoint fails at the end of the night: "PytorchStreamWriter failed", "No space left on
     device", or Errno 122 for a quota (https://github.com/open-mmlab/mmdetection/issues/12069). Tools that
     look at the wrong volume miss it (https://github.com/h2oai/h2o-llmstudio/issues/214).
 
-    ## How sure it is
+    ## Confidence and false positives
     Each folder is followed through links and variables to the disk that it is on: the working folder, the
     hub's and the data sets' caches, temporary files. Below 1 GiB, or without inodes, an error; below 10 GiB a
     warning; for temporary files and small caches a tenth of that. A cache that can't be written is a warning,

@@ -12,7 +12,7 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("driver-mismatch", "ENV204", explains=("nvml-does-not-answer", "cuda-does-not-start"))
 def driver_mismatch(environment: Environment) -> Iterator[Finding]:
-    """The driver's kernel module and its libraries are of different versions.
+    """NVIDIA driver/library version mismatch: kernel module and libraries differ.
 
     ## Why it matters
     An update replaced the libraries while the old kernel module is still loaded: nvidia-smi says
@@ -21,7 +21,7 @@ def driver_mismatch(environment: Environment) -> Iterator[Finding]:
     https://github.com/NVIDIA/nvidia-docker/issues/1256). In a container it comes from libraries of a driver
     that were installed in the image.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the version of the loaded module against that of the libcuda that programs load, or the driver's
     own refusal (NVML code 18). Silent for the compatibility package, whose version differs on purpose.
 

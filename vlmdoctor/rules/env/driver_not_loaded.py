@@ -12,13 +12,13 @@ from vlmdoctor.rules.env.machines import WHEEL, laptop, workstation
 
 @rule("driver-not-loaded", "ENV215", explains=("nvml-does-not-answer", "cuda-does-not-start"))
 def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
-    """The machine has an NVIDIA GPU and its driver is not loaded, or was not passed into the container.
+    """NVIDIA driver not loaded, or GPU not passed into the container.
 
     ## Why it matters
     torch sees no GPU and trains on the CPU. The module was not built for a new kernel, is blocked by secure
     boot, nouveau holds the card, or the container was started without `--gpus`.
 
-    ## How sure it is
+    ## Confidence and false positives
     The GPU is on the PCI bus; there is neither a loaded module nor a device file, or NVML says that the
     driver is not loaded. An error where the installed torch was built for CUDA, else a warning; in a
     container, where a job for the CPU may be meant, a warning at most. GPUs that are given to a virtual

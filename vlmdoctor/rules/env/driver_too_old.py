@@ -16,14 +16,14 @@ LEAST = {13: 580, 12: 525, 11: 450, 10: 410}
 
 @rule("driver-too-old", "ENV202", explains=("cuda-does-not-start", "wheel-lacks-gpu-arch"))
 def driver_too_old(environment: Environment) -> Iterator[Finding]:
-    """The NVIDIA driver is older than the CUDA version that torch was built for can run on.
+    """NVIDIA driver too old for the CUDA version of torch.
 
     ## Why it matters
     torch says "The NVIDIA driver on your system is too old" once, as a warning, and goes on without a GPU
     (https://github.com/pytorch/pytorch/issues/43058, https://github.com/pytorch/pytorch/issues/37320). It
     comes with every new torch on a machine whose driver somebody else keeps.
 
-    ## How sure it is
+    ## Confidence and false positives
     By NVIDIA's minor-version compatibility any CUDA 12 runs on a driver from 525 on, CUDA 13 from 580, CUDA
     11 from 450; versions are compared number by number. Silent where the compatibility package (cuda-compat)
     is what is loaded, and where a report says that torch did start CUDA.

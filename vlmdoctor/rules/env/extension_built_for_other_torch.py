@@ -18,7 +18,7 @@ _ASKS = {
 
 @rule("extension-built-for-other-torch", "ENV303")
 def extension_built_for_other_torch(environment: Environment) -> Iterator[Finding]:
-    """flash-attn, xformers or bitsandbytes was built for another torch or CUDA than the installed one.
+    """flash-attn, xformers or bitsandbytes built for another torch or CUDA.
 
     ## Why it matters
     Importing it raises "undefined symbol: _ZN3c10…" (https://github.com/Dao-AILab/flash-attention/issues/931,
@@ -26,7 +26,7 @@ def extension_built_for_other_torch(environment: Environment) -> Iterator[Findin
     and does without (https://github.com/facebookresearch/xformers/issues/982,
     https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1056).
 
-    ## How sure it is
+    ## Confidence and false positives
     What an extension was built for is read from its own file names and metadata, and the symbols that it
     needs are looked up in the installed torch: a missing one is an error, since the import will fail. What
     only says that it was built for another version is a warning.

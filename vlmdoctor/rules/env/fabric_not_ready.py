@@ -12,7 +12,7 @@ from vlmdoctor.rules.env.machines import NODES, card, workstation
 
 @rule("fabric-not-ready", "ENV207", explains=("cuda-does-not-start",))
 def fabric_not_ready(environment: Environment) -> Iterator[Finding]:
-    """The GPUs are joined by NVSwitches, and the fabric is not ready: CUDA does not start.
+    """NVSwitch fabric not ready: CUDA does not start.
 
     ## Why it matters
     On HGX and DGX machines the fabric manager has to set up the switches first. Until then every CUDA call
@@ -20,7 +20,7 @@ def fabric_not_ready(environment: Environment) -> Iterator[Finding]:
     (https://github.com/pytorch/pytorch/issues/35710, https://github.com/pytorch/pytorch/issues/81549,
     https://github.com/huggingface/huggingface_hub/issues/4134).
 
-    ## How sure it is
+    ## Confidence and false positives
     The state of the fabric is NVML's; or the switches' device file is there and no fabric manager runs, which
     is a warning only, since it may run outside of the container.
 

@@ -13,7 +13,7 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("gpu-error-logged", "ENV220")
 def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
-    """The driver has written into the kernel's log that a GPU failed (Xid).
+    """GPU failure (Xid) in the kernel log.
 
     ## Why it matters
     A GPU that fell off the bus (Xid 79), whose firmware stopped answering (119, 120) or whose memory fails
@@ -21,7 +21,7 @@ def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
     error", "Unable to determine the device handle" (https://github.com/leptonai/gpud/issues/1209,
     https://github.com/rwth-i6/returnn/issues/1486).
 
-    ## How sure it is
+    ## Confidence and false positives
     The log since the machine was started, where this user may read it (/dev/kmsg). Only codes that tell of
     the GPU, its firmware or its links count; those that programs cause (13, 31, 43, 45) do not. The GPU may
     have been reset since: a warning. Where the log can't be read, nothing is said.

@@ -12,7 +12,7 @@ from vlmdoctor.rules.env.machines import card, workstation
 
 @rule("gpu-exclusive", "ENV214")
 def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
-    """A GPU's compute mode lets only one process use it, or none at all.
+    """GPU compute mode is exclusive or prohibited.
 
     ## Why it matters
     In exclusive mode the second process on a GPU, a DataLoader worker that touches CUDA included, gets "all
@@ -20,7 +20,7 @@ def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
     https://github.com/ai-dynamo/nixl/issues/1041). In prohibited mode every process does. Leftovers of MPS do
     the same.
 
-    ## How sure it is
+    ## Confidence and false positives
     The mode is NVML's. Prohibited is an error. Exclusive is a warning where a process already uses the GPU,
     and a remark otherwise: clusters set it on purpose.
 

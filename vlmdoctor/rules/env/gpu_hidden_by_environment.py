@@ -17,7 +17,7 @@ from vlmdoctor.rules.env.machines import laptop, workstation
     explains=("visible-devices-misread", "gpu-order-differs", "cuda-does-not-start"),
 )
 def gpu_hidden_by_environment(environment: Environment) -> Iterator[Finding]:
-    """The machine has NVIDIA GPUs, and CUDA_VISIBLE_DEVICES hides all of them.
+    """All GPUs hidden by CUDA_VISIBLE_DEVICES.
 
     ## Why it matters
     Every program started from this shell sees no GPU: `torch.cuda.is_available()` is False and training goes
@@ -28,7 +28,7 @@ def gpu_hidden_by_environment(environment: Environment) -> Iterator[Finding]:
     (https://github.com/thuml/Autoformer/issues/25, https://github.com/pytorch/examples/issues/115),
     quotes or brackets that were kept, or a GPU named twice.
 
-    ## How sure it is
+    ## Confidence and false positives
     The GPUs are counted from the driver and the value is read, entry by entry, as torch reads it; the parser
     is tested against torch's own. Silent where there is no GPU. If the GPUs are hidden on purpose, ignore it.
 

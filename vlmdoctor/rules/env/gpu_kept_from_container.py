@@ -18,14 +18,14 @@ VARIABLE = "NVIDIA_VISIBLE_DEVICES"
     explains=("torch-without-gpu-support", "driver-not-loaded", "cuda-does-not-start"),
 )
 def gpu_kept_from_container(environment: Environment) -> Iterator[Finding]:
-    """The host has an NVIDIA GPU, and NVIDIA_VISIBLE_DEVICES keeps it out of this container.
+    """GPU not passed into the container: NVIDIA_VISIBLE_DEVICES keeps it out.
 
     ## Why it matters
     With `void`, `none` or nothing in NVIDIA_VISIBLE_DEVICES the NVIDIA container runtime passes no GPU in,
     and torch trains on the CPU (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104). Many images
     set the variable themselves.
 
-    ## How sure it is
+    ## Confidence and false positives
     The GPU is seen on the host's PCI bus, and its device files are missing here. Silent where they are
     there: under CDI the variable is `void` on purpose. An error where the installed torch was built for
     CUDA, a remark where it was built for the CPU.

@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import card, laptop, workstation
 
 @rule("gpu-lost", "ENV208", explains=("cuda-does-not-start", "gpu-memory-errors", "gpu-error-logged"))
 def gpu_lost(environment: Environment) -> Iterator[Finding]:
-    """A GPU is on the PCI bus and the driver no longer reaches it.
+    """GPU lost: it is on the PCI bus, and the driver no longer reaches it.
 
     ## Why it matters
     A GPU that fell off the bus (Xid 79) stays listed, and every program that touches it hangs or fails; often
     there is no line about it in the log (https://github.com/NVIDIA/NVSentinel/issues/155,
     https://github.com/leptonai/gpud/issues/1209, https://github.com/rwth-i6/returnn/issues/1486).
 
-    ## How sure it is
+    ## Confidence and false positives
     The driver itself says that the GPU is lost, or it holds more GPUs on the bus than it lists. GPUs that are
     held by another driver (vfio-pci, nouveau) do not count, and in a container nothing is counted.
 

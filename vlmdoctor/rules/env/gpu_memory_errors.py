@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import card, workstation
 
 @rule("gpu-memory-errors", "ENV209", explains=("gpu-error-logged",))
 def gpu_memory_errors(environment: Environment) -> Iterator[Finding]:
-    """A GPU has memory errors that could not be corrected, or rows that could not be remapped.
+    """Uncorrectable ECC errors or failed row remapping in GPU memory.
 
     ## Why it matters
     A job on such a GPU dies with an ECC error after hours, or is refused by the driver
     (https://github.com/NVIDIA/NVSentinel/issues/155). Rows that wait to be remapped are replaced at the next
     reset; rows that can't be remapped mean a new GPU.
 
-    ## How sure it is
+    ## Confidence and false positives
     Counted by the GPU itself since the driver was loaded. A failed remapping is an error; a pending one and
     uncorrected errors are a warning: a reset clears them.
 

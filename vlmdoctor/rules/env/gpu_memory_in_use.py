@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import GIB, card, workstation
 
 @rule("gpu-memory-in-use", "ENV213")
 def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
-    """Much of a GPU's memory is already in use before training starts.
+    """GPU memory already in use before training starts.
 
     ## Why it matters
     The run dies of "CUDA out of memory" while loading, because a run of yesterday, a notebook or somebody
     else still holds the memory (https://github.com/qizhou000/VisEdit/issues/5,
     https://github.com/pytorch/pytorch/issues/5736).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured by NVML now. A warning from a tenth of the memory on, or from 2 GiB, if it is a GPU that this
     environment may use. The programs are NVML's, or those that have the GPU's device file open. Memory in use
     without a program to see means one of another user or container, or one that died and left it.

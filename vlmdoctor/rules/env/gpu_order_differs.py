@@ -15,14 +15,14 @@ ORDER = "CUDA_DEVICE_ORDER"
 
 @rule("gpu-order-differs", "ENV104")
 def gpu_order_differs(environment: Environment) -> Iterator[Finding]:
-    """GPUs of different models are chosen by number, and CUDA counts them in another order than nvidia-smi.
+    """GPU order of CUDA may differ from that of nvidia-smi.
 
     ## Why it matters
     CUDA counts the fastest GPU first, nvidia-smi by PCI bus: number 0 is the one in one list and another in
     the other. The run takes the wrong card, and somebody watches an idle one
     (https://github.com/pytorch/pytorch/issues/86539, https://github.com/ModelCloud/Device-SMI/issues/40).
 
-    ## How sure it is
+    ## Confidence and false positives
     Fires where there is more than one model, a number is chosen in CUDA_VISIBLE_DEVICES, and
     CUDA_DEVICE_ORDER is not PCI_BUS_ID. Whether the two orders really differ on this machine is not known
     without starting CUDA. Silent when all GPUs are of one model.

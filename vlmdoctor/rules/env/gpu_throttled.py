@@ -14,13 +14,13 @@ _WORDS = {"thermal": "heat", "slowdown": "the hardware", "power-brake": "the pow
 
 @rule("gpu-throttled", "ENV212")
 def gpu_throttled(environment: Environment) -> Iterator[Finding]:
-    """A GPU is slowed down by heat, by its power supply, or by the hardware.
+    """GPU throttled by heat, by its power supply, or by the hardware.
 
     ## Why it matters
     Training goes on, at a fraction of the speed, on this one GPU; in a parallel job all others wait for it
     (https://github.com/NVIDIA/NVSentinel/issues/890).
 
-    ## How sure it is
+    ## Confidence and false positives
     The reason is the GPU's own at this moment. An idle GPU's low clocks and the usual power cap are not
     reported. One look is one moment: a warning.
 

@@ -12,13 +12,13 @@ from vlmdoctor.rules.env.machines import card, workstation
 
 @rule("iommu-translates", "ENV219")
 def iommu_translates(environment: Environment) -> Iterator[Finding]:
-    """Several GPUs without NVLink are behind an IOMMU that translates addresses.
+    """IOMMU translates addresses between several GPUs without NVLink.
 
     ## Why it matters
     With the IOMMU translating, direct traffic between GPUs goes the long way or gets lost: NCCL hangs with
-    all GPUs at 100 % (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
+    all GPUs at 100% (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
 
-    ## How sure it is
+    ## Confidence and false positives
     The kind of translation is the kernel's own word per GPU. Many such machines work; only a remark, for the
     case that NCCL hangs. Silent for one GPU, with NVLink, in a container and in a virtual machine's guest
     without an IOMMU.

@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 @rule("kernel-old", "ENV506")
 def kernel_old(environment: Environment) -> Iterator[Finding]:
-    """The Linux kernel is older than 5.5, which accelerate warns about.
+    """Linux kernel older than 5.5, which accelerate warns about.
 
     ## Why it matters
     accelerate says that such a kernel "can cause the process to hang"
     (https://github.com/modelscope/ms-swift/issues/283); many clusters run such kernels without trouble, and
     the cause is disputed.
 
-    ## How sure it is
+    ## Confidence and false positives
     The release is read. A remark only, on machines with a GPU: most runs are fine.
 
     ## What to do

@@ -17,14 +17,14 @@ _LAUNCHERS = (
 
 @rule("launcher-variables-left", "ENV403")
 def launcher_variables_left(environment: Environment) -> Iterator[Finding]:
-    """WORLD_SIZE says that there are other processes, and nothing has started any.
+    """WORLD_SIZE is above 1, and no launcher is running.
 
     ## Why it matters
     The first thing that asks torch.distributed waits for the others, for half an hour, without a word
     (https://github.com/pytorch/examples/issues/458). RANK and WORLD_SIZE are left over in a shell, or set by
     a cluster for other reasons.
 
-    ## How sure it is
+    ## Confidence and false positives
     WORLD_SIZE above 1, and no trace of torchrun, SLURM, MPI or Kubernetes' training operator in this
     environment. Where the other processes are started by hand, this is right: a warning.
 

@@ -16,7 +16,7 @@ _STRICT = ("libnvJitLink", "libcudnn")
 
 @rule("libraries-shadowed", "ENV301", explains=("extension-built-for-other-torch",))
 def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
-    """LD_LIBRARY_PATH, or the system, puts other CUDA libraries before those of torch's wheels.
+    """CUDA libraries of LD_LIBRARY_PATH or the system shadow those of torch's wheels.
 
     ## Why it matters
     The wheels bring the very versions that torch was built with. A cuDNN, cuBLAS, NCCL or nvJitLink that is
@@ -25,7 +25,7 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
     (https://github.com/infiniflow/ragflow/issues/4466, https://github.com/pytorch/pytorch/issues/134929,
     https://github.com/pytorch/pytorch/issues/131312, https://github.com/pytorch/pytorch/issues/188892).
 
-    ## How sure it is
+    ## Confidence and false positives
     The folders of LD_LIBRARY_PATH are looked through for libraries with the same name as the wheels'. An
     error where nvJitLink or cuDNN is older than the wheel's, a warning for other releases; silent where a
     version can't be told. cuDNN engines in the system's folders are a remark: they are loaded only when the

@@ -21,14 +21,14 @@ _REMARKS = {
 
 @rule("library-switched-off", "ENV405")
 def library_switched_off(environment: Environment) -> Iterator[Finding]:
-    """A variable keeps transformers from torch, the hub from the network, or checks from running.
+    """Environment variable switches off torch in transformers, the hub's network, or checks.
 
     ## Why it matters
     USE_TORCH=0 makes transformers behave as if torch were not installed. With HF_HUB_OFFLINE left on,
     whatever is not in the cache is "not found" (https://github.com/huggingface/transformers/issues/42308).
     TRANSFORMERS_DISABLE_TORCH_CHECK silences the checks of inputs that would have named a mistake.
 
-    ## How sure it is
+    ## Confidence and false positives
     USE_TORCH is an error: nothing of transformers that needs torch can be used. The others are remarks: they
     are often meant.
 

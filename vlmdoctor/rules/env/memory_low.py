@@ -13,13 +13,13 @@ from vlmdoctor.rules.env.machines import GIB, HOST, laptop
 
 @rule("memory-low", "ENV505")
 def memory_low(environment: Environment) -> Iterator[Finding]:
-    """Little memory is left on the machine, or in the container's limit.
+    """Low host memory, or a low memory limit of the container.
 
     ## Why it matters
     The process is killed without a word ("Killed", exit status 137), often while a checkpoint is loaded,
     which passes through the host's memory.
 
-    ## How sure it is
+    ## Confidence and false positives
     What is available now, the control group's limit included. Below 2 GiB a warning. What the model needs is
     not known here: see `vlmdoctor check TARGET --depth shapes`.
 

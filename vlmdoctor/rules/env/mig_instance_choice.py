@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import card, workstation
 
 @rule("mig-instance-choice", "ENV106", explains=("cuda-does-not-start",))
 def mig_instance_choice(environment: Environment) -> Iterator[Finding]:
-    """A GPU is in MIG mode without an instance, or several instances are chosen where only one can be used.
+    """MIG mode without an instance, or several MIG instances for one process.
 
     ## Why it matters
     In MIG mode a GPU itself can't run anything: without an instance CUDA sees no device. And CUDA gives a
     process one MIG instance, however many CUDA_VISIBLE_DEVICES lists
     (https://github.com/pytorch/pytorch/issues/92315).
 
-    ## How sure it is
+    ## Confidence and false positives
     The mode and the instances are NVML's. In a container, instances that were not passed in are not listed,
     which comes to the same. Several instances in the variable are a warning: a launcher may hand them out.
 

@@ -12,7 +12,7 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("mps-not-running", "ENV221", explains=("cuda-does-not-start",))
 def mps_not_running(environment: Environment) -> Iterator[Finding]:
-    """CUDA_MPS_PIPE_DIRECTORY asks for NVIDIA's multi-process service, and no daemon listens there.
+    """CUDA_MPS_PIPE_DIRECTORY is set, and no MPS daemon is running.
 
     ## Why it matters
     With a socket that a daemon has left behind, CUDA fails with "MPS client failed to connect to the MPS
@@ -21,7 +21,7 @@ def mps_not_running(environment: Environment) -> Iterator[Finding]:
     https://github.com/ai-dynamo/nixl/issues/1041). Without any, programs run beside each other as if there
     were no such service, and in exclusive mode the second one is refused.
 
-    ## How sure it is
+    ## Confidence and false positives
     The folder is looked into for the daemon's socket, and, outside of containers, the processes for the
     daemon. Whether the service is wanted is not known: a warning. Silent about `/dev/null`, which keeps
     programs from using it.

@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import HOST, workstation
 
 @rule("no-compiler", "ENV308")
 def no_compiler(environment: Environment) -> Iterator[Finding]:
-    """deepspeed is installed, and what it compiles its operators with is missing.
+    """Compiler or CUDA toolkit missing, although deepspeed is installed.
 
     ## Why it matters
     deepspeed compiles CPUAdam and others when they are first used: "CUDA_HOME does not exist", "Python.h: No
     such file or directory" (https://github.com/deepspeedai/DeepSpeed/issues/2772,
     https://github.com/deepspeedai/DeepSpeed/issues/3223).
 
-    ## How sure it is
+    ## Confidence and false positives
     Only where deepspeed is installed, there is a GPU, and nvcc or the C++ compiler can't be found. A run that
     uses none of these operators works all the same: a warning. Without deepspeed nothing is said: torch needs
     no nvcc.

@@ -13,13 +13,13 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("numpy-too-new", "ENV305")
 def numpy_too_new(environment: Environment) -> Iterator[Finding]:
-    """NumPy 2 is installed with a torch that was built for NumPy 1.
+    """NumPy 2 installed with a torch that was built for NumPy 1.
 
     ## Why it matters
     torch says "_ARRAY_API not found" once, and `tensor.numpy()` and every image or dataset that goes through
     NumPy raises "Numpy is not available" (https://github.com/pytorch/pytorch/issues/135013).
 
-    ## How sure it is
+    ## Confidence and false positives
     torch supports NumPy 2 from 2.3.0 on. On Windows 2.3 and 2.4.0 were reported not to: there it is a
     warning.
 

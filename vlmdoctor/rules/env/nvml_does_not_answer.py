@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 @rule("nvml-does-not-answer", "ENV216", explains=("cuda-does-not-start",))
 def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
-    """The NVIDIA driver hangs, crashes or refuses when it is asked for its GPUs.
+    """NVML does not answer: the NVIDIA driver hangs, crashes or refuses.
 
     ## Why it matters
     A GPU that hangs takes every program with it that asks for GPUs: imports that never return, jobs that
     never start (https://github.com/vllm-project/vllm/issues/26774). This tool asks in a process of its own
     and goes on.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: no answer within half a minute, a crash, or the driver's own refusal. That there is no driver at
     all is not reported here.
 

@@ -14,14 +14,14 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "SLURM_PROCID")
 
 @rule("one-thread", "ENV406")
 def one_thread(environment: Environment) -> Iterator[Finding]:
-    """OMP_NUM_THREADS is 1 on a machine with many processors, outside of any launcher.
+    """OMP_NUM_THREADS is 1 on a machine with many processors.
 
     ## Why it matters
     Whatever runs on the processor, image preprocessing and the whole training without a GPU, then uses one of
     them (https://github.com/NVIDIA/enroot/issues/185). torchrun sets it for its children on purpose; left in
     a shell or an image it slows everything.
 
-    ## How sure it is
+    ## Confidence and false positives
     A remark, from eight processors on, when no launcher has started this shell. With several DataLoader
     workers one thread each may be just right.
 

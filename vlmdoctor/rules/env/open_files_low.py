@@ -13,13 +13,13 @@ from vlmdoctor.rules.env.machines import HOST, laptop, workstation
 
 @rule("open-files-low", "ENV502")
 def open_files_low(environment: Environment) -> Iterator[Finding]:
-    """The limit of open files is lower than many DataLoader workers need.
+    """Limit of open files too low for many DataLoader workers.
 
     ## Why it matters
     Each tensor that a worker passes on holds a file open: "received 0 items of ancdata", "Too many open
     files" (https://github.com/pytorch/pytorch/issues/973).
 
-    ## How sure it is
+    ## Confidence and false positives
     The soft limit of this process. Below 1024 a warning; the usual 1024 is a remark, on a machine with a GPU
     only.
 

@@ -15,14 +15,14 @@ SET_BY_SKLEARN = "True"  # scikit-learn puts it into the environment of every pr
 
 @rule("openmp-twice", "ENV307")
 def openmp_twice(environment: Environment) -> Iterator[Finding]:
-    """A variable silences the warning about two OpenMP runtimes in one process.
+    """Two OpenMP runtimes allowed: KMP_DUPLICATE_LIB_OK is set.
 
     ## Why it matters
     Another package brings a second OpenMP runtime beside torch's: the process stops with "OMP: Error #15",
     or, with KMP_DUPLICATE_LIB_OK set to silence it, may hang or compute wrong numbers
     (https://github.com/dmlc/xgboost/issues/1715).
 
-    ## How sure it is
+    ## Confidence and false positives
     The variable is read, and passed over where it has the very value that scikit-learn sets on import. Which
     packages bring a second runtime is listed where they were found. Many programs run well with both: a
     warning, as Intel's own message has it.

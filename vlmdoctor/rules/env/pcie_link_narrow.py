@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import card, workstation
 
 @rule("pcie-link-narrow", "ENV211")
 def pcie_link_narrow(environment: Environment) -> Iterator[Finding]:
-    """A GPU runs on fewer PCIe lanes than others of the same model.
+    """GPU on fewer PCIe lanes than others of the same model.
 
     ## Why it matters
     A card that is badly seated trains its link down: everything works, and copies to and from it take several
     times as long (https://github.com/NVIDIA/NVSentinel/issues/890,
     https://github.com/local-inference-lab/rtx6kpro/issues/88).
 
-    ## How sure it is
+    ## Confidence and false positives
     Only compared with other GPUs of the same model in the same machine, and only the width: the speed of an
     idle link is lowered to save power, and cloud machines report widths of their own. A warning, since a slot
     may simply have fewer lanes.

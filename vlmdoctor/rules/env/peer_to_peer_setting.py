@@ -15,7 +15,7 @@ VARIABLE = "NCCL_P2P_DISABLE"
 
 @rule("peer-to-peer-setting", "ENV218")
 def peer_to_peer_setting(environment: Environment) -> Iterator[Finding]:
-    """Peer-to-peer between GPUs is switched off where it is fast, or left on where the driver can't do it.
+    """NCCL peer-to-peer disabled on NVLink, or enabled where the driver can't do it.
 
     ## Why it matters
     With NCCL_P2P_DISABLE=1, copied from somebody's workstation, GPUs that are joined by NVLink talk through
@@ -23,7 +23,7 @@ def peer_to_peer_setting(environment: Environment) -> Iterator[Finding]:
     NotImplementedError unless the driver is newer (https://github.com/QwenLM/Qwen-VL/issues/447,
     https://github.com/OpenBMB/MiniCPM-V/issues/325, https://github.com/huggingface/accelerate/issues/2328).
 
-    ## How sure it is
+    ## Confidence and false positives
     NVLinks, models and the driver's version are NVML's. `accelerate launch` sets the variables itself; a
     start by torchrun or python does not: a warning.
 

@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import laptop
 
 @rule("python-under-rosetta", "ENV309")
 def python_under_rosetta(environment: Environment) -> Iterator[Finding]:
-    """Python is one for Intel processors, translated by Rosetta on an Apple processor.
+    """Python for Intel (x86_64) under Rosetta on an Apple processor.
 
     ## Why it matters
     It is slow, it sees another version of macOS, so that torch refuses bf16 on the GPU
     (https://github.com/pytorch/pytorch/issues/146236), and the last torch that was released for Intel Macs
     is 2.2.2: everything newer is out of reach.
 
-    ## How sure it is
+    ## Confidence and false positives
     The processor is told by the kernel, the kind of Python by Python itself. A warning: it does work, in a
     way.
 

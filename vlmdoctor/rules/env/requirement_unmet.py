@@ -25,7 +25,7 @@ _HOLDS = {">=": operator.ge, "<": operator.lt, "==": operator.eq, "!=": operator
 
 @rule("requirement-unmet", "ENV302")
 def requirement_unmet(environment: Environment) -> Iterator[Finding]:
-    """An installed package says itself that it needs another version of a package than is installed.
+    """Dependency version conflict: an installed package needs another version of a package.
 
     ## Why it matters
     An install on top of another replaced torch, or kept an old partner: "operator torchvision::nms does not
@@ -34,7 +34,7 @@ def requirement_unmet(environment: Environment) -> Iterator[Finding]:
     'EncoderDecoderCache'" (https://github.com/huggingface/peft/issues/2292,
     https://github.com/haotian-liu/LLaVA/issues/1808).
 
-    ## How sure it is
+    ## Confidence and false positives
     Each package's own metadata are held against what is installed, so that there is no table to go out of
     date; peft needs one line, since it does not say. An error for torchvision and torchaudio, whose compiled
     code breaks; a warning for others, which may work all the same. The builds of the pair (`+cu128`, `+cpu`)

@@ -14,7 +14,7 @@ ROCR, HIP, CUDA = "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_D
 
 @rule("rocm-masks-clash", "ENV105")
 def rocm_masks_clash(environment: Environment) -> Iterator[Finding]:
-    """ROCR_VISIBLE_DEVICES and HIP_VISIBLE_DEVICES (or CUDA_VISIBLE_DEVICES) are both set for AMD GPUs.
+    """ROCR_VISIBLE_DEVICES and HIP_VISIBLE_DEVICES (or CUDA_VISIBLE_DEVICES) conflict.
 
     ## Why it matters
     The first one filters the GPUs and renumbers them, the second chooses among what is left by the new
@@ -22,7 +22,7 @@ def rocm_masks_clash(environment: Environment) -> Iterator[Finding]:
     https://github.com/mcmonkeyprojects/SwarmUI/issues/565). With more entries in the second than in the
     first torch raises RuntimeError.
 
-    ## How sure it is
+    ## Confidence and false positives
     An error where a number in the second is not below the number of GPUs that the first one leaves, or the
     list is longer; otherwise silent, since the two then do what they say. Only for a torch built for ROCm.
 

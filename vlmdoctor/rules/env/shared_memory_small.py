@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import GIB, HOST, laptop, workstation
 
 @rule("shared-memory-small", "ENV501")
 def shared_memory_small(environment: Environment) -> Iterator[Finding]:
-    """/dev/shm is too small for the batches that DataLoader workers pass through it.
+    """Shared memory (/dev/shm) too small for DataLoader workers.
 
     ## Why it matters
     With workers a run dies of "Bus error… insufficient shared memory (shm)", or of a killed worker
     (https://github.com/pytorch/pytorch/issues/5040). Docker gives 64 MB unless it is told otherwise; images
     need more.
 
-    ## How sure it is
+    ## Confidence and false positives
     The size of the file system is measured. Up to 64 MB an error where there is a GPU, since a training with
     workers can't run; below 1 GB, or without a GPU, a warning: a run without workers needs none.
 

@@ -12,13 +12,13 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 @rule("torch-not-importable", "ENV306")
 def torch_not_importable(environment: Environment) -> Iterator[Finding]:
-    """torch is not installed, is there in part only, or something of the same name is imported instead.
+    """torch is not installed, is incomplete, or is shadowed by a file of the same name.
 
     ## Why it matters
     A file torch.py, or a folder torch, beside the script is imported instead of the library: "module 'torch'
     has no attribute…". An install that was broken off leaves metadata without files.
 
-    ## How sure it is
+    ## Confidence and false positives
     Read from the folders that Python searches, in their order. A missing torch is a warning only: training
     may run in another environment than this command.
 

@@ -20,7 +20,7 @@ _INDEXES = (("cu130", 580), ("cu126", 525), ("cu118", 450))
     explains=("driver-not-loaded", "wheel-lacks-gpu-arch", "driver-too-old"),
 )
 def torch_without_gpu_support(environment: Environment) -> Iterator[Finding]:
-    """The machine has a GPU, and the installed torch was built without support for it.
+    """torch built without support for the machine's GPU.
 
     ## Why it matters
     Installing torch from the wrong index, or on top of a lock file made on a laptop, brings the build for the
@@ -30,7 +30,7 @@ def torch_without_gpu_support(environment: Environment) -> Iterator[Finding]:
     the CPU for long (https://github.com/pytorch/pytorch/issues/168065,
     https://github.com/pytorch/pytorch/issues/160162).
 
-    ## How sure it is
+    ## Confidence and false positives
     The build is read from torch/version.py, which tells what it was compiled for. The GPU is seen through the
     driver, its device files or the PCI bus; one that is only on the bus of the host of a container does not
     count. A GPU for the display alone, which nobody means to train on, is reported too.

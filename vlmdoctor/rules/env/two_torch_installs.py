@@ -13,14 +13,14 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("two-torch-installs", "ENV304")
 def two_torch_installs(environment: Environment) -> Iterator[Finding]:
-    """Two versions of torch, or libraries for two CUDA generations, are installed over each other.
+    """Two versions of torch, or libraries for two CUDA versions, installed over each other.
 
     ## Why it matters
     An install that pulled in another torch leaves both halves: libraries for CUDA 12 beside those for 13, or
     two sets of metadata for one torch. What is imported is a mixture
     (https://github.com/NVIDIA/TensorRT-LLM/issues/9318, https://github.com/pytorch/pytorch/issues/28321).
 
-    ## How sure it is
+    ## Confidence and false positives
     Two records of torch in one folder are an error: files of both are there. nvidia packages for another CUDA
     than torch's, complete enough to have its cuDNN or cuBLAS, are a remark: they take space and are loaded
     only by accident.

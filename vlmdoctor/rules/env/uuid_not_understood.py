@@ -15,14 +15,14 @@ _READERS = ("vllm", "ray-lightning", "openrlhf")
 
 @rule("uuid-not-understood", "ENV108")
 def uuid_not_understood(environment: Environment) -> Iterator[Finding]:
-    """CUDA_VISIBLE_DEVICES holds UUIDs, and an installed library reads it as numbers.
+    """CUDA_VISIBLE_DEVICES holds UUIDs, which an installed library reads as numbers.
 
     ## Why it matters
     torch and CUDA take UUIDs; libraries that call `int()` on the entries stop with "invalid literal for int()
     with base 10: 'GPU-…'" (https://github.com/vllm-project/vllm/issues/41848,
     https://github.com/vllm-project/vllm/issues/13815, https://github.com/OpenRLHF/OpenRLHF/issues/402).
 
-    ## How sure it is
+    ## Confidence and false positives
     Only where one of the libraries that were reported is installed. Whether the run uses it, and whether its
     version still does so, is not known: a warning.
 

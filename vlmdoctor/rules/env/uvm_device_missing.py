@@ -12,14 +12,14 @@ from vlmdoctor.rules.env.machines import workstation
 
 @rule("uvm-device-missing", "ENV206", explains=("cuda-does-not-start",))
 def uvm_device_missing(environment: Environment) -> Iterator[Finding]:
-    """There are GPUs and no /dev/nvidia-uvm, without which CUDA does not start.
+    """/dev/nvidia-uvm is missing: CUDA does not start.
 
     ## Why it matters
     nvidia-smi works, and CUDA fails with "unknown error" (999): the module nvidia_uvm is not loaded, was lost
     in a suspend, or its device was not passed into the container
     (https://github.com/pytorch/pytorch/issues/49081, https://github.com/pytorch/pytorch/issues/88639).
 
-    ## How sure it is
+    ## Confidence and false positives
     The device files are listed; on WSL and Jetson, which work without this one, it is silent.
 
     ## What to do

@@ -13,13 +13,13 @@ from vlmdoctor.rules.env.machines import laptop
 
 @rule("variable-misspelt", "ENV401")
 def variable_misspelt(environment: Environment) -> Iterator[Finding]:
-    """A variable's name is almost, but not quite, one that torch, CUDA, NCCL or a library reads.
+    """Environment variable misspelt: almost a name that torch, CUDA, NCCL or a library reads.
 
     ## Why it matters
     A misspelt variable does nothing, and nobody says so: `NCCL_P2P5ISABLE`, `NCCL_IB-DISABLE`
     (https://github.com/cocktailpeanut/fluxgym/issues/283), `CUDA_VISIBLE_DEVICE`.
 
-    ## How sure it is
+    ## Confidence and false positives
     Compared with a list of the names that are read: one or two letters off, in a name that is not itself
     known. Names that differ by a number only are left alone. A variable of somebody's own that is so close to
     a known one is reported too: a warning.

@@ -14,7 +14,7 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 @rule("visible-devices-misread", "ENV102", explains=("gpu-order-differs",))
 def visible_devices_misread(environment: Environment) -> Iterator[Finding]:
-    """CUDA_VISIBLE_DEVICES names more than torch takes from it, without a word.
+    """CUDA_VISIBLE_DEVICES names more GPUs than torch reads from it.
 
     ## Why it matters
     Ranges and separators other than a comma are not understood: of `0-3`, `0:4` or `0 1` only the leading 0
@@ -22,7 +22,7 @@ def visible_devices_misread(environment: Environment) -> Iterator[Finding]:
     (https://github.com/InternLM/MindSearch/issues/182). The first entry that is no GPU of this machine ends
     the list, and what follows is never read. Entries that are UUIDs are not stripped of blanks.
 
-    ## How sure it is
+    ## Confidence and false positives
     The value is read as torch reads it, on the GPUs that this machine has; the CUDA driver, which torch asks
     later, reads it alike as far as is known. A comma at the end, which does no harm, is not reported.
     An error, since the run does not get the GPUs that were asked for. `check-env --live` asks CUDA itself.

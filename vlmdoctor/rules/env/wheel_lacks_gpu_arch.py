@@ -17,7 +17,7 @@ _NOT_ON = {50: {53}, 52: {53}, 60: {62}, 61: {62}, 70: {72}, 80: {87}, 86: {87},
 
 @rule("wheel-lacks-gpu-arch", "ENV203")
 def wheel_lacks_gpu_arch(environment: Environment) -> Iterator[Finding]:
-    """The installed torch holds no code that the GPU can run.
+    """torch has no kernels for the GPU's compute capability.
 
     ## Why it matters
     `torch.cuda.is_available()` is True, and the first kernel raises "no kernel image is available for
@@ -25,7 +25,7 @@ def wheel_lacks_gpu_arch(environment: Environment) -> Iterator[Finding]:
     (https://github.com/pytorch/pytorch/issues/167244) and with old ones on a new torch: the builds for CUDA
     13 dropped V100 and older (https://github.com/unslothai/unsloth/issues/5876).
 
-    ## How sure it is
+    ## Confidence and false positives
     The architectures are read from the wheel's library and the GPU's compute capability from the driver; what
     runs on what is decided as torch itself does it (code for 8.6 runs on 8.9, code for 12.0 on 12.1), and PTX
     counts. For a report that names the model only, the capability comes from a table. A warning where the

@@ -16,14 +16,14 @@ from vlmdoctor.rules.env.machines import card, workstation
     explains=("cuda-does-not-start", "driver-mismatch", "nvml-does-not-answer"),
 )
 def wsl_libcuda_replaced(environment: Environment) -> Iterator[Finding]:
-    """Under WSL programs load another libcuda than the one that Windows brings.
+    """WSL loads a Linux libcuda instead of the one of the Windows driver.
 
     ## Why it matters
     WSL reaches the GPU through the Windows driver, whose libcuda is in /usr/lib/wsl/lib. A Linux driver
     installed inside of WSL hides it: no devices, or error 2 (https://github.com/microsoft/WSL/issues/9092,
     https://github.com/microsoft/WSL/issues/9254, https://github.com/NVIDIA/cuml/issues/6218).
 
-    ## How sure it is
+    ## Confidence and false positives
     The library that is found first is looked at, links resolved.
 
     ## What to do

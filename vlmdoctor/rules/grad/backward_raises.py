@@ -13,21 +13,21 @@ from vlmdoctor.rules.cfg.forward_raises import finding_of
 
 @rule("backward-raises", "GRAD101")
 def backward_raises(backward: Backward) -> Iterator[Finding]:
-    """The forward pass gives a loss, and `loss.backward()` raises.
+    """Backward pass raises: the loss has no graph, or `loss.backward()` fails.
 
     ## Why it matters
     No step can be taken. The most frequent form, `element 0 of tensors does not require grad and does not
-    have a grad_fn`, means that no trainable parameter takes part in the loss: everything is frozen, or what
-    is trainable was cut off by `no_grad`, `detach` or `.data` (or runs under reentrant checkpointing whose
+    have a grad_fn`, means that the loss depends on no trainable parameter: everything is frozen, or the
+    trainable part was detached by `no_grad`, `detach` or `.data` (or runs under reentrant checkpointing whose
     inputs need no gradient).
 
-    ## How sure it is
-    The exception is real. How many parameters have requires_grad is counted; which of the ways above cut the
-    graph is not established by this rule.
+    ## Confidence and false positives
+    The exception is real. The parameters with requires_grad are counted; which of the causes above cut the
+    graph is not established.
 
     ## What to do
-    Set `requires_grad` for what is meant to learn, before the optimizer is made; then see which of those
-    parameters the loss still does not reach.
+    Set `requires_grad` for the parameters that should learn, before the optimizer is made; then check which
+    of them still get no gradient.
     """
     failure = backward.failure
     if failure is None:
@@ -37,7 +37,7 @@ def backward_raises(backward: Backward) -> Iterator[Finding]:
         return
     if backward.trainable == 0:
         cause = f"none of the {backward.parameters} parameter tensors has requires_grad"
-        fix = Fix("set requires_grad for what is meant to learn, before the optimizer is made")
+        fix = Fix("set requires_grad for the parameters that should learn, before the optimizer is made")
     else:
         cause = (
             f"{backward.trainable} of {backward.parameters} parameter tensors have requires_grad, and the "

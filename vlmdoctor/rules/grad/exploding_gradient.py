@@ -29,23 +29,22 @@ STRAIGHT = 0.9
     explains=("non-finite", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def exploding_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds gradients that grow by orders of magnitude, from step to step or from layer to layer.
+    """Exploding gradient, from step to step or from layer to layer.
 
     ## Why it matters
-    A run that diverges ends in NaN, or stays at a loss far above what it had reached. Clipping hides the norm
-    that the optimizer sees and not the divergence
-    ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
+    A run that diverges ends in NaN, or stays at a loss far above its best. Clipping hides the norm and not
+    the divergence ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Norms are those before clipping. Over steps: each of the last five samples is at least 100 times the
-    median of the calmest stretch before them, and the loss of that stretch is at least 10 % above the best
-    that the run had reached. Single spikes, large norms at the start and norms that grow while the loss
-    falls are not reported. From 1,000 times on it is an error. Through depth: the first layer's norm is
-    10,000 times the last one's, growing evenly. That the learning rate is the reason is inferred.
+    median of the calmest stretch before them, and the loss of that stretch is at least 10% above the best
+    loss of the run. Single spikes, large norms at the start and norms that grow while the loss falls are not
+    reported. From 1,000 times on it is an error. Over depth: the first layer's norm is 10,000 times the last
+    one's, growing evenly. That the learning rate is the reason is inferred.
 
     ## What to do
-    Lower the learning rate, warm up longer, clip at 1.0 after the scaler's unscale_ and before the step,
-    and resume from a checkpoint in front of the named step.
+    Lower the learning rate, warm up longer, clip at 1.0 after the scaler's unscale_ and before the step, and
+    resume from a checkpoint before the named step.
     """
     yield from _over_steps(steps)
     for profile in profiles(parameters, steps):
@@ -54,14 +53,15 @@ def exploding_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
             continue
         if grows >= DEPTH_GROWTH and profile.correlation <= -STRAIGHT:
             yield Finding(
-                f"the gradient explodes through {profile.stack}: {grows:.1e} times larger at layer "
+                f"exploding gradient through {profile.stack}: {grows:.1e} times larger at layer "
                 f"{profile.depths[0]} than at layer {profile.depths[-1]}",
                 Severity.WARNING,
                 at=tuple(f"{profile.stack}.{depth}" for depth in (profile.depths[0], profile.depths[-1])),
                 measured={"first_layer_norm": profile.norms[0], "last_layer_norm": profile.norms[-1]},
                 threshold={"first_over_last": DEPTH_GROWTH},
-                cause="every layer enlarges the gradient: weights that start too large, or no normalisation",
-                fix=Fix("normalise in front of attention and MLP, and start with smaller weights (std 0.02)"),
+                cause="every layer enlarges the gradient: initial weights that are too large, or no "
+                "normalisation",
+                fix=Fix("normalise before attention and MLP, and start with smaller weights (std 0.02)"),
             )
 
 
@@ -87,7 +87,7 @@ def _over_steps(steps: Steps) -> Iterator[Finding]:
     factor = median(recent) / calm
     lr = next((s.lr for s in steps.steps if s.step == first), None)
     yield Finding(
-        f"the gradients explode: their norm is {factor:,.0f} times what it was, and the loss rose from "
+        f"exploding gradient: the norm is {factor:,.0f} times what it was, and the loss rose from "
         f"{best:.3g} to {now:.3g}",
         Severity.ERROR if factor >= DIVERGED else Severity.WARNING,
         measured={"grad_norm": median(recent), "loss": now, "lr": lr},

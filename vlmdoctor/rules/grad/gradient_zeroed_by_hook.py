@@ -14,16 +14,16 @@ from vlmdoctor.rules.places import counted, places
 
 @rule("gradient-zeroed-by-hook", "GRAD211", explains=("no-gradient",))
 def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
-    """Finds parameters whose gradient a hook (`parameter.register_hook`) sets to zero.
+    """Gradient set to zero by a hook (`parameter.register_hook`).
 
     ## Why it matters
-    Such a hook is left behind by an experiment, or freezes the wrong tensor: the gradient is there and is
-    zero, requires_grad is True, and weight decay goes on shrinking the weights.
+    Such a hook is left over from an experiment, or freezes the wrong tensor: the gradient exists and is zero,
+    requires_grad is True, and weight decay still shrinks the weights.
 
-    ## How sure it is
-    Measured twice: the gradient is exactly zero, and it is not where the hooks do not run. An error where a
-    whole part (vision, projector, language, head) is kept from learning; else a warning, since a hook may be
-    meant to freeze.
+    ## Confidence and false positives
+    Measured twice: the gradient is exactly zero, and it is not zero without the hooks. It is an error where a
+    whole part (vision, projector, language, head) does not learn; else a warning, since a hook may freeze on
+    purpose.
 
     ## What to do
     Remove the hook; to freeze a parameter, set requires_grad to False before the optimizer is made.
@@ -34,13 +34,13 @@ def gradient_zeroed_by_hook(backward: Backward) -> Iterator[Finding]:
     learning = {g.role for g in backward.gradients if g.present and not g.zero}
     whole = {g.role for g in found} & set(PATH) - learning
     yield Finding(
-        f"a hook turns the gradient of {counted(len(found), 'parameter')} into zeros",
+        f"a hook sets the gradient of {counted(len(found), 'parameter')} to zero",
         Severity.ERROR if whole else Severity.WARNING,
         at=places([g.name for g in found], [g.name for g in backward.gradients]),
         measured={"parameters": len(found), "gradient": 0.0},
         threshold={"parameters": 0},
         cause="without the hooks the same batch gives gradients that are not zero; assumed, not known: that "
-        "these parameters are meant to learn",
+        "these parameters should learn",
         fix=Fix("remove the hook, or freeze the parameters with requires_grad_(False)"),
         parameters=tuple(g.name for g in found),
     )

@@ -18,7 +18,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted, listed, places, share_of
 from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
 
-LARGE_SHARE = 0.01  # of the trainable numbers: below it, unused strays are only worth a remark
+LARGE_SHARE = 0.01  # of the trainable numbers: below it, single unused parameters are for information
 MOST_OF_A_PART = 0.5
 
 
@@ -30,29 +30,28 @@ def no_gradient(
     shapes: Shapes | None,
     made: MadeBatch | None,
 ) -> Iterator[Finding]:
-    """Finds parameters that should learn and never get a gradient.
+    """No gradient reaches trainable parameters.
 
     ## Why it matters
-    They keep the values that they started with, while the loss falls because of the others: a vision
-    encoder behind `torch.no_grad`, image features copied in through `.data`, gradient checkpointing in
-    front of frozen embeddings. Nothing says so ([Qwen-VL
-    124](https://github.com/QwenLM/Qwen-VL/issues/124), [TinyLLaVA
+    They keep their initial values, while the loss falls because of the others: a vision encoder under
+    `torch.no_grad`, image features copied in through `.data`, gradient checkpointing after frozen embeddings.
+    Nothing raises ([Qwen-VL 124](https://github.com/QwenLM/Qwen-VL/issues/124), [TinyLLaVA
     17](https://github.com/TinyLLaVA/TinyLLaVA_Factory/issues/17), [LLaVA
     305](https://github.com/haotian-liu/LLaVA/issues/305), [PyTorch
     7617](https://github.com/pytorch/pytorch/issues/7617)).
 
-    ## How sure it is
-    That no gradient reached them, in the sampled steps or in a backward pass, is measured. Where the path
-    is cut is narrowed down to the parts before and behind the cut, no further. An error where a whole part
-    (vision, projector, language, head) gets none. If vision and projector both get none and it is not known
-    whether there were images, it is a warning, since batches of text alone look the same ([TRL
-    6617](https://github.com/huggingface/trl/issues/6617)). Silent about what is unused by design: the last
-    vision layers behind the chosen feature layer ([TRL
-    1936](https://github.com/huggingface/trl/issues/1936)), poolers, experts that were not routed to,
-    whole towers for sounds or videos, and LoRA's A as long as its B is still zero.
+    ## Confidence and false positives
+    That no gradient reached them, in the sampled steps or in a backward pass, is measured. Where the path is
+    cut is known up to the parts before and after the cut. It is an error where a whole part (vision,
+    projector, language, head) gets none. If vision and projector both get none and it is not known whether
+    there were images, it is a warning, since batches of text alone look the same ([TRL
+    6617](https://github.com/huggingface/trl/issues/6617)). Parameters that are unused by design are not
+    reported: the last vision layers after the chosen feature layer ([TRL
+    1936](https://github.com/huggingface/trl/issues/1936)), poolers, experts that no token was routed to,
+    whole towers for audio or video, and LoRA's A as long as its B is still zero.
 
     ## What to do
-    Look at the seam that the finding names. Run the tower with gradients; put features into the text with
+    Look at the cut that the finding names. Run the tower with gradients; insert features into the text with
     `masked_scatter` or `torch.where`, not through `.data`; with gradient checkpointing use
     `use_reentrant=False` or call `model.enable_input_require_grads()`.
     """
@@ -79,7 +78,7 @@ def no_gradient(
         )
     elif strays := [p for p in reach.missing if not reach.unused_by_design(p)]:
         finding = _stray(strays, reach)
-        # A batch that was made up need not pass all the ways that a real one takes.
+        # A synthetic batch need not use all the paths of a real one.
         minor = made is not None and finding.severity is Severity.WARNING
         yield dataclasses.replace(finding, severity=Severity.INFO) if minor else finding
 
@@ -94,12 +93,12 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
 
     if (lost := reach.lost_routers) and set(lost) <= set(strays):
         return _finding(
-            f"no gradient reaches any router: {counted(len(lost), 'tensor')}, while the experts learn",
+            f"no gradient reaches the routers: {counted(len(lost), 'tensor')}, while the experts learn",
             Severity.WARNING,
             lost,
             reach,
-            "the experts' outputs are not weighted by what the router says, or its weights are detached, and "
-            "no auxiliary loss is made of them: which expert a token goes to stays as it was drawn",
+            "the experts' outputs are not weighted by the router's probabilities, or these are detached, "
+            "and no auxiliary loss depends on them: the routing stays as initialised",
             Fix("multiply each expert's output by the router's probability for it"),
         )
     mostly = [role for role in PATH if share(role) > MOST_OF_A_PART and not reach.comes_through(role)]
@@ -108,11 +107,10 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
         message = f"no gradient reaches most of {listed(_called(role) for role in mostly)}"
         cause = (
             "other parameters of the same part got gradients, these did not; reentrant gradient "
-            "checkpointing in "
-            "front of inputs without gradients looks like this; so does a detach in between"
+            "checkpointing with inputs that need no gradient looks like this; so does a detach in between"
         )
         fix = Fix(
-            "make the checkpointed blocks' inputs require gradients, or checkpoint without reentry",
+            "make the checkpointed blocks' inputs require gradients, or use use_reentrant=False",
             ("model.enable_input_require_grads()", 'gradient_checkpointing_kwargs={"use_reentrant": False}'),
         )
     else:
@@ -123,10 +121,10 @@ def _stray(strays: Sequence[Parameter], reach: Reach) -> Finding:
         )
         cause = (
             "no gradient reached them, while others of the same part got one: the forward pass does not use "
-            "them, or their result is dropped"
+            "them, or drops their output"
         )
         fix = Fix(
-            "freeze them if that is meant (they cost optimizer memory, and DDP refuses them); otherwise "
+            "freeze them if that is intended (they cost optimizer memory, and DDP refuses them); otherwise "
             "use them"
         )
     return _finding(message, severity, strays, reach, cause, fix)
@@ -142,7 +140,7 @@ def _nothing(reach: Reach) -> tuple[str, Fix]:
             Fix("print the loss and the number of labels that are not -100 for one batch"),
         )
     return (
-        "not one gradient was there when the optimizer stepped: backward() was not called on a loss of this "
+        "no parameter had a gradient when the optimizer stepped: backward() was not called on a loss of this "
         "model, or gradients were cleared between backward() and step()",
         Fix(
             "in each step call, in this order:",
@@ -157,12 +155,12 @@ def _cut(reach: Reach) -> tuple[str, Fix]:
     next_role = next((role for role in behind if any(p.role == role for p in reach.reached)), None)
     if reach.perhaps_without_images:
         known = reach.with_images is not None
-        says = "no images were seen in the batches" if known else "it is not known whether there were images"
+        says = "the batches had no images" if known else "it is not known whether there were images"
         return (
-            f"no gradient came back from the text to the image side; {says}, so that either the batches hold "
-            f"text alone or the features are cut off on their way into the text",
+            f"no gradient came back from the text to the image side; {says}, so either the batches are text "
+            "only or the features are detached on their way into the text",
             Fix(
-                "with text alone, freeze the vision part; otherwise put the features in with gradients",
+                "with text only, freeze the vision part; otherwise insert the features with gradients",
                 ("x = x.masked_scatter(mask[..., None], features)  # and not through .data",),
             ),
         )
@@ -172,17 +170,17 @@ def _cut(reach: Reach) -> tuple[str, Fix]:
             Fix("check that the forward pass uses it, with gradients"),
         )
     cause = Inferred(
-        f"gradients come back as far as {_called(next_role)} and stop before {_called(last)}: the "
-        "path between them is cut (torch.no_grad, .detach(), .data, numpy, or stored features); which of "
+        f"gradients reach {_called(next_role)} and stop before {_called(last)}: the path between them is "
+        "cut (torch.no_grad, .detach(), .data, numpy, or stored features); which of "
         "these was not established"
     )
     if last == "vision":
         return cause, Fix(
-            "run the vision encoder with gradients, or freeze it if it is not meant to learn",
+            "run the vision encoder with gradients, or freeze it if it should not learn",
             ("features = model.vision_encoder(pixel_values)  # not under torch.no_grad() or .detach()",),
         )
     return cause, Fix(
-        "put the image features into the text with gradients",
+        "insert the image features into the text with gradients",
         (
             (
                 "x = x.masked_scatter(mask[..., None], features)  # and not through .data or under "

@@ -25,21 +25,21 @@ STRAIGHT = 0.9  # of the logarithm over depth: a decay, not one odd layer
     explains=("no-gradient", "loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds stacks of layers in which the gradient dies away on its way from the output to the input.
+    """Vanishing gradient through a stack of layers.
 
     ## Why it matters
     If each layer passes on only a part of the gradient, the layers nearest the input learn exponentially
     slower than the last ones. Stacks without residual connections, saturating activations, a residual branch
-    scaled down, or normalisation behind the addition do that
-    ([Glorot and Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html),
-    [Xiong et al. 2020](https://arxiv.org/abs/2002.04745)).
+    scaled down, or normalisation after the addition do that ([Glorot and Bengio
+    2010](https://proceedings.mlr.press/v9/glorot10a.html), [Xiong et al.
+    2020](https://arxiv.org/abs/2002.04745)).
 
-    ## How sure it is
-    The norms are measured before clipping, and the median over at least three sampled steps is taken, for
-    stacks of at least four layers that learn. It speaks up from a factor of 1,000 between the last layer and
-    the first, if the logarithm of the norm follows a straight line; residual stacks with normalisation in
-    front stay within about 100. Above a million it is an error. Adam rescales small gradients, so that a
-    run may still learn: then it is slow rather than stuck. Frozen layers are left out.
+    ## Confidence and false positives
+    The norms are measured before clipping, as the median over at least three sampled steps, for stacks of at
+    least four layers that learn. It is reported from a factor of 1,000 between the last layer and the first,
+    if the logarithm of the norm follows a straight line; residual stacks with pre-normalisation stay within
+    about 100. Above a million it is an error. Adam rescales small gradients, so a run may still learn,
+    slowly. Frozen layers are not judged.
 
     ## What to do
     Check that each block adds its input to its output, and that normalisation comes before attention and MLP.
@@ -50,7 +50,7 @@ def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
             continue
         rate = profile.growth ** (1 / (profile.depths[-1] - profile.depths[0]))
         yield Finding(
-            f"the gradient vanishes through {profile.stack}: {profile.growth:.1e} times smaller at layer "
+            f"vanishing gradient through {profile.stack}: {profile.growth:.1e} times smaller at layer "
             f"{profile.depths[0]} than at layer {profile.depths[-1]}",
             Severity.ERROR if profile.growth >= HOPELESS else Severity.WARNING,
             at=tuple(f"{profile.stack}.{depth}" for depth in (profile.depths[0], profile.depths[-1])),
@@ -62,14 +62,12 @@ def vanishing_gradient(parameters: Parameters, steps: Steps) -> Iterator[Finding
             },
             threshold={"last_over_first": DECAY},
             cause=(
-                f"each layer passes on about 1/{rate:.1f} of the gradient; what in the block does it was "
-                "not established "
-                "(no residual connection, a saturated activation and normalisation behind the addition "
-                "all do)"
+                f"each layer passes on about 1/{rate:.1f} of the gradient; the reason was not established "
+                "(no residual connection, a saturated activation, or normalisation after the addition)"
             ),
             certainty=Certainty.INFERRED,
             fix=Fix(
-                "add each block's input to its output, and normalise in front of attention and MLP",
+                "add each block's input to its output, and normalise before attention and MLP",
                 ("x = x + self.attention(self.norm1(x))", "x = x + self.mlp(self.norm2(x))"),
             ),
         )

@@ -25,18 +25,18 @@ PARTS = {"vision", "projector", "language", "head"}
     ),
 )
 def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
-    """Finds weights that are all zero, behind which every gradient is exactly zero for good.
+    """Weights are all zero, and every gradient behind them stays exactly zero.
 
     ## Why it matters
-    One layer that starts at zero learns: its own gradient is not zero. Two in a row, or one that is frozen,
-    never do: each multiplies the other's gradient by zero. It happens where an initialisation is applied to
-    all layers, where tensors were made by `torch.empty` or `to_empty` and never filled, or where weights
-    are missing from a checkpoint and the part that lacks them is frozen.
+    One layer that starts at zero learns: its own gradient is not zero. Two in a row, or a frozen one, never
+    learn: each multiplies the other's gradient by zero. It happens where an initialisation is applied to all
+    layers, where tensors were made by `torch.empty` or `to_empty` and never filled, or where weights are
+    missing from a checkpoint and the part that lacks them is frozen.
 
-    ## How sure it is
-    It was tried: with small random numbers in place of those zeros, for one pass, the gradients named are
-    not zero any more. A single layer that starts at zero by design (the second matrix of LoRA, gates, the
-    last layer of a branch) gets a gradient and is not among them.
+    ## Confidence and false positives
+    It was tried: with small random numbers instead of those zeros, for one pass, the named gradients are not
+    zero any more. A single layer that starts at zero by design (the second matrix of LoRA, gates, the last
+    layer of a branch) gets a gradient and is not reported.
 
     ## What to do
     Initialise all but the last of the layers with small random numbers; load what is missing; unfreeze it.
@@ -57,11 +57,11 @@ def zero_weights_block(zero: ZeroWeights) -> Iterator[Finding]:
             "parameters_with_a_gradient_of_zero": zero.still,
         },
         threshold={"parameters_with_a_gradient_of_zero": zero.still - len(zero.woken)},
-        cause="they are frozen, so that they stay at zero"
+        cause="they are frozen, so they stay at zero"
         if len(frozen) == len(zero.zeros)
-        else "they multiply each other's gradients by zero, so that none of them ever leaves it",
+        else "they multiply each other's gradients by zero, so all of them stay at zero",
         proof=Proof(
-            "small random numbers in place of the zeros",
+            "small random numbers instead of the zeros",
             before=f"{zero.still} parameters have a gradient of exactly zero",
             after=f"{len(zero.woken)} of them have one that is not",
         ),

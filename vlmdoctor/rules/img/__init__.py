@@ -1,1 +1,1 @@
-"""Rules on whether images matter."""
+"""Rules on images: whether the model uses them, and whether they are the right ones."""

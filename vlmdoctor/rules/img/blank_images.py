@@ -22,16 +22,16 @@ _FIRST_LAYER = re.compile(r"patch_?embed|patch_conv|stem|conv1|conv_in|embedding
     explains=("pixels-not-usable", "image-ignored", "no-gradient", "accuracy-below-gate"),
 )
 def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds runs whose images are blank: every pixel is exactly 0.
+    """Images blank during training: every pixel is exactly 0.
 
     ## Why it matters
     A wrong path that yields an empty image, a placeholder for missing files, or pixel values that were
-    scaled down twice and rounded leave nothing to see, while training goes on as if nothing were wrong.
+    rescaled twice and rounded give blank images, and training goes on as if nothing were wrong.
 
-    ## How sure it is
-    The gradient of the vision encoder's first weights is made of the pixels, one by one. It was exactly
-    zero in all sampled steps, at least four, although the layers behind it got a gradient: so every pixel
-    was 0. Images of one colour other than 0 are not noticed here. Why they are blank is not established.
+    ## Confidence and false positives
+    The gradient of the vision encoder's first weights is a product with the pixels. It was exactly zero in
+    all sampled steps, at least four, although later layers got a gradient: so every pixel was 0. Images of
+    one solid colour other than 0 are not noticed here. Why they are blank is not established.
 
     ## What to do
     Look at the pixels of one batch, and then at what loads and preprocesses the images.
@@ -47,13 +47,13 @@ def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
     if track.with_gradient < SAMPLES or track.zero_gradient < track.with_gradient:
         return
     yield Finding(
-        "the images are blank: every pixel is 0",
+        "images are blank: every pixel is 0",
         Severity.ERROR,
         at=("pixel_values", track.name),
         measured={"sampled_steps": track.with_gradient, "with_gradient_not_zero": 0},
         threshold={"with_gradient_not_zero": 1},
         cause=(
-            f"the gradient of {track.name} is exactly zero while the layers behind it get one, "
+            f"the gradient of {track.name} is exactly zero while later layers get one, "
             f"which is so only if all pixels are 0; what made them so was not established"
         ),
         certainty=Certainty.INFERRED,

@@ -15,24 +15,25 @@ LOST = 1e-6  # about one rounding of float32
 
 @rule("feature-scale", "IMG342", explains=("loss-not-falling", "wrong-image", "image-without-effect"))
 def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
-    """What stands in the images' places is of quite another size than the text's embeddings.
+    """Image features far larger or smaller than the text embeddings.
 
     ## Why it matters
-    Each layer adds something of the size of the text to what came in. To a feature a thousand times as large
-    that is nothing: image tokens go through all layers unchanged, the norms in front of the layers divide
+    Each layer adds something of the size of the text embeddings to its input. Beside a feature a thousand
+    times as large that is nothing: image tokens pass all layers unchanged, the norms before the layers divide
     their gradients by the same factor, and in float16 they overflow. Features that are nearly zero vanish
-    under the first layer's own output. A projector without its last norm, a scale applied twice, features
-    that skip the projector, and weights of another model all do this.
+    under the first layer's output. Causes are a projector without its last norm, a scale applied twice,
+    features that skip the projector, and weights of another model.
 
-    ## How sure it is
+    ## Confidence and false positives
     The input of the first decoder layer was measured twice, with the batch's images and with others: the
-    places that changed are the images'. Healthy models, fresh and trained, lie between a tenth and a few
-    hundred times the text's size, so that a warning is given from 3,000 times on, and below a ten-thousandth.
-    Below a millionth, where they are lost in the rounding of what is added to them, it is an error.
-    Projectors that start at exactly zero are left alone.
+    positions that changed are the images'. In healthy models, fresh and trained, image features have a tenth
+    to a few hundred times the size of the text embeddings. It is a warning from 3,000 times on, and below a
+    ten-thousandth. Below a millionth, where features are lost in rounding, it is an error. Projectors that
+    start at exactly zero are not judged.
 
     ## What to do
-    Look at the projector's last layer and at what scales its output; a norm at its end settles it.
+    Look at the projector's last layer and at what scales its output; a norm at the end of the projector fixes
+    it.
     """
     sizes = (join.image_size, join.text_size)
     if not all(math.isfinite(size) and size > 0 for size in sizes):
@@ -42,7 +43,7 @@ def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
         return
     times = f"{ratio:,.0f} times as large as" if ratio > 1 else f"{1 / ratio:,.0f} times smaller than"
     yield Finding(
-        f"image features are {times} the text beside them, where both enter {join.module}",
+        f"image features are {times} the text embeddings, at the input of {join.module}",
         Severity.ERROR if ratio < LOST else Severity.WARNING,
         at=(join.module,),
         measured={
@@ -52,11 +53,11 @@ def feature_scale(join: ImageFeatureScale) -> Iterator[Finding]:
             "text_places": join.text_places,
         },
         threshold={"largest_ratio": LARGE, "smallest_ratio": SMALL},
-        cause="measured as the root mean square of a place's values, in the middle of all places; what "
-        "scales the features was not established",
+        cause="measured as the median over positions of the root mean square; what scales the features was "
+        "not established",
         certainty=Certainty.INFERRED,
         fix=Fix(
-            "look at the projector's output, and end it with a norm if nothing else bounds it",
+            "look at the projector's output, and end the projector with a norm if nothing else bounds it",
             ("projector = nn.Sequential(projector, nn.LayerNorm(hidden_size))",),
         ),
     )

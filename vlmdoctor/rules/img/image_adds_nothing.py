@@ -9,25 +9,26 @@ from vlmdoctor.evidence.overfit import Try
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-HALF = 0.5  # of the first loss: then what the text tells is mostly learned, and what is left is the images'
-ALIKE = 0.95  # of the loss with blank images: a model that looks is far below it by then
+HALF = 0.5  # of the first loss: then most of what the text gives is learned, and the rest is the images'
+ALIKE = 0.95  # of the loss with blank images: a model that uses images is far below it by then
 
 
 @rule("image-adds-nothing", "IMG350")
 def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
-    """A batch whose answers only the images tell is learned no better with them than with blank ones.
+    """Images add nothing to what one batch can be overfit to: blank images do as well.
 
     ## Why it matters
-    Equal losses with and without images prove nothing as long as the text tells the answers: one batch is
-    learned by heart from its words. Where rows ask the same of different images and answer differently, the
-    words are not enough, and a model that looks gets below what they allow within a few dozen steps. One
-    whose features are too faint, all alike, or lost in the projector stays where the text ends.
+    Equal losses with and without images prove nothing as long as the text gives the answers: one batch can be
+    overfit from its words. Where rows ask the same of different images and have different answers, the words
+    are not enough, and a model that uses its images gets a lower loss than the words allow within a few dozen
+    steps. A model whose image features are too small, all alike, or lost in the projector stays at the loss
+    of the text.
 
-    ## How sure it is
-    On copies, with dropout off, the batch was learned twice by AdamW at the same rate, once with one blank
-    image in place of all. It is told only where a tenth of the supervised tokens can't be known from the
-    text in front of them, where both losses came down to half, and where they end within 5 % of each other.
-    It is for information, since a path that starts very faint may only need more steps.
+    ## Confidence and false positives
+    On copies, with dropout off, the batch was overfit twice by AdamW at the same rate, once with one blank
+    image in place of all. It is reported only where a tenth of the supervised tokens can't be known from the
+    text before them, where both losses fell to half, and where they end within 5% of each other. It is for
+    information, since a very small signal may only need more steps.
 
     ## What to do
     Compare the projector's output for two images, and its scale with that of the token embeddings. Train the
@@ -50,8 +51,8 @@ def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
             "supervised_tokens": needed.supervised,
         },
         threshold={"loss_with_images": ALIKE * blank.best},
-        cause=f"{needed.ambiguous} of {needed.supervised} answer tokens can't be told from the text in front "
-        "of them, and were not told from the images either; what keeps them from it was not established",
+        cause=f"{needed.ambiguous} of {needed.supervised} answer tokens can't be predicted from the text "
+        "before them, and were not predicted from the images either; the reason was not established",
         certainty=Certainty.INFERRED,
         fix=Fix("compare the projector's output for two images, and its scale with the token embeddings'"),
     )

@@ -14,22 +14,22 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data
 
 @rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))
 def image_behind_answer(data: Data, landing: ImagePlacement, backward: Backward | None) -> Iterator[Finding]:
-    """In every row the placeholders of the image come after the last token that is supervised.
+    """Image placeholders come after the answer, so that no answer attends to them.
 
     ## Why it matters
-    A model that writes from left to right sees what stands in front of a token. An image that a chat
-    template, a collator or a sort of the message's parts has put behind the answer is seen by no answer:
-    the model learns to answer without looking, and neither vision encoder nor projector ever gets a
-    gradient ([gemma3-object-detection 40](https://github.com/ariG23498/gemma3-object-detection/issues/40)).
+    In a causal model a token attends to earlier tokens only. An image that a chat template, a collator or a
+    sort of the message's parts has put after the answer is visible to no answer: the model learns to answer
+    without its images, and neither vision encoder nor projector ever gets a gradient
+    ([gemma3-object-detection 40](https://github.com/ariG23498/gemma3-object-detection/issues/40)).
 
-    ## How sure it is
-    Places of placeholders and labels are counted, row by row; it is said only where no row with an image
-    has a label behind one, and where features are seen to enter the text at their placeholders, so that
-    models whose text looks at the image from everywhere (cross-attention) are left alone, and so are those
-    whose vision part or projector gets a gradient: the image may be what is learned.
+    ## Confidence and false positives
+    Positions of placeholders and labels are compared, row by row. It is reported only where no row with an
+    image has a label after one, and where image features enter the text at their placeholders. Models with
+    cross-attention to the image are not judged, nor are models whose vision part or projector gets a
+    gradient: the image may be what is learned.
 
     ## What to do
-    Put the image in front of the answer, into the turn of the user.
+    Put the image before the answer, into the user's turn.
     """
     seeing = [g for g in backward.gradients if g.role in ("vision", "projector")] if backward else []
     if any(g.present and not g.zero for g in seeing) or not any(one.tokens for one in landing.images):
@@ -40,13 +40,13 @@ def image_behind_answer(data: Data, landing: ImagePlacement, backward: Backward 
         return
     row = rows[0]
     yield Finding(
-        f"the image stands behind the answer in all {len(rows)} rows that have one: no answer can see it",
+        f"the image comes after the answer in all {len(rows)} rows that have one: no answer can attend to it",
         Severity.ERROR,
         at=(row.name, f"token {row.roles.index('image')}"),
         measured={"first_placeholder": row.roles.index("image"), "last_label": _last(row)},
-        threshold={"first_placeholder": f"in front of {_last(row)}"},
+        threshold={"first_placeholder": f"before {_last(row)}"},
         cause="the placeholders come after the last supervised token of their row",
-        fix=Fix("put the image in front of the answer, as the chat template does for the turn of the user"),
+        fix=Fix("put the image before the answer, as the chat template does for the user's turn"),
     )
 
 

@@ -12,21 +12,23 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.places import counted
 
-FIX = Fix("take pixels and grids from one call of the processor, and cut, sort or pad both alike")
+FIX = Fix(
+    "take pixels and grids from one call of the processor, and truncate, sort or pad both in the same way"
+)
 
 
 @rule("image-grid-misfit", "IMG304", explains=("forward-raises",))
 def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding]:
-    """The grid or the list of sizes that belongs to the images does not fit the pixels in the batch.
+    """Image grid or list of image sizes does not match the pixels of the batch.
 
     ## Why it matters
-    Models that take images of any size get their patches in one flat tensor and learn from a grid which of
-    them make an image. Where a collator joins, sorts or cuts one of the two alone, the model raises
-    somewhere inside its vision encoder, about an index or a size that says nothing about the batch.
+    Models that take images of any size get all patches in one flat tensor, and a grid says which of them make
+    an image. Where a collator joins, sorts or truncates only one of the two, the model raises somewhere
+    inside its vision encoder, about an index or a size that says nothing about the batch.
 
-    ## How sure it is
-    The grids were multiplied out and held against the number of patches; the entries of per-image lists
-    were counted. It is said only where the forward pass raises.
+    ## Confidence and false positives
+    The products of the grids were compared with the number of patches; the entries of per-image lists were
+    counted. It is reported only where the forward pass raises.
 
     ## What to do
     Take both from one call of the processor, and keep them together in the collator.
@@ -38,7 +40,7 @@ def image_grid_misfit(images: ImageInputs, forward: Forward) -> Iterator[Finding
     for grid in images.grids:
         if grid.wanted != grid.patches:
             yield Finding(
-                f"{grid.name} speaks of {grid.wanted} patches, and {grid.pixels} holds {grid.patches}",
+                f"{grid.name} gives {grid.wanted} patches, and {grid.pixels} holds {grid.patches}",
                 Severity.ERROR,
                 at=(grid.name, grid.pixels),
                 measured={"grids": grid.grids, "patches_by_the_grids": grid.wanted, "patches": grid.patches},

@@ -14,18 +14,18 @@ LIKE_INSIDE = 1.4  # times the step inside a patch
 
 @rule("image-grid-transposed", "IMG348", formerly=("grid-exchanged",))
 def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
-    """The patches of an image fit together with height and width of its grid exchanged, and not as given.
+    """Image grid transposed: height and width are exchanged.
 
     ## Why it matters
-    Models that take images as a list of patches know from the grid alone where each one belongs. With height
-    and width exchanged their number is right, so that nothing raises, and every patch gets the position of
-    another, in the vision encoder and in the text.
+    Models that take images as a list of patches know the position of each patch from the grid only. With
+    height and width exchanged the number of patches is right, so nothing raises, and every patch gets the
+    position of another, in the vision encoder and in the text.
 
-    ## How sure it is
-    The patches are laid out both ways, and the steps across their seams measured: as given they are at
-    least 1.4 times as large as the other way, where they are like those inside a patch. Square grids and
-    noise say nothing, and all grids of the batch that say something have to agree. A warning, since it is
-    told from the pictures and not from the model.
+    ## Confidence and false positives
+    The patches are laid out both ways, and the differences across their borders are measured. As given they
+    are at least 1.4 times as large as with the grid transposed, where they are like those inside a patch.
+    Square grids and noise are not judged, and all other grids of the batch have to agree. It is a warning,
+    since it is inferred from the images and not from the model.
 
     ## What to do
     Give the grid as (frames, height, width) in patches.
@@ -35,7 +35,8 @@ def image_grid_transposed(layout: ImageLayout) -> Iterator[Finding]:
     one = layout.grids[0]
     rows, columns = one.size
     yield Finding(
-        f"the patches of image {one.image} fit together as {columns} x {rows}, and not as {rows} x {columns}",
+        f"the grid of image {one.image} is transposed: its patches fit together as {columns} x {rows}, not "
+        f"as {rows} x {columns}",
         Severity.WARNING,
         at=("image_grid_thw", f"image {one.image}"),
         measured={"step_across_seams": one.given, "with_the_grid_exchanged": one.other},

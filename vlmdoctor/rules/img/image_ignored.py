@@ -11,34 +11,34 @@ from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
-LONG = 500  # steps: looking is learned later than the language of the answers
+LONG = 500  # steps: using images is learned later than the language of the answers
 NEARLY_DONE = 0.9
 FALLEN = 0.8  # of the first loss: below it the language was learned
 LOSS_MARGIN = 0.02
 ACCURACY_MARGIN = 0.05
 SURE = 2.0  # standard errors
-TELLING = 0.15  # a gain that the examples must be able to rule out where no losses were compared
+TELLING = 0.15  # a gain in accuracy that the examples must be able to rule out where no losses were compared
 FEWEST = 30
 
 
 @rule("image-ignored", "IMG101", explains=("accuracy-below-gate",))
 def image_ignored(steps: Steps) -> Iterator[Finding]:
-    """Finds trained models that answer no better with the right images than with those of other samples.
+    """Images ignored: a trained model is as accurate with shuffled images as with the right ones.
 
     ## Why it matters
-    A falling loss proves nothing: from the questions alone a model learns which answers are frequent, and
-    its loss falls just as that of one trained on blank images. Only a comparison with exchanged images
-    tells whether it looks. Behind it are cut-off features, a projector that was not saved or not loaded
-    ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
-    [784](https://github.com/haotian-liu/LLaVA/issues/784)), images that are blank after preprocessing, or
-    an encoder that has not learned to see yet.
+    A falling loss proves nothing: from the questions alone a model learns which answers are frequent, and its
+    loss falls just as that of one trained on blank images. Only a comparison with shuffled images shows
+    whether a model uses its images. Causes are detached features, a projector that was not saved or not
+    loaded ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
+    [784](https://github.com/haotian-liu/LLaVA/issues/784)), images that are blank after preprocessing, or an
+    encoder that has not learned useful features yet.
 
-    ## How sure it is
-    Both numbers come from the same unseen examples. It fires only near the end of a run of at least 500
-    steps whose loss has fallen by a fifth; only if exchanged or blank images cost under 2 % of the loss; and,
-    where answers were counted, only if the gain in accuracy is under 5 percentage points and within two
-    standard errors of none. A run that was simply too short to learn to see is reported too, since at that
-    point the two can't be told apart. A model that has only begun to look is not.
+    ## Confidence and false positives
+    Both numbers come from the same unseen examples. It is reported only near the end of a run of at least 500
+    steps whose loss has fallen by a fifth; only if shuffled or blank images raise the loss by less than 2%;
+    and, where accuracy was measured, only if its gain is under 5 percentage points and within two standard
+    errors of none. A run that was too short to learn from images is reported too, since at that point the two
+    can't be distinguished. A model that has begun to use its images is not.
 
     ## What to do
     Look at one batch's `pixel_values` (are they all alike?), check that the image tokens' embeddings change
@@ -64,17 +64,16 @@ def image_ignored(steps: Steps) -> Iterator[Finding]:
         "loss_blank": last.loss_blank,
         "samples": last.samples,
     }
-    told = []
+    parts = []
     if same_answers is not None:
-        told.append(
-            f"{_percent(last.accuracy)} right with the images, {_percent(last.accuracy_shuffled)} with "
-            "exchanged"
+        parts.append(
+            f"accuracy {_percent(last.accuracy)}, {_percent(last.accuracy_shuffled)} with shuffled images"
         )
     if same_loss is not None:
         blank = "" if last.loss_blank is None else f", {last.loss_blank:.4g} with blank ones"
-        told.append(f"loss {last.loss:.4g} and {last.loss_shuffled:.4g}{blank}")
+        parts.append(f"loss {last.loss:.4g} and {last.loss_shuffled:.4g}{blank}")
     yield Finding(
-        f"the images are ignored: {'; '.join(told)}",
+        f"images are ignored: {'; '.join(parts)}",
         Severity.ERROR,
         at=("images",),
         measured={key: value for key, value in numbers.items() if value is not None},
@@ -82,15 +81,15 @@ def image_ignored(steps: Steps) -> Iterator[Finding]:
         cause=(
             "what the model answers does not depend on the image; the fall of its loss came from the "
             "text alone. "
-            "Whether the images are empty, cut off on their way or only not learned yet was not established"
+            "Whether the images are empty, detached on their way or not learned yet was not established"
         ),
         certainty=Certainty.INFERRED,
         fix=Fix(
             (
-                "see whether the pixels differ between samples and reach the text; if they do, train the "
+                "check whether the pixels differ between samples and reach the text; if they do, train the "
                 "encoder first or longer"
             ),
-            ('print(batch["pixel_values"].flatten(1).std(0).mean())  # about 0: all images are alike',),
+            ('print(batch["pixel_values"].flatten(1).std(0).mean())  # about 0: all images are equal',),
         ),
         step=last.step,
     )
@@ -105,8 +104,8 @@ def _has_fallen(steps: Steps) -> bool:
 def _same_loss(last: Evaluation) -> bool | None:
     if last.loss is None or last.loss_shuffled is None or not math.isfinite(last.loss + last.loss_shuffled):
         return None
-    # A model trained on blank images is disturbed by any picture, so that a wrong one may cost it a little
-    # more than the right one; but then none at all is as good.
+    # Any image disturbs a model trained on blank ones: a wrong one may raise the loss a little more than
+    # the right one. Blank ones are as good then.
     without = [other for other in (last.loss_shuffled, last.loss_blank) if other is not None]
     return min(without) - last.loss < LOSS_MARGIN * abs(last.loss)
 

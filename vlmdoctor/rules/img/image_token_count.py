@@ -28,26 +28,24 @@ LINKS = (
 
 @rule("image-token-count", "IMG301", explains=("forward-raises", "no-gradient"))
 def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None) -> Iterator[Finding]:
-    """Image placeholders in the text and features of the images differ in number.
+    """Number of image tokens differs from the number of image features.
 
     ## Why it matters
-    `Image features and image tokens do not match` ends a run, often after hours: a long sample was
-    truncated in the middle of an image ([TRL 5927](https://github.com/huggingface/trl/issues/5927)), the
-    prompt has no placeholder at all ([transformers
-    36002](https://github.com/huggingface/transformers/issues/36002)), or processor and model disagree on
-    the number per image ([transformers 34447](https://github.com/huggingface/transformers/issues/34447)).
-    With the check switched off (`TRANSFORMERS_DISABLE_TORCH_CHECK`) features go to the wrong places without
-    a word.
+    `Image features and image tokens do not match` ends a run, often after hours: a long sample was truncated
+    in the middle of an image ([TRL 5927](https://github.com/huggingface/trl/issues/5927)), the prompt has no
+    placeholder at all ([transformers 36002](https://github.com/huggingface/transformers/issues/36002)), or
+    processor and model disagree on the number per image ([transformers
+    34447](https://github.com/huggingface/transformers/issues/34447)). With the check switched off
+    (`TRANSFORMERS_DISABLE_TORCH_CHECK`) features go to the wrong positions silently.
 
-    ## How sure it is
-    The placeholders were counted in the ids. The features of an image follow from its grid and the
-    configuration; they are only taken as known for models that give each image a number that this tool can
-    compute, and where the model's forward pass (or that of a dry run) took the batch, nothing is said about
-    it. The numbers in the model's own message are not used, since some versions print them in different
-    units.
+    ## Confidence and false positives
+    The placeholders were counted in the ids. The number of features follows from an image's grid and the
+    configuration, and is used only for models where this tool can compute it. Nothing is reported where the
+    model's forward pass (or a dry run) accepted the batch. The numbers in the model's own message are not
+    used, since some versions print them in different units.
 
     ## What to do
-    Never truncate rows with images: leave long samples out, or use smaller images.
+    Never truncate rows with images: drop long samples, or use smaller images.
     """
     if not data.words.image_ids:
         raise Unavailable("the image placeholder's id is not known")
@@ -59,7 +57,7 @@ def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None
     passed = any(one is not None and one.failure is None for one in (forward, shapes))
     failure = forward.failure if forward is not None else None
     raised = failure is not None and _MISMATCH.search(failure.message) is not None
-    # What raises inside the tower or the projector has nothing to do with the text's placeholders.
+    # An exception inside the tower or the projector has nothing to do with the placeholders.
     earlier = failure is not None and role_of(failure.module or "") in ("vision", "projector")
     rows = [row for row in data.rows if not ((passed or earlier) and row.origin == "batch")]
     known = [row for row in rows if row.features is not None]
@@ -93,7 +91,7 @@ def image_token_count(data: Data, forward: Forward | None, shapes: Shapes | None
 
 
 def _without_pixels(data: Data) -> Finding | None:
-    """Placeholders in a batch that brings nothing to put there: most models embed them as words then."""
+    """Placeholders in a batch without images: most models embed them as words then."""
     placeholders = sum(row.count("image") for row in data.rows)
     longest = max((n for row in data.rows for role, _, n in row.runs if role == "image"), default=0)
     # One alone may be a random id of a batch made by hand.
@@ -122,10 +120,10 @@ def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
     if cut:
         return (
             f"the sequence was truncated at {row.length} tokens: it ends in the middle of the placeholders, "
-            "while the pixels are all there"
+            "while all pixels are there"
         )
     if placeholders == 0:
-        return "no placeholder is in the text: the prompt or the chat template left it out"
+        return "the text has no image placeholder: the prompt or the chat template left it out"
     each = row.features or ()
     if each and placeholders == images:
         return (
@@ -136,7 +134,8 @@ def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
         return f"the placeholders are for {counted(placeholders // each[0], 'image')}, and there are {images}"
     per_image = f"{each[0]} for each image" if each and len(set(each)) == 1 else "another number"
     return (
-        f"the model makes {per_image} by its configuration; the processor that wrote the placeholders was "
+        f"the model makes {per_image} according to its configuration; the processor that wrote the "
+        "placeholders was "
         "set up for another size, patch size or selection of features"
         if each
         else Inferred("which of text, images and configuration is wrong was not established")
@@ -146,7 +145,7 @@ def _cause(row: Row, cut: bool, placeholders: int, images: int) -> str:
 def _fix(cut: bool, placeholders: int) -> Fix:
     if cut:
         return Fix(
-            "don't truncate rows with images: leave long ones out, raise the length, or use smaller images",
+            "don't truncate rows with images: drop long ones, raise the length, or use smaller images",
             ("max_length=None",),
         )
     if placeholders == 0:

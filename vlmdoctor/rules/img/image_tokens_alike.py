@@ -13,19 +13,19 @@ FEWEST = 4  # tokens of an image
 
 @rule("image-tokens-alike", "IMG343", explains=("loss-not-falling", "batch-not-learned"))
 def image_tokens_alike(landing: ImagePlacement) -> Iterator[Finding]:
-    """All placeholders of an image get the same features.
+    """All tokens of an image have the same features.
 
     ## Why it matters
     A wrong index (`features[:, :1]`, `features[0]`), an `expand` where a reshape was meant, or an average
-    over the wrong axis puts one patch, or the mean of all, in the place of every image token. Shapes fit,
-    gradients flow, and the loss falls by what one vector tells of a picture.
+    over the wrong axis gives one patch, or the mean of all, to every image token. Shapes fit, gradients flow,
+    and the loss falls by what one vector says about an image.
 
-    ## How sure it is
-    The image was exchanged for noise, and the change of each of its tokens measured where they enter the
-    first decoder layer: it is the same vector at all of them. Models that have queries in front of the
-    features (Q-Former, Perceiver) and start with equal ones are left alone, and so are images of fewer than
-    four tokens. It is an error where nothing tells the tokens apart at all, and a warning where something is
-    added to each (positions, as in GPT-2): a model may mean to repeat one pooled vector with learned offsets.
+    ## Confidence and false positives
+    The image was replaced by noise, and the change of each of its tokens was measured at the input of the
+    first decoder layer: it is the same vector for all tokens. Models with queries (Q-Former, Perceiver) that
+    start with equal ones are not judged, nor are images of fewer than four tokens. It is an error where all
+    tokens are identical, and a warning where something is added to each (positions, as in GPT-2): a model may
+    repeat one pooled vector with learned offsets on purpose.
 
     ## What to do
     Follow the features from the vision encoder to the placeholders, and look at which axis is which.
@@ -37,13 +37,13 @@ def image_tokens_alike(landing: ImagePlacement) -> Iterator[Finding]:
         return
     first = alike[0]
     yield Finding(
-        f"all {first.tokens} tokens of image {first.image} get the same features",
+        f"all {first.tokens} tokens of image {first.image} have the same features",
         Severity.ERROR if first.identical else Severity.WARNING,
         at=(landing.module, f"row {first.row}, tokens {first.first} to {first.last}"),
         measured={"tokens": first.tokens, "alike": first.copies, "images": len(alike)},
         threshold={"alike": 1},
-        cause="one patch, or an average, is used for every image token (inferred from how they move when the "
-        "image is exchanged)",
+        cause="one patch, or an average, is used for every image token (inferred from how they change when "
+        "the image is replaced)",
         certainty=Certainty.INFERRED,
         fix=Fix(
             "put each patch's features at a placeholder of its own: check the index and the axes of the "

@@ -9,7 +9,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 CLEAR = 2.0  # times as far as any other token
-# (patch, rows, columns) -> the token that it goes to.
+# (patch, rows, columns) -> its token.
 _ORDERS: dict[str, Callable[[int, int, int], int]] = {
     "column by column": lambda patch, rows, columns: patch % columns * rows + patch // columns,
     "in reverse": lambda patch, rows, columns: rows * columns - 1 - patch,
@@ -24,19 +24,18 @@ _ORDERS: dict[str, Callable[[int, int, int], int]] = {
 
 @rule("image-tokens-reordered", "IMG344")
 def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
-    """An image's tokens stand in another order than its patches: reversed, by columns, or shuffled.
+    """Image tokens in another order than the patches: reversed, by columns, or shuffled.
 
     ## Why it matters
     Pretrained weights read images row by row, from the top left. A `permute` that exchanges height and width,
-    a reordering for windowed attention that is not undone, a `flip` or a shuffle gives them every patch at
-    another's place: shapes fit, what is in the picture is still told, and where it is no longer.
+    a reordering for windowed attention that is not undone, a `flip` or a shuffle puts every patch at
+    another's position. Shapes fit, and the features still say what is in the image, but not where.
 
-    ## How sure it is
-    Single patches were exchanged for noise, and the token that moves most was looked for where tokens enter
-    the first decoder layer. It is said only where each patch has one token that moves at least twice as far
-    as any other, so that models without such a map (Q-Former, pooled features, cross-attention) are left
-    alone. A model that is trained from scratch with a *fixed* order of its own learns as well with it; hence
-    a warning.
+    ## Confidence and false positives
+    Single patches were replaced by noise, and the token that changes most was determined at the input of the
+    first decoder layer. It is reported only where each patch has one token that changes at least twice as
+    much as any other. Models without such a map (Q-Former, pooled features, cross-attention) are not judged.
+    A model that is trained from scratch with a *fixed* order of its own learns as well, so it is a warning.
 
     ## What to do
     Follow the features from the vision encoder to the placeholders: look at each `permute`, `transpose`,
@@ -50,14 +49,14 @@ def image_tokens_reordered(landing: ImagePlacement) -> Iterator[Finding]:
             continue
         patch, token = moved[0]
         yield Finding(
-            f"the tokens of image {one.image} stand {_order(one, one.grid)}, not row by row",
+            f"the tokens of image {one.image} are ordered {_order(one, one.grid)}, not row by row",
             Severity.WARNING,
             at=(landing.module, f"row {one.row}, tokens {one.first} to {one.last}"),
             measured={"patches_tried": len(one.peaks), "at_another_place": len(moved)},
             threshold={"at_another_place": 0},
-            cause=f"of {one.grid[0]} x {one.grid[1]} patches, patch {patch} moves token {token} most; that "
-            "matters unless the model is trained from scratch in this order",
-            fix=Fix("put the patches back in their order, row by row, before they are written into the text"),
+            cause=f"of {one.grid[0]} x {one.grid[1]} patches, patch {patch} changes token {token} most; "
+            "that matters unless the model is trained from scratch in this order",
+            fix=Fix("put the patches back in order, row by row, before they are inserted into the text"),
         )
         return
 
@@ -66,7 +65,7 @@ def _order(one: PlacedImage, grid: tuple[int, int]) -> str:
     for name, token_of in _ORDERS.items():
         if all(token == token_of(patch, *grid) for patch, token, _ in one.peaks):
             return name
-    return "in another order"
+    return "differently"
 
 
 def _peaks(*tokens: int, far: float = 12.0) -> tuple[tuple[int, int, float], ...]:

@@ -15,20 +15,20 @@ from vlmdoctor.rulebook import rule
     explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing"),
 )
 def image_without_effect(influence: Influence) -> Iterator[Finding]:
-    """The logits stay the same to the last bit when all images are exchanged for noise.
+    """Images have no effect: logits are identical when all images are replaced by noise.
 
     ## Why it matters
-    Whatever such a model learns, it learns from the text: its loss falls all the same, as the most frequent
-    answers can be learned without looking. The features are computed and never put into the text, the
-    placeholder is not the token that the model looks for, an attention mask hides the image tokens, or a
-    branch is never taken (compare [LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
+    Such a model learns from the text only: its loss falls all the same, as the most frequent answers can be
+    learned without images. Causes are features that are computed and never inserted into the text, a
+    placeholder that is not the token that the model looks for, an attention mask that hides the image tokens,
+    or a branch that is never taken (compare [LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474),
     [784](https://github.com/haotian-liu/LLaVA/issues/784)).
 
-    ## How sure it is
-    The images are replaced by noise of the same brightness and contrast, and nothing moves, not even in the
-    last bit, which a trained or untrained path would never leave so. Gates that are zero at first (Flamingo,
-    Mllama, adapters) close a path by design: they are opened in memory, and if the images matter then,
-    nothing is reported. Empty images, which some use to keep text-only batches alike, are left out.
+    ## Confidence and false positives
+    The images are replaced by noise of the same brightness and contrast, and no logit changes, not even in
+    the last bit. Gates that are zero at first (Flamingo, Mllama, adapters) close a path by design: they are
+    opened in memory, and if the images matter then, nothing is reported. Empty images, which some collators
+    add to text-only batches, are not judged.
 
     ## What to do
     Print how many placeholders the model finds, and what it writes there:
@@ -41,17 +41,19 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
         return
     hidden = seen.effect is not None and seen.effect > seen.allowed
     if hidden:
-        message = "the text never sees the images: no logit behind them moves when they are exchanged"
+        message = (
+            "the text never attends to the images: no later logit changes when they are replaced by noise"
+        )
         why: str | None = Inferred(
-            "the features do reach their own places in the sequence, but nothing that the loss looks at "
-            "attends to them: their keys may be masked as padding (inferred)"
+            "the features reach their own positions in the sequence, but no supervised position attends to "
+            "them: their keys may be masked as padding (inferred)"
         )
         fix = Fix(
             "let the text attend to the image tokens: their attention_mask has to be 1",
             ("attention_mask[input_ids == model.config.image_token_id] = 1",),
         )
     else:
-        message = "the images have no effect: no logit moves when they are exchanged for noise"
+        message = "the images have no effect: no logit changes when they are replaced by noise"
         why = _why(seen)
         fix = Fix(
             "check that the placeholder in the text is the one that the model looks for",
@@ -75,18 +77,18 @@ def _why(seen: Change) -> str:
     last, ends_in = seen.detail.get("last"), seen.detail.get("ends_in")
     if ends_in and ends_in != last:
         return (
-            f"the way of the images ends in {ends_in}: what {last} makes of them still changes with them, "
-            f"and what {ends_in} gives out does not, as behind a dead activation or where features are "
-            "replaced"
+            f"the images have an effect up to {ends_in}: the output of {last} still changes with them, and "
+            f"that of {ends_in} does not, as after a dead activation or where features are replaced"
         )
     if ends_in or last:
         return (
-            f"the way of the images ends behind {ends_in or last}: nothing that is computed after it changes "
-            "with them; its features are not put into the sequence, or the branch that does it is not taken"
+            f"the images have no effect after {ends_in or last}: nothing that is computed later changes "
+            "with them; its features are not inserted into the sequence, or the branch that does it is not "
+            "taken"
         )
     return Inferred(
-        "the features are not put into the sequence, or the branch that does it is not taken; "
-        "which was not established"
+        "the features are not inserted into the sequence, or the branch that does it is not taken; which "
+        "was not established"
     )
 
 

@@ -11,16 +11,16 @@ from vlmdoctor.rulebook import rule
 
 @rule("images-exceed-context", "IMG401", explains=("sequence-too-long",))
 def images_exceed_context(shapes: Shapes) -> Iterator[Finding]:
-    """The images of one sample take more tokens than the configuration has positions.
+    """Images of one sample take more tokens than the context length.
 
     ## Why it matters
-    What lies behind the last position is cut off or, with rotary embeddings, was never seen in training: the
-    text behind the images, answer included, is lost or unreliable.
+    What comes after the last position is truncated or, with rotary embeddings, was never seen in training:
+    the text after the images, answer included, is lost or unreliable.
 
-    ## How sure it is
-    How many tokens the images take is counted in the batch; a batch made from the configuration has
-    images of the size that it suggests. The limit is `max_position_embeddings`. A warning, since
-    positions may be meant to be scaled beyond it.
+    ## Confidence and false positives
+    The image tokens are counted in the batch; a batch made from the configuration has images of the size that
+    the configuration suggests. The limit is `max_position_embeddings`. It is a warning, since positions may
+    be scaled beyond the limit on purpose.
 
     ## What to do
     Smaller images (`max_pixels`, fewer tiles), fewer of them, or a longer context.
@@ -33,7 +33,7 @@ def images_exceed_context(shapes: Shapes) -> Iterator[Finding]:
         severity=Severity.WARNING,
         measured={"image_tokens": tokens},
         threshold={"max_position_embeddings": context},
-        cause="no position is left for the text behind them",
+        cause="no position is left for the text after them",
         fix=Fix("make the images smaller, take fewer tiles or images, or raise max_position_embeddings"),
     )
 

@@ -17,18 +17,18 @@ LINKS = (
 
 @rule("images-swapped", "IMG345", formerly=("images-exchanged",))
 def images_swapped(landing: ImagePlacement) -> Iterator[Finding]:
-    """Several images in one row: one is seen where another is meant, or nowhere.
+    """Images of one row are swapped, or one of them is used nowhere.
 
     ## Why it matters
     The placeholders of a row are filled from one list of images. A list in another order than the text, or an
-    index that takes the same one again, shows the model picture B where the question speaks of picture A.
-    Nothing raises as long as the numbers fit.
+    index that takes the same one again, gives the model image B where the question is about image A. Nothing
+    raises as long as the numbers fit.
 
-    ## How sure it is
-    Each image was exchanged for noise, and the tokens that move were looked for where they enter the first
-    decoder layer. Images that follow each other in the batch have to stand in that order in their row, which
-    is how every processor puts them; that is assumed, hence a warning. Images of one value are stand-ins
-    that need not be seen, and tiles of one image may stand in any order.
+    ## Confidence and false positives
+    Each image was replaced by noise, and the tokens that change were determined at the input of the first
+    decoder layer. The images of the batch are assumed to have the same order in their row, as every processor
+    puts them, so it is a warning. Images of one value are dummies that may be unused, and tiles of one image
+    may have any order.
 
     ## What to do
     Collect images in the order of their placeholders, sample by sample, and write the features in that order.
@@ -41,7 +41,7 @@ def images_swapped(landing: ImagePlacement) -> Iterator[Finding]:
         if one.row == other.row and one.first > other.last:
             yield _finding(
                 landing,
-                f"images {one.image} and {other.image} of row {one.row} stand in reverse",
+                f"images {one.image} and {other.image} of row {one.row} are swapped",
                 other,
                 "their order in the batch is not that of their placeholders",
             )
@@ -49,7 +49,8 @@ def images_swapped(landing: ImagePlacement) -> Iterator[Finding]:
     if lost and (rich := next((one for one in seen if 1 < one.copies < one.tokens), None)):
         yield _finding(
             landing,
-            f"image {lost[0].image} is seen by no token, and image {rich.image} fills the places of several",
+            f"image {lost[0].image} is used by no token, and image {rich.image} fills the positions of "
+            "several",
             rich,
             "one image's features are used for all placeholders of the row",
         )
@@ -63,9 +64,9 @@ def _finding(landing: ImagePlacement, message: str, where: PlacedImage, cause: s
         measured={
             f"image_{one.image}": f"tokens {one.first} to {one.last}" for one in landing.images if one.tokens
         },
-        cause=f"{cause} (inferred from which tokens move with which image)",
+        cause=f"{cause} (inferred from which tokens change with which image)",
         certainty=Certainty.INFERRED,
-        fix=Fix("keep the images in the order of their placeholders, and take each of them once"),
+        fix=Fix("keep the images in the order of their placeholders, and use each of them once"),
         links=LINKS,
     )
 

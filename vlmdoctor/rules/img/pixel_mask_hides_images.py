@@ -22,16 +22,16 @@ from vlmdoctor.rulebook import rule
     ),
 )
 def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
-    """A mask that says which pixels, patches or images may be looked at lets nothing through.
+    """Pixel mask, patch mask or image mask hides all images.
 
     ## Why it matters
     The vision encoder, or the cross-attention to its features, attends to nothing: it gives the same
     features for every image, zeros, or NaN, depending on the attention back end, and nothing raises.
 
-    ## How sure it is
-    The mask was counted over the whole batch: it is said only where every place of it is 0, or each place of
-    the tokens that foretell a label, and the pixels are not those of a blank stand-in, which batches of text
-    alone bring. In a deep model some of the image may still come by way of the tokens of the prompt.
+    ## Confidence and false positives
+    The mask was counted over the whole batch. It is reported only where the mask is 0 everywhere, or at all
+    positions that predict a label, and the pixels are not those of a blank dummy, as in text-only batches. In
+    a deep model some of the image may still reach the answer through tokens of the prompt.
 
     ## What to do
     Take the mask from the processor's call that made the pixels; leave it out if there is no padding.
@@ -41,22 +41,22 @@ def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:
     for mask in images.masks:
         if not mask.kept and not images.blank:
             yield Finding(
-                f"{mask.name} is 0 everywhere: no image is looked at",
+                f"{mask.name} is 0 everywhere: no image is used",
                 Severity.ERROR,
                 at=(mask.name,),
                 measured={"shape": list(mask.shape), "places_not_0": 0},
                 threshold={"places_not_0": 1},
-                cause="1 is where there is a pixel, patch or image, and 0 is padding",
+                cause="the mask is 1 at a pixel, patch or image, and 0 at padding",
                 fix=Fix("take the mask from the call of the processor that made the pixels"),
             )
         elif mask.answers and not mask.answers_seeing and not images.blank:
             yield Finding(
-                f"{mask.name} hides the images from all {mask.answers} tokens that are supervised",
+                f"{mask.name} hides the images from all {mask.answers} supervised tokens",
                 Severity.ERROR,
                 at=(mask.name,),
                 measured={"shape": list(mask.shape), "supervised": mask.answers, "supervised_seeing": 0},
                 threshold={"supervised_seeing": 1},
-                cause="its rows are 0 where the answers are foretold: it ends behind the prompt, as when it "
+                cause="its rows are 0 where the answers are predicted: it ends after the prompt, as when it "
                 "was made for the prompt alone and padded",
                 fix=Fix("make the mask for the whole text: 1 from the image's token on"),
             )

@@ -26,30 +26,30 @@ BLACK = (-2.5, -0.85)
     formerly=("pixels-never-rescaled", "IMG341", "images-of-one-shade", "IMG340"),
 )
 def pixel_range(data: Data) -> Iterator[Finding]:
-    """Pixels were rescaled twice or never, or not normalised as the processor says.
+    """Pixel values rescaled twice or never, or not normalised as the processor says.
 
     ## Why it matters
-    Nothing raises: the model sees images that are nearly black, far too bright, or of the wrong contrast,
-    and a pretrained encoder works below its worth. Images that are already between 0 and 1 (`ToTensor`) are
-    divided by 255 once more ([transformers
-    25688](https://github.com/huggingface/transformers/issues/25688)), or the statistics of another model
-    are used ([coreai-models 82](https://github.com/apple/coreai-models/issues/82)).
+    Nothing raises: the model gets images that are nearly black, far too bright, or of the wrong contrast, and
+    a pretrained encoder gives worse features. Images that are already between 0 and 1 (`ToTensor`) are
+    divided by 255 once more ([transformers 25688](https://github.com/huggingface/transformers/issues/25688)),
+    or the statistics of another model are used ([coreai-models
+    82](https://github.com/apple/coreai-models/issues/82)).
 
-    ## How sure it is
-    Images are whole steps of 1/255. With the right normalisation undone nearly all pixels are such steps
-    again; with a wrong one about one in twenty is. So it names the normalisation that fits, if the
-    processor's does not. That needs float32 pixels and the processor, and all images must agree. Only the
-    model's training tells which one is right: a warning, but for images rescaled twice or never, which no
-    model is made for.
+    ## Confidence and false positives
+    Pixels are multiples of 1/255. With the right normalisation undone nearly all pixels are such multiples
+    again; with a wrong one about one in twenty is. The finding names the normalisation that fits, if the
+    processor's does not. That needs float32 pixels and the processor, and all images must agree. Which
+    normalisation is right depends on the model's training, so it is a warning, except for images rescaled
+    twice or never, which no model is made for.
 
-    Without a processor, whole numbers between 0 and 255 in nearly all places, some above 20, make a warning,
-    and only for models with a configuration, whose processors normalise: some code divides by itself. Images
-    that span at most one of 256 steps in each channel were rescaled twice, whatever usual normalisation they
-    went through: an error where there are two or more and they lie where black does, else a warning. Images
-    of exactly one colour have a rule of their own.
+    Without a processor, whole numbers between 0 and 255 in nearly all places, some above 20, are a warning,
+    and only for models with a configuration, whose processors normalise: some models divide in their own
+    code. Images that span at most one of 256 steps in each channel were rescaled twice, whatever usual
+    normalisation followed. It is an error where there are two or more and they are near black, else a
+    warning. Images of one solid colour have a rule of their own.
 
     ## What to do
-    Hand images to the processor as they come from the file (0 to 255), and only once.
+    Pass images to the processor as they come from the file (0 to 255), and only once.
     """
     pictures = [p for p in data.pictures if p.finite and not p.constant]
     if not pictures:
@@ -75,7 +75,7 @@ def _by_the_processor(known: Sequence[Picture]) -> Iterator[Finding]:
             threshold={"to": 1.0},
             cause="they were divided by 255 twice: once before the processor, and once in it",
             fix=Fix(
-                "hand the processor images from 0 to 255, or tell it that they are rescaled",
+                "pass the processor images from 0 to 255, or set do_rescale=False",
                 ("processor(images=images, do_rescale=False, ...)",),
             ),
         )
@@ -134,18 +134,18 @@ def _one_shade(pictures: Sequence[Picture]) -> Iterator[Finding]:
     low, high = min(picture.low for picture in pictures), max(picture.high for picture in pictures)
     black = (low >= 0 and high <= 1.05 * STEP) or (BLACK[0] <= low and high <= BLACK[1])
     yield Finding(
-        f"the images are almost of one shade: pixels span {widest:.4f} within a channel, around {low:.3f}",
+        f"the images have almost no contrast: pixels span {widest:.4f} within a channel, around {low:.3f}",
         Severity.ERROR if black and len(pictures) > 1 else Severity.WARNING,
         at=("pixel_values", *(picture.name for picture in pictures[:3])),
         measured={"images": len(pictures), "contrast": widest, "from": low, "to": high},
         threshold={"contrast": CONTRAST},
-        cause="one step of 256 is all that is left, and it lies where black does: they were divided by 255 "
-        "twice, once before the processor and once in it"
+        cause="one step of 256 is all that is left, near black: they were divided by 255 twice, once before "
+        "the processor and once in it"
         if black
-        else "one step of 256 is all that is left; what took the contrast away was not established",
+        else "one step of 256 is all that is left; the reason was not established",
         certainty=Certainty.MEASURED if black else Certainty.INFERRED,
         fix=Fix(
-            "hand the processor images from 0 to 255, or tell it that they are rescaled",
+            "pass the processor images from 0 to 255, or set do_rescale=False",
             ("processor(images=images, do_rescale=False, ...)",),
         ),
     )

@@ -14,17 +14,17 @@ SMOOTH = 0.3  # of the spread, from one pixel to the next
 
 @rule("pixels-not-transposed", "IMG347", explains=("batch-not-learned", "image-ignored"))
 def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
-    """Pixels that lie as height, width, channels are taken for channels, height, width.
+    """Pixels not transposed: height, width, channels are read as channels, height, width.
 
     ## Why it matters
-    `torch.from_numpy(array).view(3, height, width)` has the right shape and the wrong picture: each channel
-    is a third of the image, three pixels beside each other are the colours of one, and no vision encoder
-    was trained on that. Nothing raises, and the loss falls by what the text alone tells.
+    `torch.from_numpy(array).view(3, height, width)` has the right shape and the wrong content: each channel
+    is a third of the image, three neighbouring pixels are the colours of one, and no vision encoder was
+    trained on that. Nothing raises, and the loss falls by what the text alone gives.
 
-    ## How sure it is
-    Pictures are smooth. Each one is read both ways: as it is given, neighbours are at least three times as
-    far apart as with the channels last, and there they are close. All pictures of the batch have to say so;
-    noise and plain colours say nothing.
+    ## Confidence and false positives
+    Images are smooth. Each one is read both ways: as given, neighbouring pixels differ at least three times
+    as much as with the channels last, and there they are close. All images of the batch have to agree; noise
+    and solid colours are not judged.
 
     ## What to do
     Exchange the axes with `permute`, which moves the numbers, and not with `view` or `reshape`.
@@ -34,13 +34,14 @@ def pixels_not_transposed(layout: ImageLayout) -> Iterator[Finding]:
         return
     one = found[0]
     yield Finding(
-        f"the pixels of {len(found)} images lie as height, width, channels, and are read as channels first",
+        f"pixels are not transposed: {len(found)} images are stored as height, width, channels, and read as "
+        "channels first",
         Severity.ERROR,
         at=(layout.name,),
         measured={"step_as_given": one.given, "step_with_channels_last": one.other},
         threshold={"step_as_given": ROUGHER * one.other},
-        cause="the axes were exchanged by view or reshape, which leave the numbers where they are (inferred "
-        "from how smooth the pictures are)",
+        cause="the axes were exchanged by view or reshape, which do not move the numbers (inferred from how "
+        "smooth the images are)",
         certainty=Certainty.INFERRED,
         fix=Fix("exchange the axes", ("pixels = torch.from_numpy(array).permute(2, 0, 1)",)),
     )

@@ -14,17 +14,17 @@ from vlmdoctor.rules.places import counted
 
 @rule("pixels-not-usable", "IMG303", explains=("non-finite", "non-finite-forward", "image-ignored"))
 def pixels_not_usable(data: Data) -> Iterator[Finding]:
-    """Each image is of one colour, so that there is nothing to see, or pixels are NaN or infinite.
+    """Images are blank (one solid colour each), or pixels are NaN or infinite.
 
     ## Why it matters
-    The loss falls as always, by what the text alone gives away, and the model never learns to look. Behind
-    it are images that failed to load and were replaced by blank ones, a wrong column, or pixels that were
+    The loss falls as always, by what the text alone gives away, and the model never learns to use images.
+    Causes are images that failed to load and were replaced by blank ones, a wrong column, or pixels that were
     cast to integers after rescaling. A NaN in one image makes every weight NaN in one step.
 
-    ## How sure it is
-    All pixels were looked at. One blank image among others is no finding, since a blank one stands for the
-    missing image of a text-only sample in some recipes. That all of them are blank is a warning where only
-    a batch made by hand could be seen, and an error where they come from the dataset.
+    ## Confidence and false positives
+    All pixels were read. One blank image among others is no finding, since some recipes use a blank one as
+    the missing image of a text-only sample. If all images are blank, it is a warning for a batch made by
+    hand, and an error for images from the dataset.
 
     ## What to do
     Look at what the model gets with `vlmdoctor look`, then at what loads the images.
@@ -40,8 +40,8 @@ def pixels_not_usable(data: Data) -> Iterator[Finding]:
             at=("pixel_values", *(p.name for p in broken[:4])),
             measured={"images": len(pictures), "not_finite": len(broken)},
             threshold={"not_finite": 0},
-            cause="the pixels themselves are not finite, before the model has seen them; a division by a "
-            "standard deviation of 0 or a broken file does that, which of them was not established",
+            cause="the pixels themselves are non-finite, before the model gets them: a division by a "
+            "standard deviation of 0, or a broken file; which was not established",
             certainty=Certainty.INFERRED,
             fix=Fix(
                 "find the step of the preprocessing that makes them",
@@ -51,9 +51,9 @@ def pixels_not_usable(data: Data) -> Iterator[Finding]:
     elif all(p.constant for p in pictures):
         colours = {(p.low, p.high) for p in pictures}
         yield Finding(
-            "there is nothing to see: "
-            + ("the only image is" if len(pictures) == 1 else f"all {len(pictures)} images are")
-            + " of one colour",
+            "images are blank: "
+            + ("the only one is" if len(pictures) == 1 else f"each of the {len(pictures)} is")
+            + " one solid colour",
             Severity.ERROR if data.samples and len(pictures) > 1 else Severity.WARNING,
             at=("pixel_values", *(p.name for p in pictures[:4])),
             measured={

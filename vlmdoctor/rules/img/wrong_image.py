@@ -11,28 +11,28 @@ from vlmdoctor.rulebook import rule
 
 @rule("wrong-image", "IMG202")
 def wrong_image(influence: Influence) -> Iterator[Finding]:
-    """Exchanging one sample's image moves the logits of another sample.
+    """Wrong image: replacing one sample's image changes the logits of another sample.
 
     ## Why it matters
-    Images and texts of a batch travel in different tensors, and one wrong axis or index gives each question
-    the picture of its neighbour: the last sample's images for all
-    ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263)), the first one's grid for all
-    ([mlx-vlm 1726](https://github.com/Blaizzy/mlx-vlm/issues/1726)), all images in the first micro-batch
-    ([Automodel 2181](https://github.com/NVIDIA-NeMo/Automodel/issues/2181)). The loss falls as if nothing
-    were wrong, by what can be guessed without looking.
+    Images and texts of a batch are in different tensors, and one wrong axis or index gives each question the
+    image of its neighbour: the last sample's images for all ([VLM-R1
+    263](https://github.com/om-ai-lab/VLM-R1/issues/263)), the first one's grid for all ([mlx-vlm
+    1726](https://github.com/Blaizzy/mlx-vlm/issues/1726)), all images in the first micro-batch ([Automodel
+    2181](https://github.com/NVIDIA-NeMo/Automodel/issues/2181)). The loss falls as if nothing were wrong, by
+    what can be guessed without images.
 
-    ## How sure it is
+    ## Confidence and false positives
     Only the first sample's image is replaced by noise, and the other samples' logits are compared bit for
-    bit. It is tried only where there is one image (or one block of them) for each sample, and each sample has
-    placeholders where those are known. A model in which samples are meant to see each other's images would be
-    reported wrongly.
+    bit. It is measured only where there is one image (or one block of images) for each sample, and each
+    sample has placeholders where those are known. A model in which samples should attend to each other's
+    images would be reported wrongly.
 
     ## What to do
-    Compare sample by sample what the model gets with what was meant, after the collator and after the
-    projector; put features back in the order of the placeholders.
+    Compare the images of each sample with the intended ones, after the collator and after the projector; put
+    features in the order of the placeholders.
     """
     seen = influence.of("image-of-another")
-    # What rounding may move where experts regroup the tokens can be more than an image does.
+    # Where experts regroup the tokens, rounding may change more than an image does.
     own = seen.effect is None or seen.detail.get("sees", seen.effect > seen.allowed)
     images = influence.changes.get("images")
     if not seen.moves and (own or images is None or not images.moves):
@@ -44,7 +44,7 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
         message = f"the image of sample 0 reaches sample {seen.row} too"
         why = "features of one sample are written into others, or image and batch axes are mixed"
     else:
-        message = f"the image of sample 0 goes to sample {seen.row}, and sample 0 does not see it"
+        message = f"the image of sample 0 goes to sample {seen.row}, and sample 0 does not get it"
         why = "the images are assigned to the samples in another order than theirs"
     yield Finding(
         message=message,
@@ -52,11 +52,11 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
         at=("images", f"row {seen.row}, token {seen.position}") if seen.moves else ("images", "row 0"),
         measured={"moved_in_other_samples": seen.moved, "moved_in_its_own": seen.effect},
         threshold={"moved_in_other_samples": seen.allowed},
-        cause=f"{why} (inferred from which logits moved)",
+        cause=f"{why} (inferred from which logits changed)",
         certainty=Certainty.INFERRED,
         fix=Fix(
-            "keep the images in the order of their placeholders, from the collator to where features are "
-            "written into the text"
+            "keep the images in the order of their placeholders, from the collator to the insertion of "
+            "features into the text"
         ),
     )
 

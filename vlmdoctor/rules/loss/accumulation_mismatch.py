@@ -12,7 +12,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 _NORM_FIX = Fix(
-    "normalise each row by itself, or keep the statistics that were loaded",
+    "normalise each row separately, or keep the statistics that were loaded",
     ("torch.nn.GroupNorm(32, channels)", "batch_norm.eval()  # after each model.train()"),
 )
 
@@ -21,22 +21,22 @@ _NORM_FIX = Fix(
 def accumulation_mismatch(
     micro: MicroBatches, arguments: TrainingArgs | None, influence: Influence | None
 ) -> Iterator[Finding]:
-    """Finds models for which accumulating gradients over micro-batches is not the same as one large batch.
+    """Gradient accumulation over micro-batches differs from one large batch.
 
     ## Why it matters
-    Gradient accumulation is used as a stand-in for a batch that does not fit. Where rows of a batch take part
-    in each other's numbers it is none: batch normalisation takes its mean and variance from the micro-batch
-    alone, down to those of a single image, and a contrastive loss compares with the rows of the micro-batch
-    only. Dividing the loss by the number of steps repairs neither.
+    Gradient accumulation replaces a batch that does not fit into memory. Where rows of a batch affect each
+    other, it does not: batch normalisation takes its mean and variance from the micro-batch, even from a
+    single image, and a contrastive loss compares with the rows of the micro-batch only. Dividing the loss by
+    the number of steps fixes neither.
 
-    ## How sure it is
-    The batch was split into its rows, with their own images and padding as it was, and the parts were run
-    one by one, in training mode but for dropout. A normalisation is named where its output for the same
-    input was another beside the other rows. A loss is named where it is beyond those of all the parts, so
-    that it is no mean of them, whatever its weights. A warning where the training arguments ask for
-    accumulation; otherwise silent, but for a batch of one row that raises, which the last one of an epoch
-    may be. Silent about experts, whose load may be balanced over a batch, about frozen statistics, and where
-    rows leak into each other in evaluation mode, too, which is a fault of its own.
+    ## Confidence and false positives
+    The batch was split into its rows, with their own images and padding as it was, and the parts were run one
+    by one, in training mode but for dropout. A normalisation is named where its output for the same input
+    changed with the other rows. A loss is named where it is outside the range of the parts' losses, so that
+    it is no mean of them, whatever its weights. It is a warning where the training arguments ask for
+    accumulation. Otherwise only a batch of one row that raises is reported, since the last one of an epoch
+    may be such a batch. Experts, whose load may be balanced over a batch, and frozen statistics are not
+    judged, nor are rows that leak into each other in evaluation mode, which is a fault of its own.
 
     ## What to do
     Use GroupNorm or LayerNorm, or put the batch normalisation into evaluation mode; gather the features of
@@ -76,7 +76,8 @@ def _raises(micro: MicroBatches, steps: int) -> Finding:
 
 def _alone(micro: MicroBatches, norm: BatchNorm, steps: int) -> Finding:
     return Finding(
-        f"{norm.name} normalises each batch of one row by itself: {steps} of them are no batch of {steps}",
+        f"{norm.name} normalises each batch of one row separately: {steps} of them differ from one batch of "
+        f"{steps}",
         Severity.WARNING,
         at=tuple(n.name for n in micro.norms),
         measured={"rows": 1, "accumulation_steps": steps},
@@ -88,13 +89,13 @@ def _alone(micro: MicroBatches, norm: BatchNorm, steps: int) -> Finding:
 
 def _normalised(micro: MicroBatches, norm: BatchNorm, steps: int) -> Finding:
     return Finding(
-        f"{steps} accumulated micro-batches are not one large batch: they are normalised apart",
+        f"{steps} accumulated micro-batches differ from one large batch: they are normalised separately",
         Severity.WARNING,
         at=tuple(n.name for n in micro.norms if n.moved > micro.rounding),
         measured={"loss": micro.loss, "losses_of_its_parts": list(micro.losses), "output_moved": norm.moved},
         threshold={"output_moved": micro.rounding},
-        cause=f"{norm.name} is a {norm.module_class} in training mode: for the same rows it gives something "
-        "else where other rows are beside them",
+        cause=f"{norm.name} is a {norm.module_class} in training mode: for the same rows its output depends "
+        "on the other rows of the batch",
         fix=_NORM_FIX,
     )
 
@@ -102,13 +103,13 @@ def _normalised(micro: MicroBatches, norm: BatchNorm, steps: int) -> Finding:
 def _compared(micro: MicroBatches, steps: int) -> Finding:
     low, high = min(micro.losses), max(micro.losses)
     return Finding(
-        f"{steps} accumulated micro-batches are not one large batch: the loss compares its rows",
+        f"{steps} accumulated micro-batches differ from one large batch: the loss compares its rows",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss": micro.loss, "losses_of_its_parts": list(micro.losses)},
         threshold={"loss": f"{low:.4g} to {high:.4g}"},
-        cause="it is no mean of its rows' losses, as a contrastive loss is none: within a micro-batch there "
-        "are fewer rows to compare with",
+        cause="the loss is no mean of its rows' losses, as with a contrastive loss: a micro-batch has fewer "
+        "rows to compare with",
         fix=Fix("gather the features of all micro-batches first, or use a loss of pairs (as SigLIP's)"),
     )
 

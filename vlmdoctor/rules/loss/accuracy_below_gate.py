@@ -14,20 +14,22 @@ from vlmdoctor.rules.samples import sample_steps
 
 @rule("accuracy-below-gate", "LOSS110")
 def accuracy_below_gate(steps: Steps) -> Iterator[Finding]:
-    """Finds runs that end below the share of right answers that was asked for.
+    """Accuracy below the required one.
 
     ## Why it matters
-    A training loop that runs is not a model that sees: the loss falls by the wording of the answers alone.
-    With `vlmdoctor train --require-accuracy 0.9` a change to the model, the data or the trainer is only good
-    when the trained model answers questions about images that it has never seen.
+    A training loop that runs is not a model that uses its images: the loss falls by the wording of the
+    answers alone. With `vlmdoctor train --require-accuracy 0.9` a change to the model, the data or the
+    trainer passes only if the trained model answers questions about images that were not in its training
+    data.
 
-    ## How sure it is
-    It compares the last evaluation with the number given, and says nothing where none was given or the run is
-    not finished. A run that was never evaluated does not pass: a gate that measured nothing is no gate.
+    ## Confidence and false positives
+    The last evaluation is compared with the required accuracy. Nothing is reported where none was required or
+    the run is not finished. A run without any evaluation does not pass.
 
     ## What to do
-    See whether the answers without looking (`accuracy_shuffled`) are as good: then the image never reaches
-    the decoder, and the other findings say why. Otherwise the run was too short, or the number too high.
+    Compare with the accuracy with shuffled images (`accuracy_shuffled`). If both are equal, the image never
+    reaches the decoder, and the other findings say why. Otherwise the run was too short, or the required
+    accuracy too high.
     """
     wanted = steps.required_accuracy
     if wanted is None or not steps.finished:
@@ -35,7 +37,7 @@ def accuracy_below_gate(steps: Steps) -> Iterator[Finding]:
     last = next((e for e in reversed(steps.evaluations) if e.accuracy is not None), None)
     if last is None or last.accuracy is None or math.isnan(last.accuracy):
         yield Finding(
-            f"{_percent(wanted)} right answers were asked for, and none were measured",
+            f"required accuracy {_percent(wanted)}, but none was measured",
             Severity.ERROR,
             threshold={"accuracy": wanted},
             cause="no evaluation took place in this run",
@@ -46,28 +48,28 @@ def accuracy_below_gate(steps: Steps) -> Iterator[Finding]:
         measured = {"accuracy": last.accuracy, "accuracy_shuffled": blind, "samples": last.samples}
         seeing = blind is None or last.accuracy > blind + 0.1
         yield Finding(
-            f"{_percent(last.accuracy)} of the answers are right, {_percent(wanted)} were asked for",
+            f"accuracy {_percent(last.accuracy)}, required {_percent(wanted)}",
             Severity.ERROR,
             measured={name: value for name, value in measured.items() if value is not None},
             threshold={"accuracy": wanted},
             cause=(
                 "the model is not good enough yet (inferred: no other fault is needed to explain it)"
                 if seeing
-                else "it answers without looking: the wrong image gives answers that are as good"
+                else "the model does not use its images: with shuffled images the accuracy is the same"
             ),
             certainty=Certainty.INFERRED if seeing else Certainty.MEASURED,
             fix=Fix(
                 "train longer (--steps), or look at the questions that fail by kind in report.html"
                 if seeing
-                else "find out why the image does not count: look at the other findings, the projector's "
-                "gradient in grads.png, and a longer run (looking is often learned late)"
+                else "find out why the image has no effect: look at the other findings, the projector's "
+                "gradient in grads.png, and a longer run (image use is often learned late)"
             ),
             step=last.step,
         )
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+    return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def _gated(wanted: float, *evaluations: Evaluation) -> Steps:

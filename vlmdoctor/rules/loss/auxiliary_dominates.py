@@ -13,16 +13,16 @@ MOST = 0.9  # of the loss
 
 @rule("auxiliary-dominates", "LOSS381", explains=("initial-loss",))
 def auxiliary_dominates(auxiliary: Auxiliary) -> Iterator[Finding]:
-    """The load-balancing loss, with its coefficient, is more than nine tenths of the loss.
+    """Load-balancing loss dominates: it is more than nine tenths of the loss.
 
     ## Why it matters
-    Its coefficient is about 0.01 to 0.0001, so that it nudges the router and no more. A coefficient of
-    another definition (a sum over tokens and layers in the place of a mean, a percentage) turns that round:
-    the model learns to spread its tokens, and little about the answer.
+    Its coefficient is about 0.01 to 0.0001, so that it only nudges the router. With a coefficient of another
+    definition (a sum over tokens and layers instead of a mean, a percentage) the model learns to balance its
+    experts, and little about the answer.
 
-    ## How sure it is
-    The coefficient is what autograd says: the derivative of the loss by that output. A warning, since a model
-    that has learned its answers nearly by heart has little other loss left.
+    ## Confidence and false positives
+    The coefficient is the derivative of the loss by that output, from autograd. It is a warning, since a
+    model that overfits its answers has little other loss left.
 
     ## What to do
     Look at the coefficient, and at what the auxiliary loss is averaged over.
@@ -32,7 +32,7 @@ def auxiliary_dominates(auxiliary: Auxiliary) -> Iterator[Finding]:
         return
     name, share = large[0]
     yield Finding(
-        f"{name} is {share:.4g} of a loss of {auxiliary.loss:.4g}",
+        f"{name} makes up {share:.4g} of a loss of {auxiliary.loss:.4g}",
         Severity.WARNING,
         at=(name,),
         measured={"share": share / auxiliary.loss, "value": dict(auxiliary.values)[name]},

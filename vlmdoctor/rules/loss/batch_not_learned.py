@@ -24,21 +24,21 @@ REACHED = 0.9  # of the trainable tensors have a gradient: else other rules say 
 def batch_not_learned(
     overfit: Overfit, forward: Forward, backward: Backward, parameters: Parameters
 ) -> Iterator[Finding]:
-    """A model that trains nearly all of its weights can't bring down the loss of one single batch.
+    """One batch can't be overfit, although nearly all weights are trained.
 
     ## Why it matters
-    A language model learns a handful of answers by heart within a few dozen steps. If it can't, neither data
-    nor patience will help: something between the weights and the loss is wired wrongly.
+    A language model overfits a handful of answers within a few dozen steps. If it can't, neither more data
+    nor more steps will help: something between the weights and the loss is wired wrongly.
 
-    ## How sure it is
+    ## Confidence and false positives
     On a copy, with dropout off, AdamW took 24 steps on the given batch at each of several learning rates from
-    3e-5 to 3e-2, and none lowered the loss by 3 %. It is asked only where the loss starts near
-    ln(vocabulary), half of the parameters or more are trained, and nearly all of them get a gradient. It is a
-    warning, since what is wrong is not known; equal prompts with unequal answers can't be learned either.
+    3e-5 to 3e-2, and none lowered the loss by 3%. It is tried only where the loss starts near ln(vocabulary),
+    half of the parameters or more are trained, and nearly all of them get a gradient. It is a warning, since
+    the cause is not known; equal prompts with different answers can't be learned either.
 
     ## What to do
-    Look at the logits of two steps: do they move? Is it they that the loss is made from? Do the labels stay
-    the same from call to call?
+    Look at the logits of two steps: do they change? Is the loss computed from them? Are the labels the same
+    from call to call?
     """
     if forward.loss is None or not forward.vocab_size or not forward.supervised_tokens:
         return
@@ -56,14 +56,17 @@ def batch_not_learned(
         return
     best = min(overfit.ours, key=lambda attempt: attempt.best)
     yield Finding(
-        f"one batch can't be learned by heart: its loss goes from {best.losses[0]:.4g} to {best.best:.4g}",
+        f"one batch can't be overfit: its loss goes from {best.losses[0]:.4g} to {best.best:.4g}",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss_first": best.losses[0], "loss_best": best.best, "rates": [a.rate for a in whole]},
         threshold={"loss_best": FALLS * best.losses[0]},
-        cause="no cause was established: gradients reach the weights, and steps along them change little",
+        cause="no cause was established: gradients reach the weights, and steps along them change the loss "
+        "little",
         certainty=Certainty.INFERRED,
-        fix=Fix("see whether the logits move between two steps, and whether the loss is made from them"),
+        fix=Fix(
+            "check whether the logits change between two steps, and whether the loss is computed from them"
+        ),
     )
 
 

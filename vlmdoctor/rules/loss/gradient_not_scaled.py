@@ -11,16 +11,16 @@ from vlmdoctor.rulebook import rule
 
 @rule("gradient-not-scaled", "LOSS376")
 def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
-    """The gradient does not follow the scale of the loss: a backward of one's own drops what comes in.
+    """Gradient does not follow the scale of the loss: a custom backward ignores `grad_output`.
 
     ## Why it matters
     Dividing the loss by the micro-batches, multiplying it with a gradient scaler or weighing it against
-    another loss all work by scaling what comes into `backward`. A fused loss whose `backward` returns a
-    gradient that it made in `forward`, without multiplying it by `grad_output`, ignores all three:
+    another loss all work by scaling the gradient that `backward` gets. A fused loss whose `backward` returns
+    a gradient that it made in `forward`, without multiplying it by `grad_output`, ignores all three:
     accumulation over N micro-batches takes gradients N times as large, and unscaling makes float16 gradients
     vanish.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the gradient at the logits was taken for the loss and for half of it, in the same pass. Any
     differentiable loss gives half the gradient for half the loss.
 
@@ -30,15 +30,15 @@ def gradient_not_scaled(form: LossForm) -> Iterator[Finding]:
     if form.scaled is None or abs(form.scaled - 0.5) < 0.01:
         return
     yield Finding(
-        f"half the loss has {form.scaled:.3g} times the gradient, and not 0.5 times: what scales the loss is "
-        "lost",
+        f"half the loss has {form.scaled:.3g} times the gradient, expected 0.5 times: scaling the loss has "
+        "no effect",
         Severity.ERROR,
         at=("the loss",),
         measured={"gradient_of_half_the_loss": form.scaled},
         threshold={"gradient_of_half_the_loss": 0.5},
-        cause="a backward between the logits and the loss does not multiply by the gradient that comes in",
+        cause="a backward between the logits and the loss does not multiply by grad_output",
         fix=Fix(
-            "multiply by what comes in",
+            "multiply by grad_output",
             ("def backward(ctx, grad_output): return ctx.saved_tensors[0] * grad_output",),
         ),
     )

@@ -14,19 +14,20 @@ MOST = 0.5
 
 @rule("image-tokens-supervised", "LOSS303", explains=("padding-supervised", "prompt-supervised"))
 def image_tokens_supervised(data: Data) -> Iterator[Finding]:
-    """Image placeholders are among the labels, so that the model is taught to write them.
+    """Image tokens not masked in labels.
 
     ## Why it matters
     An image takes hundreds of placeholders, all with the same id. With `labels = input_ids.clone()` they are
-    most of what the loss sees: it falls at once, since they are easy, and little of it is about the answer
-    ([Transformers-Tutorials 511](https://github.com/NielsRogge/Transformers-Tutorials/issues/511): 95 % of
-    all labels). A collator that puts the image id where padding should be masked does the same
-    ([smol-vision 11](https://github.com/merveenoyan/smol-vision/issues/11)).
+    most of the supervised tokens: the loss falls at once, since they are easy to predict, and little of it is
+    about the answer ([Transformers-Tutorials
+    511](https://github.com/NielsRogge/Transformers-Tutorials/issues/511): 95% of all labels). A collator that
+    puts the image id where padding should be masked does the same ([smol-vision
+    11](https://github.com/merveenoyan/smol-vision/issues/11)).
 
-    ## How sure it is
-    The labels were counted, and the ids of placeholders come from the model's own configuration. It is an
-    error where they are more than half of all labels, else a warning. Models that draw images as tokens are
-    meant to learn such ids: ignore this rule for them.
+    ## Confidence and false positives
+    The labels were counted, and the ids of placeholders are read from the model's own configuration. It is an
+    error where image tokens are more than half of all supervised tokens, else a warning. Models that generate
+    images as tokens should learn such ids: ignore this rule for them.
 
     ## What to do
     Set the labels of the placeholders to -100.
@@ -46,7 +47,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
     share = wrong / supervised
     where = tuple(row.name for row in rows if row.count("image", supervised=True))
     yield Finding(
-        f"image placeholders are {share:.0%} of what the loss sees",
+        f"image tokens are not masked: {share:.0%} of supervised tokens",
         Severity.ERROR if share > MOST else Severity.WARNING,
         at=("labels", *(where[:4] or tuple(row.name for row in rows[:4]))),
         measured={
@@ -62,7 +63,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
             else "the image placeholder's id was written into the labels of other tokens, such as padding"
         ),
         fix=Fix(
-            "mask them",
+            "mask their labels",
             tuple(f"labels[input_ids == {i}] = {IGNORED}" for i in data.words.image_ids[:2])
             if placeholders
             else (f"labels[labels == {data.words.image_ids[0]}] = {IGNORED}",),
@@ -72,7 +73,7 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
 
 def _unmasked(rows: tuple[Row, ...]) -> str:
     if all(label == token for row in rows for label, token in zip(row.labels or (), row.ids, strict=True)):
-        return "the labels are the ids themselves: nothing is masked at all"
+        return "the labels are the ids themselves: nothing is masked"
     return "the labels of image placeholders are not masked"
 
 

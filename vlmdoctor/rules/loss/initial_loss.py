@@ -20,22 +20,22 @@ MOST_MICRO_BATCHES = 16
 
 @rule("initial-loss", "LOSS102")
 def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
-    """Finds first losses that are far from ln(vocabulary), the loss of guessing.
+    """Initial loss far from ln(vocabulary), the loss of guessing.
 
     ## Why it matters
-    A model that knows nothing gives every token the same probability, so that its first loss is
-    ln(vocabulary size). Far above it, the first weights are too large, or the loss is a sum and no mean.
-    Clearly below it, the model is not untrained, the labels can be seen, or fewer tokens compete than the
-    head has rows: a first loss of 6.5223 is ln 680, the loss of a vocabulary of 680. With trained weights a
-    first loss far above ln(vocabulary) means that the weights were not loaded as they were saved
-    ([MiniMind-V 75](https://github.com/jingyaogong/minimind-v/issues/75)).
+    An untrained model gives every token the same probability, so its first loss is ln(vocabulary size). Far
+    above that, the initial weights are too large, or the loss is a sum instead of a mean. Clearly below that,
+    the model is not untrained, the labels are visible to it, or fewer tokens compete than the head has rows:
+    a first loss of 6.5223 is ln 680, the loss of a vocabulary of 680. With trained weights a first loss far
+    above ln(vocabulary) means that the weights were not loaded correctly ([MiniMind-V
+    75](https://github.com/jingyaogong/minimind-v/issues/75)).
 
-    ## How sure it is
-    The numbers are measured; what they mean is not, so that it is a warning at most. For a fresh model it
-    speaks up from 10 % and 1.0 above, and from 10 % below; for trained weights, or where that is not known,
-    from half as much again plus 1. It is silent where the loss of step 0 or the number of labels is not
-    known, and where the loss is a plain fraction of ln(vocabulary), as it is when it was divided by
-    accumulation steps.
+    ## Confidence and false positives
+    The numbers are measured, their meaning is not, so it is a warning at most. For a fresh model it is
+    reported from 10% and 1.0 above ln(vocabulary), and from 10% below; for trained weights, or where that is
+    not known, from 1.5 times ln(vocabulary) plus 1. Nothing is reported where the loss of step 0 or the
+    number of labels is not known, and where the loss is a simple fraction of ln(vocabulary), as after a
+    division by accumulation steps.
 
     ## What to do
     Above: start with smaller weights (std 0.02), and average the loss over tokens. Below: count the
@@ -60,12 +60,12 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
             measured=measured,
             threshold={"loss": high},
             cause=(
-                "the untrained model is sure of wrong answers: its first weights are too large, or the "
-                "loss is no mean "
-                "over tokens (a sum, or not divided by accumulation steps); which of these was not "
+                "the untrained model is confident in wrong answers: its initial weights are too large, or "
+                "the loss is no mean over tokens (a sum, or not divided by accumulation steps); which of "
+                "these was not "
                 "established"
                 if fresh
-                else "trained weights not loaded as they were saved, or a loss that is no mean over tokens; "
+                else "trained weights that were not loaded correctly, or a loss that is no mean over tokens; "
                 "which of these was not established"
             ),
             certainty=Certainty.INFERRED,
@@ -84,9 +84,9 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
             measured=measured,
             threshold={"loss": low},
             cause=(
-                "an untrained model can't know this much: fewer tokens compete than the head has rows, "
-                "the weights are "
-                "not untrained, or the labels can be seen; which of these was not established"
+                "an untrained model can't have such a low loss: fewer tokens compete than the head has "
+                "rows, the weights are not untrained, or the labels are visible; which of these was not "
+                "established"
             ),
             certainty=Certainty.INFERRED,
             fix=Fix(

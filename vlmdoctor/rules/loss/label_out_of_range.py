@@ -16,23 +16,23 @@ from vlmdoctor.rules.places import counted
 
 @rule("label-out-of-range", "LOSS307", explains=("forward-raises", "image-tokens-supervised"))
 def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]:
-    """Labels are negative without being -100, or beyond the last row of the output head.
+    """Label out of range: negative without being -100, or beyond the output head.
 
     ## Why it matters
-    On a CPU the loss raises `Target 128256 is out of bounds`; on a GPU a device-side assert kills the
-    process without saying which label it was. It comes from -1 used for -100 ([TRL
-    1802](https://github.com/huggingface/trl/issues/1802)), from a head with fewer rows than the embedding,
-    as Mllama's, whose image token has no output row ([transformers
-    33819](https://github.com/huggingface/transformers/issues/33819)), and from tokens that were added
-    without resizing.
+    On a CPU the loss raises `Target 128256 is out of bounds`; on a GPU a device-side assert kills the process
+    without naming the label. Causes are -1 used for -100 ([TRL
+    1802](https://github.com/huggingface/trl/issues/1802)), a head with fewer rows than the embedding, as
+    Mllama's, whose image token has no output row ([transformers
+    33819](https://github.com/huggingface/transformers/issues/33819)), and tokens that were added without
+    resizing.
 
-    ## How sure it is
-    The labels and the head's rows were counted. Where the model's own forward pass took these very labels
-    and gave a finite loss, its loss ignores them, and nothing is said. More rows in the embedding than in
-    the head are no fault by themselves.
+    ## Confidence and false positives
+    The labels and the head's rows were counted. Where the model's own forward pass accepted these labels and
+    gave a finite loss, its loss ignores them, and nothing is reported. More rows in the embedding than in the
+    head are no fault by themselves.
 
     ## What to do
-    Mask with -100; resize the embeddings if the tokens are meant to be learned.
+    Mask with -100; resize the embeddings if the tokens should be learned.
     """
     rows = data.needing_labels()
     limit = data.words.head_rows
@@ -52,15 +52,16 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     )
     negative = value < 0
     if negative:
-        cause = f"{value} is no token, and the loss ignores {IGNORED} only"
+        cause = f"{value} is not a token id, and the loss ignores {IGNORED} only"
     elif value in data.words.image_ids:
         cause = (
-            f"{data.words.named(value)} is an image placeholder; the head has {limit} rows and none for it"
+            f"{data.words.named(value)} is an image placeholder; the output head has {limit} rows, and none "
+            "for this token"
         )
     else:
-        cause = f"the output head has {limit} rows, and the token is beyond them"
+        cause = f"the output head has {limit} rows, and the token id is beyond them"
     yield Finding(
-        f"{counted(sum(wrong.values()), 'label')} out of range: {value} comes {often} times"
+        f"{counted(sum(wrong.values()), 'label')} out of range: {value} occurs {often} times"
         if often > 1
         else f"{counted(sum(wrong.values()), 'label')} out of range: {value}",
         Severity.ERROR,

@@ -11,33 +11,33 @@ from vlmdoctor.rulebook import rule
 
 @rule("labels-not-shifted", "LOSS302")
 def labels_not_shifted(alignment: Alignment) -> Iterator[Finding]:
-    """Nobody shifts the labels, so that each prediction is compared with the token it was made from.
+    """Labels not shifted: each prediction is compared with its own input token.
 
     ## Why it matters
-    To copy its input is learned within a few steps: the loss falls towards 0, and what the model writes is
-    one token again and again. It happens where a hand-written loss leaves the shift to the data and the
-    collator leaves it to the model, or where labels are shifted in the wrong direction.
+    A model learns to copy its input within a few steps: the loss falls towards 0, and generated text is one
+    token again and again. It happens where a hand-written loss leaves the shift to the data and the collator
+    leaves it to the model, or where labels are shifted in the wrong direction.
 
-    ## How sure it is
-    At least 90 % of the labels are the token at their own place (or an earlier one), and of the
-    cross-entropies of the model's own logits exactly one is the loss that it gave: both are measured.
-    Labels of masked-language models differ from the masked ids and are not reported.
+    ## Confidence and false positives
+    At least 90% of the labels are the token at their own position (or an earlier one), and of the
+    cross-entropies of the model's own logits exactly one equals its loss: both are measured. Labels of
+    masked-language models differ from the masked ids and are not reported.
 
     ## What to do
-    Compare the prediction at place t with the token at t + 1, as in the line below.
+    Compare the prediction at position t with the token at t + 1, as in the line below.
     """
     if alignment.ahead > 0:
         return
-    own = "the token that it has just read" if alignment.ahead == 0 else "a token further back"
+    own = "its own input token" if alignment.ahead == 0 else "an earlier token"
     shift = alignment.label_shift
-    labels = "stand at their own ids" if shift == 0 else f"are shifted by {shift} against the ids"
+    labels = "are at the positions of their own ids" if shift == 0 else f"are shifted by {shift} from the ids"
     loss = (
         "does not shift them"
         if alignment.model_shift == 0
         else f"shifts them by {alignment.model_shift} only"
     )
     yield Finding(
-        f"the model is taught to repeat {own}, not to predict the next one",
+        f"labels are not shifted: the model learns to repeat {own}, not to predict the next one",
         Severity.ERROR,
         at=("labels",),
         measured={

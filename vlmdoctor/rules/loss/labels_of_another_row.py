@@ -10,28 +10,28 @@ from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 
-SHIFTS = (0, 1)  # the labels stand at their own ids, or were shifted by the data
+SHIFTS = (0, 1)  # the labels are at their own ids, or were shifted by the data
 OWN_AT_MOST, OTHER_AT_LEAST = 0.5, 0.95
 FEWEST, KINDS = 4, 3  # labels, and different ones among them
 
 
 @rule("labels-of-another-row", "LOSS340", explains=("initial-loss",))
 def labels_of_another_row(data: Data) -> Iterator[Finding]:
-    """Rows of labels were exchanged: what is learned after one text is the answer to another.
+    """Labels of another row: texts and answers are exchanged.
 
     ## Why it matters
-    The loss falls by what answers have in common, and then stands still, since nothing in a text tells the
-    answer that it is given. It happens where ids and labels are shuffled, sorted by length or batched apart
-    from each other ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263) lost the pairs of texts and
-    images in that way).
+    The loss falls by what answers have in common, and then stops falling, since a text says nothing about
+    another row's answer. It happens where ids and labels are shuffled, sorted by length or batched separately
+    ([VLM-R1 263](https://github.com/om-ai-lab/VLM-R1/issues/263) lost the pairing of texts and images in that
+    way).
 
-    ## How sure it is
+    ## Confidence and false positives
     Labels and ids were compared token by token. It is an error where at most half of a row's labels are its
-    own tokens, and at least 95 % are those of one other row at the same places. Encoder-decoders and rows
+    own tokens, and at least 95% are those of one other row at the same positions. Encoder-decoders and rows
     with fewer than four labels are not judged.
 
     ## What to do
-    Make ids and labels of one sample in one place, and shuffle or sort them together.
+    Make ids and labels of one sample in one function, and shuffle or sort them together.
     """
     rows = [row for row in data.labelled if row.labels is not None and len(row.labels) == len(row.ids)]
     if len(rows) < 2:
@@ -59,7 +59,7 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
             "labels_of_the_other": _share(row, found.ids),
         },
         threshold={"labels_of_own_row": 1.0},
-        cause="ids and labels were put into another order than each other; where was not established",
+        cause="ids and labels are in different orders; where that happened was not established",
         certainty=Certainty.INFERRED,
         fix=Fix(
             "make ids and labels of a sample together, and keep them together",
@@ -69,7 +69,7 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
 
 
 def _share(row: Row, ids: Sequence[int]) -> float:
-    """The share of a row's labels that are `ids` at their places, by the better of the usual shifts."""
+    """The share of a row's labels that are `ids` at their positions, by the better of the usual shifts."""
     shares = []
     for shift in SHIFTS:
         pairs = [

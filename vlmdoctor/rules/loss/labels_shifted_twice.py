@@ -11,21 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("labels-shifted-twice", "LOSS301")
 def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
-    """Labels are shifted by the data and once more by the model: it learns to skip a token.
+    """Labels shifted twice, by the data and by the model: the model learns to skip a token.
 
     ## Why it matters
     The loss falls to something plausible, and the model writes every other token. Models of transformers
-    shift the labels themselves, so that a collator that shifts them too does it twice
-    ([transformers 44642](https://github.com/huggingface/transformers/issues/44642)); some models did it
-    twice on their own ([transformers 47394](https://github.com/huggingface/transformers/issues/47394)).
+    shift the labels themselves, so a collator that shifts them too does it twice ([transformers
+    44642](https://github.com/huggingface/transformers/issues/44642)); some models did it twice on their own
+    ([transformers 47394](https://github.com/huggingface/transformers/issues/47394)).
 
-    ## How sure it is
-    Both halves are measured: at least 90 % of the labels are the token so many places ahead, and of the
-    cross-entropies of the model's own logits exactly one is the loss that it gave. Other losses (with
-    smoothing, weights or extra terms) are not judged. Models that predict several tokens ahead on purpose
-    give their usual loss for the next token and are not touched. Features in front of the text (a prefix,
-    an image) are counted: a loss that takes its predictions from the start of the sequence is as many
-    places off.
+    ## Confidence and false positives
+    Both shifts are measured: at least 90% of the labels are the token so many positions ahead, and of the
+    cross-entropies of the model's own logits exactly one equals its loss. Other losses (with smoothing,
+    weights or extra terms) are not judged. Models that predict several tokens ahead on purpose give their
+    usual loss for the next token and are not reported. Features before the text (a prefix, an image) are
+    counted: a loss that takes its predictions from the start of the sequence is off by that many positions.
 
     ## What to do
     Shift in one place only: give labels that equal the input ids, with -100 where nothing is to be learned.
@@ -39,17 +38,19 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
         )
     elif alignment.front:
         cause = (
-            f"{alignment.front} features stand in front of the text, and the loss takes the predictions from "
-            "the start of the sequence, as if there were none"
+            f"{alignment.front} features come before the text, and the loss takes the predictions from the "
+            "start of the sequence, as if there were none"
         )
     elif alignment.model_shift > 1:
         cause = (
-            f"the labels stand at their own ids, and the model's loss shifts them by {alignment.model_shift}"
+            "the labels are at the positions of their own ids, and the model's loss shifts them by "
+            f"{alignment.model_shift}"
         )
     else:
         cause = f"the labels are {alignment.label_shift} ahead of the ids; the model does not shift them"
     yield Finding(
-        f"the model is taught the token {alignment.ahead} places ahead, and never the next one",
+        f"labels are shifted twice: the model learns the token {alignment.ahead} positions ahead, and never "
+        "the next one",
         Severity.ERROR,
         at=("labels",),
         measured={
@@ -67,13 +68,13 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
 def _fix(alignment: Alignment) -> Fix:
     if alignment.front:
         return Fix(
-            "leave out the predictions in front of the text, all but the last of them",
-            (f"logits = logits[:, {alignment.front} - 1 : -1]  # foretells the text's tokens",),
+            "drop the predictions before the text, all but the last of them",
+            (f"logits = logits[:, {alignment.front} - 1 : -1]  # predicts the text's tokens",),
         )
     if alignment.label_shift > 0:
         return Fix(
-            "shift once: give the model labels that stand at their own tokens",
-            ("labels = input_ids.clone()  # then -100 for what is not to be learned",),
+            "shift once: give the model labels at the positions of their own tokens",
+            ("labels = input_ids.clone()  # then -100 for what should not be learned",),
         )
     return Fix(
         "shift once in the model's loss; until then, compute the loss from its logits",

@@ -16,15 +16,15 @@ from vlmdoctor.rulebook import rule
     explains=("loss-not-falling", "initial-loss", "negative-loss"),
 )
 def loss_negated(form: LossForm) -> Iterator[Finding]:
-    """The gradient at the logits is that of a cross-entropy with the sign turned around.
+    """Loss negated: gradient descent makes the labelled tokens less likely.
 
     ## Why it matters
-    Descending on it makes the labelled tokens less likely with every step, while the number that is printed
-    keeps falling and looks like progress.
+    Gradient descent makes the labelled tokens less likely with every step, while the printed loss keeps
+    falling and looks like progress.
 
-    ## How sure it is
-    Measured at every supervised token: the gradient is the cross-entropy's own, times a negative weight.
-    It is a warning since to unlearn a text is done just so; it assumes that these tokens are to be learned.
+    ## Confidence and false positives
+    Measured at every supervised token: the gradient is the cross-entropy's own, times a negative weight. It
+    is a warning, since unlearning a text works the same way; it assumes that these tokens should be learned.
 
     ## What to do
     Look for the sign: `cross_entropy` has its minus inside, `log_softmax(...).gather(...)` needs one.
@@ -33,15 +33,15 @@ def loss_negated(form: LossForm) -> Iterator[Finding]:
     if not form.cross_entropy or weights.total >= 0 or form.weighted:
         return
     yield Finding(
-        f"each step makes the labelled tokens less likely: at all {weights.tokens} of them the gradient "
-        "points the wrong way",
+        f"the loss is negated: at all {weights.tokens} labelled tokens the gradient has the wrong sign, and "
+        "each step makes them less likely",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss": weights.loss, "sum_of_the_weights": weights.total},
         threshold={"sum_of_the_weights": 1.0},
-        cause="the loss is a cross-entropy times a negative number; assumed: these tokens are to be learned, "
-        "not to be forgotten",
-        fix=Fix("turn the sign around", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
+        cause="the loss is a cross-entropy times a negative number; assumed: these tokens should be "
+        "learned, not unlearned",
+        fix=Fix("flip the sign", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
     )
 
 

@@ -14,18 +14,18 @@ STEPS, TRIES = 8, 2
 
 @rule("loss-never-changes", "LOSS379", explains=("batch-not-learned", "loss-not-falling"))
 def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
-    """Gradients arrive and weights move, and the loss stays the same to the last digit.
+    """Loss constant while gradients arrive and weights change.
 
     ## Why it matters
     A loss that compares the model with itself is constant: in DPO or distillation with a reference that is
-    the model and not a copy of it, the margin is always 0 and the loss ln 2, while its gradient is not
-    zero. The policy drifts along it, away from where it was meant to stay. The first step is no sign: there
-    policy and reference agree in a healthy run too ([NeMo-Aligner
+    the model and not a copy, the margin is always 0 and the loss ln 2, while its gradient is not zero. The
+    policy drifts away from the reference that it should stay near. The first step shows nothing: there policy
+    and reference agree in a healthy run too ([NeMo-Aligner
     227](https://github.com/NVIDIA/NeMo-Aligner/issues/227)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Several steps were taken on a copy, with the given optimizer and with AdamW at rates up to 3e-2: no loss
-    differed from the first by more than a millionth. Gradients reach the weights, or it is not tried.
+    differed from the first by more than a millionth. It is tried only if gradients reach the weights.
 
     ## What to do
     Freeze a copy of the model as the reference: `copy.deepcopy(model).eval().requires_grad_(False)`.
@@ -35,13 +35,13 @@ def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
         return
     loss, steps = tries[0].losses[0], sum(len(one.losses) for one in tries)
     yield Finding(
-        f"the loss is {loss:.6g} in each of {steps} steps, while weights move",
+        f"the loss is constant: {loss:.6g} in each of {steps} steps, while weights change",
         Severity.ERROR,
         at=("the loss",),
         measured={"loss": loss, "tries": len(tries)},
         threshold={"change": SAME},
-        cause="the loss does not depend on what the weights are: it compares the model with itself, or with "
-        "what moves with it (inferred, not proven)",
+        cause="the loss does not depend on the weights: it compares the model with itself, or with "
+        "something that changes with it (inferred, not proven)",
         certainty=Certainty.INFERRED,
         fix=Fix(
             "compare with a frozen copy", ("reference = copy.deepcopy(model).eval().requires_grad_(False)",)

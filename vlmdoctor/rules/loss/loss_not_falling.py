@@ -12,44 +12,44 @@ from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.samples import VOCABULARY, sample_parameters, sample_steps
 
-ENOUGH = 100  # steps behind the warm-up
+ENOUGH = 100  # steps after the warm-up
 FALL = 0.02  # of the loss at the start
 FIRST = 5
 CLEAR = 2.0  # standard errors of a slope that count as falling, if it makes up `FALL` in SOON times the steps
 SOON = 5
 GUESSING = 0.75  # of ln(vocabulary): below it a run of unknown origin has learned before
 LOW = 0.5  # of ln(vocabulary): an untrained model that is below it has fallen already
-LARGEST = 1e30  # beyond it (or NaN) is the business of `non-finite`, and squares overflow
+LARGEST = 1e30  # beyond it (or NaN) `non-finite` reports, and squares overflow
 RISE, RISE_FLOOR = 1.5, 0.5  # times the best stretch, and at least so much
 
 
 @rule("loss-not-falling", "LOSS101", explains=("image-ignored", "accuracy-below-gate"))
 def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]:
-    """Finds runs that had time to learn and whose loss is still where it began, or is back there.
+    """Loss not decreasing: it is still where it began, or back there.
 
     ## Why it matters
-    It is the symptom that most faults end in: weights that were not loaded
-    ([MiniMind-V 75](https://github.com/jingyaogong/minimind-v/issues/75): flat at 7.3 to 7.5), parts that are
-    frozen or cut off, a learning rate of zero or far too high. Where one of those is found, this one is
+    Most faults end in this symptom: weights that were not loaded ([MiniMind-V
+    75](https://github.com/jingyaogong/minimind-v/issues/75): flat at 7.3 to 7.5), parts that are frozen or
+    get no gradient, a learning rate of zero or far too high. Where one of those is found, this finding is
     folded under it.
 
-    ## How sure it is
-    That the loss does not fall is measured over at least 100 steps behind the warm-up: the last fifth is
-    not 2 % below the first fifth nor below the first losses, and a straight line through all of them does not
-    fall clearly (by two standard errors, fast enough to make up 2 % in five times as many steps). A run that
-    falls slowly is not reported, nor a short one, nor one that continues from
-    trained weights and is below three quarters of ln(vocabulary). The reason is not known from the loss. It
-    also reports a loss that had fallen and rose to half as much again.
+    ## Confidence and false positives
+    That the loss does not fall is measured over at least 100 steps after the warm-up: the last fifth is not
+    2% below the first fifth nor below the first losses, and a straight line through all of them does not fall
+    clearly (by two standard errors, fast enough to make up 2% in five times as many steps). A loss that falls
+    slowly is not reported, nor a short run, nor a run that continues from trained weights and is below three
+    quarters of ln(vocabulary). The reason is not known from the loss. A loss that had fallen and rose again
+    by half is reported too.
 
     ## What to do
-    Try whether the model can learn one single batch by heart: if it can't, something is wired wrongly; if
-    it can, look at the learning rate and the data. Check that the checkpoint was really loaded."""
+    Try to overfit one single batch: if the model can't, something is wired wrongly; if it can, look at the
+    learning rate and the data. Check that the checkpoint was really loaded."""
     losses = [(step, loss) for step, loss in _after_warmup(steps) if abs(loss) < LARGEST]
     if len(losses) < ENOUGH or steps.resumed:
         return
     values = [loss for _, loss in losses]
     fifth = len(values) // 5
-    # A run that first jumps up and comes back down has not learned either: what counts is where it began.
+    # A run that first jumps up and comes back down has not learned either: it is compared with the start.
     first = min(fmean(values[:fifth]), median([loss for _, loss in steps.losses][:FIRST]))
     last = fmean(values[-fifth:])
     chance = math.log(parameters.vocab_size) if parameters and parameters.vocab_size else None
@@ -83,16 +83,15 @@ def loss_not_falling(steps: Steps, parameters: Parameters | None) -> Iterator[Fi
         threshold={"loss_last": (1 - FALL) * first},
         cause=(
             (
-                f"the model still guesses: ln({parameters.vocab_size}) is {chance:.3g}; "
+                f"the model still guesses: ln(vocab_size {parameters.vocab_size}) is {chance:.3g}; "
                 if parameters and at_chance
                 else ""
             )
             + "no cause was found in what was measured (gradients, weights, optimizer)"
         ),
         fix=Fix(
-            "see whether one batch can be learned by heart; if so, raise the learning rate and look at "
-            "the labels, "
-            "if not, check that the weights were loaded and that the labels are the next tokens",
+            "try to overfit one batch; if that works, raise the learning rate and look at the labels, if "
+            "not, check that the weights were loaded and that the labels are the next tokens",
             (
                 (
                     "for _ in range(200): loss = model(**batch).loss; loss.backward(); optimizer.step(); "

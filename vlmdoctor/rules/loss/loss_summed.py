@@ -10,7 +10,7 @@ from vlmdoctor.evidence.loss_terms import LossTerms, Term
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-FEWEST = 4  # tokens: with fewer a weight of 1 may be another's doing
+FEWEST = 4  # tokens: with fewer a weight of 1 may have another reason
 
 
 @rule(
@@ -20,28 +20,28 @@ FEWEST = 4  # tokens: with fewer a weight of 1 may be another's doing
     formerly=("tokens-summed", "LOSS370"),
 )
 def loss_summed(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The loss is a sum over the supervised tokens: it and its gradient grow with their number.
+    """Loss is a sum over the supervised tokens instead of a mean.
 
     ## Why it matters
-    A learning rate, a clipping norm and a loss curve are known for means. With a sum they are off by the
-    number of supervised tokens, which differs from batch to batch: clipping at 1.0 then cuts every step,
-    batches with long answers pull hardest, and twice the batch is twice the learning rate. Compare
+    Learning rates, clipping norms and loss curves are known for means. With a sum they are off by the number
+    of supervised tokens, which differs from batch to batch: clipping at 1.0 then cuts every step, batches
+    with long answers have the largest gradients, and twice the batch is twice the learning rate. Compare
     [transformers 34191](https://github.com/huggingface/transformers/issues/34191), where the division by the
-    number of tokens was lost too.
+    number of tokens was missing too.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured in two ways, of which one is enough: the results of torch's cross-entropy add up to exactly the
     loss; or the gradient at the logits is that of a cross-entropy in which every token has a weight of
-    exactly 1, whatever code made the loss. A batch that brings a number to divide by is left alone then. It
-    is a warning since a loop may divide later on, by a number that the loss does not see; that is the
-    assumption it names.
+    exactly 1, whatever code made the loss. A batch that contains a number to divide by is not judged then. It
+    is a warning, since a loop may divide later, by a number that the loss does not get; the finding names
+    that assumption.
 
     ## What to do
     Take the mean over the supervised tokens, or divide by the tokens of the whole optimizer step.
     """
     summed = None if terms is None else terms.summed()
     if summed is None and form is None:
-        raise Unavailable("the loss is made without torch's cross-entropy, so it can't be looked into")
+        raise Unavailable("the loss is computed without torch's cross-entropy, so its terms are not known")
     if summed is not None and summed.targets >= FEWEST and summed.is_sum:
         yield _finding(summed.loss, summed.targets, 1.0)
     elif form is not None and form.cross_entropy and form.weights.even and not form.weighted:
@@ -63,8 +63,8 @@ def _finding(loss: float, tokens: int, weight: float) -> Finding:
             "weight_of_a_token": weight,
         },
         threshold={"loss": loss / tokens, "weight_of_a_token": 1 / tokens},
-        cause="it is not divided by the number of supervised tokens, so that loss and gradient are "
-        f"{tokens:,} times those of a mean here; assumed: nothing divides them later",
+        cause="the loss is not divided by the number of supervised tokens, so loss and gradient are "
+        f"{tokens:,} times those of a mean; assumed: nothing divides them later",
         fix=Fix(
             "take the mean over the supervised tokens",
             ('loss = F.cross_entropy(logits, labels, reduction="mean")',),

@@ -11,19 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("masked-labels-counted", "LOSS378", explains=("initial-loss", "batch-not-learned"))
 def masked_labels_counted(form: LossForm) -> Iterator[Finding]:
-    """Labels of -100 stand in the batch, and the loss learns something at those places all the same.
+    """Masked labels (-100) are in the loss.
 
     ## Why it matters
-    -100 leaves a token out only where the loss looks for it. `labels.clamp(min=0)` for a `gather`, a loss of
-    one's own, or another `ignore_index` teach the model to answer the prompt, the image and the padding with
-    token 0. Since those are most of a row, that is most of what it learns.
+    -100 masks a token only where the loss checks for it. `labels.clamp(min=0)` for a `gather`, a custom loss,
+    or another `ignore_index` train the model to predict token 0 at the prompt, the image and the padding.
+    Since those are most of a row, that is most of what the model learns.
 
-    ## How sure it is
-    Which positions count is measured: the gradient at the logits is not zero there. They are held against the
-    labels of each row that are not -100. A warning, since a loss may have terms for other tokens on purpose.
+    ## Confidence and false positives
+    Which positions are in the loss is measured: the gradient at the logits is not zero there. These positions
+    are compared with the labels of each row that are not -100. It is a warning, since a loss may have terms
+    for other tokens on purpose.
 
     ## What to do
-    Mask the loss as well as the labels.
+    Mask the loss as well as the labels, for instance with `ignore_index=-100`.
     """
     if not form.cross_entropy or not form.labels or len(form.labels) != len(form.weights.rows):
         return
@@ -36,15 +37,16 @@ def masked_labels_counted(form: LossForm) -> Iterator[Finding]:
         return
     supervised = sum(form.labels)
     yield Finding(
-        f"the loss counts {form.weights.tokens} tokens, and the labels of {supervised} are not masked",
+        f"masked labels are in the loss: {form.weights.tokens} tokens in the loss, {supervised} labels not "
+        "masked",
         Severity.WARNING,
         at=("labels", *(f"row {row} of the batch" for row in rows[:4])),
         measured={"counted": form.weights.tokens, "labels": supervised},
         threshold={"counted": supervised},
-        cause="labels of -100 are not left out of the loss: they are clamped, or it ignores another number; "
-        "assumed: no loss is meant for those tokens",
+        cause="labels of -100 are not left out of the loss: they are clamped, or the loss ignores another "
+        "number; assumed: no loss is intended for those tokens",
         fix=Fix(
-            "leave them out",
+            "leave masked labels out of the loss",
             ("loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)",),
         ),
     )

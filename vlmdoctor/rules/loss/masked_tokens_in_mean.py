@@ -11,31 +11,31 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 FEWEST = 4  # tokens
-MOST = 0.8  # of the positions: nearer to all of them the two means can't be told apart safely
+MOST = 0.8  # of the positions: with more of them the two means can't be distinguished safely
 
 
 @rule("masked-tokens-in-mean", "LOSS371", explains=("initial-loss",))
 def masked_tokens_in_mean(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The loss divides by every position of the batch, though only some of them are supervised.
+    """Masked tokens in the mean: the loss is divided by all positions, not by the supervised ones.
 
     ## Why it matters
-    `(loss * mask).mean()` divides by prompt, image and padding too. The loss then looks better the more of
-    a batch is padding, is far below ln(vocabulary) for a model that only guesses, and its gradient shrinks
-    with it: one long picture or one long row in the batch takes weight from the answers of all the others.
+    `(loss * mask).mean()` divides by prompt, image and padding too. The loss then looks better the more of a
+    batch is padding, is far below ln(vocabulary) for a model that only guesses, and its gradient shrinks too:
+    one large image or one long row in the batch takes weight from the answers of all the others.
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured in two ways, of which one is enough. The results of torch's cross-entropy, added up and divided
     by all their targets, are exactly the loss. Or the gradient at the logits is that of a cross-entropy whose
     weights are all one over the number of positions, and they stay so when the labels of one row are masked,
-    which a mean over supervised tokens answers with larger weights. It is a warning since a constant divisor
-    may be meant.
+    while a mean over supervised tokens would get larger weights. It is a warning, since a constant divisor
+    may be intended.
 
     ## What to do
     Divide by the number of supervised tokens, as in `(loss * mask).sum() / mask.sum()`.
     """
     summed = None if terms is None else terms.summed()
     if summed is None and form is None:
-        raise Unavailable("the loss is made without torch's cross-entropy, so it can't be looked into")
+        raise Unavailable("the loss is computed without torch's cross-entropy, so its terms are not known")
     if summed is not None and summed.targets >= FEWEST and summed.is_mean_over_all:
         yield _finding(summed.loss, summed.targets, summed.places, summed.total / summed.targets)
     elif form is not None and (divisor := _divisor(form)) is not None:
@@ -58,14 +58,14 @@ def _divisor(form: LossForm) -> int | None:
 
 def _finding(loss: float, tokens: int, divisor: int, mean: float) -> Finding:
     return Finding(
-        f"the loss is divided by all {divisor:,} positions, of which {tokens:,} are supervised: it is "
-        f"{loss:.4g} where their mean is {mean:.4g}",
+        f"masked tokens are in the mean: the loss is divided by all {divisor:,} positions, of which "
+        f"{tokens:,} are supervised: {loss:.4g}, expected {mean:.4g}",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss": loss, "tokens": tokens, "divided_by": divisor},
         threshold={"loss": mean, "divided_by": tokens},
         cause="the mean is taken after masking, over masked positions too, as .mean() of a loss with "
-        "reduction='none' does; assumed: the number of positions is not meant as a constant divisor",
+        "reduction='none' does; assumed: the number of positions is not intended as a constant divisor",
         fix=Fix("divide by the supervised tokens", ("loss = (loss * mask).sum() / mask.sum()",)),
     )
 

@@ -12,18 +12,18 @@ from vlmdoctor.rulebook import rule
 
 @rule("nan-without-an-answer", "LOSS375")
 def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
-    """A batch in which one row has no supervised token gives NaN, though the other rows have some.
+    """NaN loss when one row has no supervised token.
 
     ## Why it matters
-    Rows lose their answer when they are cut at the maximum length, and a dataset has some of those. A mean
-    per row divides 0 by 0 there; the NaN goes through the mean over rows into every weight, hours into a run
-    ([Automodel 3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796), [Open-Assistant
+    Truncation at the maximum length leaves some rows without an answer. A mean per row divides 0 by 0 there;
+    the NaN goes through the mean over rows into every weight, hours into a run ([Automodel
+    3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796), [Open-Assistant
     2001](https://github.com/LAION-AI/Open-Assistant/issues/2001)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: the labels of one row were masked with -100, which this batch uses itself, and the loss became
-    NaN. It is a warning, since the data at hand may have an answer in every row. A batch without any
-    supervised token gives NaN in torch's own cross-entropy, and is no fault.
+    NaN. It is a warning, since the given data may have an answer in every row. A batch without any supervised
+    token gives NaN in torch's own cross-entropy, and is no fault.
 
     ## What to do
     Divide by `mask.sum(1).clamp(min=1)`, or take one mean over the tokens of all rows.
@@ -31,13 +31,13 @@ def nan_without_an_answer(form: LossForm) -> Iterator[Finding]:
     if form.without is None or math.isfinite(form.without.loss) or not math.isfinite(form.weights.loss):
         return
     yield Finding(
-        f"one row without an answer makes the loss {form.without.loss}: {form.weights.loss:.4g} before",
+        f"one row without an answer makes the loss {form.without.loss}, {form.weights.loss:.4g} before",
         Severity.WARNING,
         at=(f"row {form.masked_row}",),
         measured={"loss": form.weights.loss, "loss_with_the_row_masked": form.without.loss},
         threshold={"loss_with_the_row_masked": "finite"},
         cause="the loss of each row is divided by its own supervised tokens, which may be none (inferred); "
-        "assumed: such rows occur, as they do when long samples are cut",
+        "assumed: such rows occur, as after truncation of long samples",
         certainty=Certainty.INFERRED,
         fix=Fix(
             "take one mean over the tokens of all rows, or never divide by zero",

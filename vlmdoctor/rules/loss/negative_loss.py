@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("negative-loss", "LOSS130", explains=("loss-not-falling", "initial-loss"))
 def negative_loss(forward: Forward) -> Iterator[Finding]:
-    """The loss on a batch with token labels is negative.
+    """Loss is negative on a batch with token labels.
 
     ## Why it matters
     Cross-entropy is a sum of negative logarithms of probabilities, and never below zero. A minus sign too
-    many turns the descent around: every step makes the right tokens less likely, while the number that is
-    printed keeps falling and looks like progress.
+    many reverses the descent: every step makes the right tokens less likely, while the printed loss keeps
+    falling and looks like progress.
 
-    ## How sure it is
+    ## Confidence and false positives
     The loss was measured. A loss that adds other terms to the cross-entropy (a reward, an entropy bonus, the
     logarithm of a density) may be negative by design, so that it is a warning.
 
@@ -28,14 +28,14 @@ def negative_loss(forward: Forward) -> Iterator[Finding]:
     if forward.loss is None or not forward.finite or not forward.supervised_tokens or forward.loss >= 0:
         return
     yield Finding(
-        f"the loss is {forward.loss:.4f}: a cross-entropy over tokens can't be below zero",
+        f"the loss is negative: {forward.loss:.4f}, and a cross-entropy over tokens can't be below zero",
         Severity.WARNING,
         at=("the loss",),
         measured={"loss": forward.loss, "labels": forward.supervised_tokens},
         threshold={"loss": 0.0},
         cause="its sign is wrong, or added terms outweigh the cross-entropy; which was not established",
         certainty=Certainty.INFERRED,
-        fix=Fix("turn the sign around", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
+        fix=Fix("flip the sign", ("loss = torch.nn.functional.cross_entropy(logits, labels)",)),
     )
 
 

@@ -13,16 +13,16 @@ ALLOWED = 0.05  # of the logarithm of a sum that is 1
 
 @rule("nll-without-log", "LOSS141", explains=("negative-loss", "loss-not-falling", "initial-loss"))
 def nll_without_log(terms: LossTerms) -> Iterator[Finding]:
-    """`nll_loss` is given logits or probabilities, and no log-probabilities.
+    """`nll_loss` gets logits or probabilities instead of log-probabilities.
 
     ## Why it matters
-    `nll_loss` only picks the number of the right class and turns its sign. Given logits there is no price on
-    the wrong classes: the loss falls without end while all logits grow. Given probabilities the loss lies
-    between -1 and 0 and hardly pushes.
+    `nll_loss` only picks the number of the right class and flips its sign. With logits there is no cost for
+    the wrong classes: the loss falls without bound while all logits grow. With probabilities the loss is
+    between -1 and 0 and its gradient is small.
 
-    ## How sure it is
+    ## Confidence and false positives
     The numbers were measured where they reached torch's function: for log-probabilities their exponentials
-    sum to at most 1. It is an error where they sum to more for every target looked at.
+    sum to at most 1. It is an error where they sum to more for every target that was read.
 
     ## What to do
     Take `log_softmax` first, or use `cross_entropy`, which does both.
@@ -32,7 +32,7 @@ def nll_without_log(terms: LossTerms) -> Iterator[Finding]:
             continue
         what = "probabilities" if term.probabilities else "logits"
         yield Finding(
-            f"nll_loss is given {what}, not log-probabilities",
+            f"nll_loss gets {what} instead of log-probabilities",
             Severity.ERROR,
             at=("the input of nll_loss",),
             measured={

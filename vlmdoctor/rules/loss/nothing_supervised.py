@@ -36,22 +36,23 @@ FEWEST_ROWS = 10
     ),
 )
 def nothing_supervised(data: Data | None, steps: Steps | None, forward: Forward | None) -> Iterator[Finding]:
-    """Finds data and runs in which every label is masked (-100), so that there is nothing to learn from.
+    """All labels masked (-100): nothing is supervised.
 
     ## Why it matters
-    The loss is 0 or NaN, gradients are zero, the weights stay, and some trainers log `loss 0.0` as if all
-    were well. A prompt longer than the maximum length, a chat template without its generation mark, markers
-    that don't occur in the tokenised text, and a tokenizer of another version all lead there
-    ([TRL 6668](https://github.com/huggingface/trl/issues/6668),
-    [LLaVA 1166](https://github.com/haotian-liu/LLaVA/issues/1166),
-    [unsloth 3198](https://github.com/unslothai/unsloth/issues/3198)).
+    The loss is 0 or NaN, gradients are zero, the weights do not change, and some trainers log `loss 0.0` as
+    if all were well. Causes are a prompt longer than the maximum length, a chat template without `{%
+    generation %}`, markers that don't occur in the tokenised text, and a tokenizer of another version ([TRL
+    6668](https://github.com/huggingface/trl/issues/6668), [LLaVA
+    1166](https://github.com/haotian-liu/LLaVA/issues/1166), [unsloth
+    3198](https://github.com/unslothai/unsloth/issues/3198)).
 
-    ## How sure it is
-    Where the labels of the batches were counted it is certain: no label was left at any step. Where they
-    were not, it says so if the loss is exactly 0 at every step while the gradients are zero or missing.
-    Single masked batches are legal; from a fifth of at least twenty steps on it is a warning.
-    Before a run, the labels of the batch and of some samples are counted: an error where there are several
-    rows and none has a label, a warning where it is a single row, or a fifth of at least ten samples.
+    ## Confidence and false positives
+    Where the labels of the batches were counted it is certain: no label was left at any step. Where they were
+    not counted, the finding says so: it is reported if the loss is exactly 0 at every step while the
+    gradients are zero or missing. Single masked batches are legal; from a fifth of at least twenty steps on
+    it is a warning. Before a run, the labels of the batch and of some samples are counted: an error where
+    there are several rows and none has a label, a warning where it is a single row, or a fifth of at least
+    ten samples.
 
     ## What to do
     Print one batch's labels as text. If nothing is left, look at the template, the markers and the length.
@@ -77,19 +78,19 @@ def _in_data(data: Data) -> Finding | None:
     first = empty[0]
     limit = data.max_length
     if all(row.roles_known and not row.count("assistant") for row in empty):
-        cause = "no answer is in these rows: the prompt fills them, as when long prompts are truncated"
+        cause = "these rows contain no answer: the prompt fills them, as after truncation of long prompts"
     elif limit is not None and all(row.length == limit for row in empty):
         cause = f"they all have {limit} tokens, the maximum length: the answers are cut off"
     elif data.roles_unknown and data.tokenizer_given and "nowhere in the tokens" in data.roles_unknown:
-        cause = f"{data.roles_unknown}: what masks by it masks everything"
+        cause = f"{data.roles_unknown}: a mask that is made with it masks everything"
     elif any(row.count("assistant") for row in empty):
         cause = Inferred(
-            "answers are in the rows and their labels are masked; what masked them was not established"
+            "the rows contain answers and their labels are masked; what masked them was not established"
         )
     else:
-        cause = Inferred("not one label other than -100 counts; what masked them was not established")
+        cause = Inferred("no label other than -100 is in the loss; what masked them was not established")
     return Finding(
-        "every label is masked: there is nothing to learn from"
+        "all labels are masked (-100): nothing is supervised"
         if everything
         else f"{len(empty)} of {len(rows)} samples have no label at all",
         Severity.ERROR if everything and len(rows) > 1 else Severity.WARNING,
@@ -98,7 +99,7 @@ def _in_data(data: Data) -> Finding | None:
         threshold={"share_of_rows": OFTEN},
         cause=cause,
         fix=Fix(
-            "look at what is supervised; then mend the template, the markers or the length",
+            "look at what is supervised; then fix the template, the markers or the length",
             ("vlmdoctor look TARGET",),
         ),
     )
@@ -106,14 +107,13 @@ def _in_data(data: Data) -> Finding | None:
 
 def _in_the_loss() -> Finding:
     return Finding(
-        "every target of the loss is one that it ignores: there is nothing to learn from",
+        "every target equals the loss's ignore_index: nothing is supervised",
         Severity.ERROR,
         at=("the loss",),
         measured={"targets_that_count": 0},
-        cause="all targets that cross_entropy is given equal its ignore_index; what made them so was not "
-        "established",
+        cause="all targets of cross_entropy equal its ignore_index; the reason was not established",
         certainty=Certainty.INFERRED,
-        fix=Fix("look at what the loss is given", ("print((targets != ignore_index).sum())",)),
+        fix=Fix("look at the targets of the loss", ("print((targets != ignore_index).sum())",)),
     )
 
 
@@ -125,7 +125,7 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
     flowing = flowing or any(s.grad_norm for s in steps.sampled)
     cause: str
     if len(counts) >= ENOUGH and empty == len(counts):
-        message, severity = "every label is masked: there is nothing to learn from", Severity.ERROR
+        message, severity = "all labels are masked (-100): nothing is supervised", Severity.ERROR
         over = counted(len(counts), "step")
         cause = Inferred(f"not one label other than -100 in {over}; what masked them was not established")
     elif not counts and len(losses) >= ENOUGH and not any(losses) and steps.sampled and not flowing:
@@ -147,7 +147,7 @@ def _in_steps(steps: Steps) -> Iterator[Finding]:
         threshold={"share_of_steps": OFTEN},
         cause=cause,
         fix=Fix(
-            "look at what the labels leave of the text; then mend the template, the markers or the length",
+            "look at what the labels leave of the text; then fix the template, the markers or the length",
             ("print(tokenizer.decode([t for t in batch['labels'][0].tolist() if t != -100]))",),
         ),
         step=next(

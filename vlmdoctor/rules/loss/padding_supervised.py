@@ -14,24 +14,25 @@ MOST = 0.5
 
 @rule("padding-supervised", "LOSS304")
 def padding_supervised(data: Data) -> Iterator[Finding]:
-    """Padding is among the labels, so that the model is taught to write it.
+    """Padding not masked in labels.
 
     ## Why it matters
-    Padding is easy to predict: the loss looks better than it is, and the shorter the answers, the more of it
-    is about nothing. Where padding is the end-of-text token, the model learns to write it again and again.
+    Padding is easy to predict: the loss looks better than it is, and the shorter the answers, the less of it
+    is about them. Where padding is the end-of-text token, the model learns to write that token again and
+    again.
 
-    ## How sure it is
-    Padding is what the attention mask leaves out, or, where the mask leaves out nothing, a run of the padding
-    token before or after the text. Its labels were counted. It is an error where they are more than half of
-    all labels, else a warning.
+    ## Confidence and false positives
+    Padding is what the attention mask hides, or, where the mask hides nothing, a run of the padding token
+    before or after the text. Its labels were counted. It is an error where they are more than half of all
+    labels, else a warning.
 
     ## What to do
-    Set the labels to -100 where the attention mask is 0, and not where the id is that of padding: the two
+    Set the labels to -100 where the attention mask is 0, and not where the id is the padding token: the two
     differ as soon as padding and end of text share a token.
     """
     rows = data.needing_labels()
     wrong = sum(_wrong(row, data) for row in rows)
-    # One end of text after the answer is no padding, even if both are the same token.
+    # One end-of-text token after the answer is no padding, even if both are the same token.
     if data.words.pad_is_eos and wrong <= len(rows):
         return
     if not wrong:
@@ -39,13 +40,13 @@ def padding_supervised(data: Data) -> Iterator[Finding]:
     supervised = sum(sum(row.seen) for row in rows)
     share = wrong / supervised
     yield Finding(
-        f"padding is {share:.0%} of what the loss sees",
+        f"padding is not masked in the labels: {share:.0%} of supervised tokens",
         Severity.ERROR if share > MOST else Severity.WARNING,
         at=("labels", *[row.name for row in rows if _wrong(row, data)][:4]),
         measured={"labels": supervised, "at_padding": wrong, "rows": len(rows)},
         threshold={"at_padding": 0},
         cause="the labels of padding are not masked",
-        fix=Fix("mask them by the attention mask", (f"labels[attention_mask == 0] = {IGNORED}",)),
+        fix=Fix("mask the labels by the attention mask", (f"labels[attention_mask == 0] = {IGNORED}",)),
         links=("https://github.com/merveenoyan/smol-vision/issues/11",),
     )
 

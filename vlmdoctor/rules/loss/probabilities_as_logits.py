@@ -11,7 +11,7 @@ from vlmdoctor.evidence.loss_terms import LossTerms, Term
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
+FEWEST_NUMBERS = 256  # between 0 and 1, to rule out chance
 
 
 @rule(
@@ -21,31 +21,30 @@ FEWEST_NUMBERS = 256  # between 0 and 1, for it to be no accident
     formerly=("softmax-twice", "LOSS372"),
 )
 def probabilities_as_logits(terms: LossTerms | None, form: LossForm | None) -> Iterator[Finding]:
-    """The output goes through a softmax or a sigmoid before the loss, which does that itself.
+    """Softmax or sigmoid applied twice: before the loss and in it.
 
     ## Why it matters
-    `cross_entropy` takes logits. Given probabilities it takes the softmax of numbers between 0 and 1, which
-    is almost flat: a model that is entirely sure and right still has nearly the loss of guessing, and the
-    gradients are tiny. The loss falls a little, then stands still, and nothing raises.
-    `binary_cross_entropy_with_logits` behind a sigmoid is the same mistake.
+    `cross_entropy` takes logits. With probabilities it takes the softmax of numbers between 0 and 1, which is
+    almost flat: a perfect model still has nearly the loss of guessing, and the gradients are tiny. The loss
+    falls a little, then stops falling, and nothing raises. `binary_cross_entropy_with_logits` after a sigmoid
+    is the same mistake.
 
-    ## How sure it is
-    The numbers that reached torch's own loss function were measured. Where none is below zero and they sum
-    to 1 for every target looked at, they are probabilities: an error. Log-probabilities are fine, since the
-    softmax of them gives the probabilities back, and are not reported. Where all are merely between 0 and 1
-    (at least 256 of them) it is a warning: a sigmoid does that, and so may similarities without a
-    temperature.
+    ## Confidence and false positives
+    The numbers that reached torch's own loss function were measured. Where none is below zero and they sum to
+    1 for every target, they are probabilities: an error. Log-probabilities are right, since their softmax
+    gives the probabilities back, and are not reported. Where all numbers are between 0 and 1 (at least 256 of
+    them) it is a warning: a sigmoid does that, and so may similarities without a temperature.
 
-    Of a loss that does not call torch's functions, the gradient at the logits is measured instead: no logit
-    is negative, those of every position add up to 1, and the gradient is that of a cross-entropy which took
+    Where a loss does not call torch's functions, the gradient at the logits is measured instead: no logit is
+    negative, those of every position add up to 1, and the gradient is that of a cross-entropy which took
     their softmax. A loss that takes their logarithm is not reported.
 
     ## What to do
-    Give the loss the output of the last linear layer as it is; take the softmax only for reading it.
+    Give the loss the output of the last linear layer unchanged; apply the softmax only at inference.
     """
     called = terms.terms if terms is not None else ()
     if not called and form is None:
-        raise Unavailable("the loss was not looked into")
+        raise Unavailable("the terms of the loss are not known")
     for term in called:
         if term.function == "nll_loss":
             continue
@@ -63,13 +62,13 @@ def probabilities_as_logits(terms: LossTerms | None, form: LossForm | None) -> I
 def _softmax(term: Term) -> Finding:
     least = math.log(1 + (term.classes - 1) / math.e)
     return Finding(
-        f"the softmax is taken twice: cross_entropy is given probabilities over {term.classes:,} classes",
+        f"softmax is applied twice: cross_entropy gets probabilities over {term.classes:,} classes",
         Severity.ERROR,
         at=("the input of cross_entropy",),
         measured={"lowest": term.low, "highest": term.high, "sum_over_classes": list(term.sums)},
         threshold={"lowest_possible_loss": least, "loss_of_guessing": math.log(term.classes)},
-        cause="a softmax comes before it, and cross_entropy takes one itself: even a model that is sure and "
-        f"right has a loss of {least:.4f}",
+        cause="a softmax comes before cross_entropy, which applies one itself: even a perfect model has a "
+        f"loss of {least:.4f}",
         fix=Fix(
             "give cross_entropy the logits, without the softmax",
             ("logits = lm_head(hidden)", "loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())"),
@@ -80,29 +79,29 @@ def _softmax(term: Term) -> Finding:
 def _by_the_gradient(form: LossForm) -> Finding:
     floor = math.log(math.e + form.vocabulary - 1) - 1
     return Finding(
-        f"the softmax is taken twice: the loss can't fall below {floor:.2f}, and guessing costs "
+        f"softmax is applied twice: the loss can't fall below {floor:.2f}, and the loss of guessing is "
         f"{math.log(form.vocabulary):.2f}",
         Severity.ERROR,
         at=("the logits",),
         measured={"sum_of_the_logits": 1.0, "loss": form.weights.loss},
         threshold={"lowest_possible_loss": floor, "loss_of_guessing": math.log(form.vocabulary)},
-        cause="the head puts out probabilities (none is negative, each position's add up to 1), and the "
-        "cross-entropy treats them as logits: both were measured",
-        fix=Fix("hand the cross-entropy what comes before the softmax", ("return self.lm_head(hidden)",)),
+        cause="the head outputs probabilities (none is negative, and they add up to 1 at each position), "
+        "and the cross-entropy treats them as logits: both were measured",
+        fix=Fix("give the cross-entropy the output before the softmax", ("return self.lm_head(hidden)",)),
     )
 
 
 def _between(term: Term) -> Finding:
     return Finding(
-        f"every number that {term.function} is given lies between 0 and 1",
+        f"all inputs of {term.function} are between 0 and 1",
         Severity.WARNING,
         at=(f"the input of {term.function}",),
         measured={"lowest": term.low, "highest": term.high, "numbers": term.rows * term.classes},
         threshold={"lowest": "below 0"},
-        cause="as behind a sigmoid, which the loss expects to be left out, or as similarities without a "
-        "temperature; which was not established",
+        cause="as after a sigmoid, which the loss applies itself, or as similarities without a temperature; "
+        "which was not established",
         certainty=Certainty.INFERRED,
-        fix=Fix("give the loss the output of the last layer as it is", ("loss = loss_fn(logits, targets)",)),
+        fix=Fix("give the loss the output of the last layer unchanged", ("loss = loss_fn(logits, targets)",)),
     )
 
 

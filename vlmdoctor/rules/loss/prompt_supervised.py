@@ -15,18 +15,18 @@ FEWEST = 8  # tokens of users' words
 
 @rule("prompt-supervised", "LOSS306")
 def prompt_supervised(data: Data) -> Iterator[Finding]:
-    """The words of the user are among the labels, beside those of the assistant.
+    """Prompt not masked in labels: the user's words are supervised.
 
     ## Why it matters
     The loss is then mostly about questions, which repeat, and little about answers, which matter. A mask that
-    covers only padding and images leaves them in
-    ([VLM-R1 123](https://github.com/om-ai-lab/VLM-R1/issues/123),
-    [TRL 1880](https://github.com/huggingface/trl/issues/1880)).
+    covers only padding and images leaves the questions supervised ([VLM-R1
+    123](https://github.com/om-ai-lab/VLM-R1/issues/123), [TRL
+    1880](https://github.com/huggingface/trl/issues/1880)).
 
-    ## How sure it is
-    The speakers were told apart by the chat template's own markers, and 90 % of the users' words have
-    labels. Whether that is meant can't be seen: it assumes fine-tuning on conversations, where prompts are
-    mostly masked. Some recipes learn them on purpose, and pretraining does: ignore this rule then.
+    ## Confidence and false positives
+    The speakers are identified by the chat template's own markers, and 90% of the users' tokens have labels.
+    Whether that is intended is not known: the rule assumes fine-tuning on conversations, where prompts are
+    mostly masked. Some recipes train on prompts on purpose, and so does pretraining: ignore this rule then.
 
     ## What to do
     Mask everything but the answers and the stop token after each.
@@ -38,14 +38,14 @@ def prompt_supervised(data: Data) -> Iterator[Finding]:
         return
     total = sum(sum(row.seen) for row in rows)
     yield Finding(
-        f"the questions are learned too: {learned / total:.0%} of what the loss sees are the user's words",
+        f"the prompt is not masked: {learned / total:.0%} of supervised tokens are the user's words",
         Severity.WARNING,
         at=("labels", *(row.name for row in rows[:4])),
         measured={"labels": total, "of_users": learned, "of_answers": answers, "rows": len(rows)},
         threshold={"of_users": 0},
-        cause="the labels of the user's turns are not masked; that they are meant to be is assumed",
+        cause="the labels of the user's turns are not masked; assumed: they should be",
         fix=Fix(
-            "mask the prompts, for instance by the template's own mark of the answers",
+            "mask the prompts, for instance with the template's assistant mask",
             ("tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)",),
         ),
     )

@@ -13,16 +13,16 @@ FEWEST = 2  # labels: a model may shift once more than it should
 
 @rule("rows-not-in-loss", "LOSS374")
 def rows_not_in_loss(form: LossForm) -> Iterator[Finding]:
-    """Rows of the batch that have labels leave the loss as it is: they are computed and not learned from.
+    """Rows with labels are not in the loss.
 
     ## Why it matters
-    An index that was meant for a shape (`logits[0]`), a loop that returns in its first round, or a mask of
-    another row throws part of every batch away. Nothing raises, the loss looks right and falls; the rest of
-    the data is never learned.
+    An index that was meant for a shape (`logits[0]`), a loop that returns in its first iteration, or a mask
+    of another row drops part of every batch. Nothing raises, the loss looks right and falls; the rest of the
+    data is never learned.
 
-    ## How sure it is
-    Measured: no logit of those rows has a gradient, though they have labels and their predictions are not so
-    sure that a gradient would vanish. Batches that bring weights for their rows are left alone.
+    ## Confidence and false positives
+    Measured: no logit of those rows has a gradient, though the rows have labels and their predictions are not
+    so confident that a gradient would vanish. Batches with weights for their rows are not judged.
 
     ## What to do
     Flatten batch and sequence together: `cross_entropy(logits.flatten(0, 1), labels.flatten())`.
@@ -41,8 +41,8 @@ def rows_not_in_loss(form: LossForm) -> Iterator[Finding]:
         at=tuple(f"row {row}" for row in lost[:8]),
         measured={"tokens_in_the_loss": list(rows[:16]), "labels": list(form.labels[:16])},
         threshold={"rows_without_gradient": 0},
-        cause="no logit of those rows gets a gradient from the loss, which must leave them out on its way "
-        "from the logits",
+        cause="no logit of those rows gets a gradient from the loss: they are dropped between the logits "
+        "and the loss",
         fix=Fix(
             "flatten batch and sequence together",
             ("loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",),

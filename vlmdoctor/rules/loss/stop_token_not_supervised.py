@@ -14,28 +14,28 @@ from vlmdoctor.rules.places import counted
 
 @rule("stop-token-not-supervised", "LOSS305", formerly=("end-token-masked", "LOSS341"))
 def stop_token_not_supervised(data: Data) -> Iterator[Finding]:
-    """No answer's stop token is among the labels, so that the model never learns to stop.
+    """Stop token (EOS) not in labels: the model never learns to stop.
 
     ## Why it matters
-    The model goes on until the limit of generated tokens, often by asking itself the next question. The
-    usual ways there: padding is the end-of-text token and the collator masks all padding
-    ([unsloth 416](https://github.com/unslothai/unsloth/issues/416),
-    [llm-course 33](https://github.com/mlabonne/llm-course/issues/33)); the stop token is never appended
-    ([TRL 1623](https://github.com/huggingface/trl/issues/1623)); or the template puts it into the next
-    message, outside of what is learned ([TRL 5988](https://github.com/huggingface/trl/issues/5988)).
+    The model generates until the token limit, often by asking itself the next question. Usual causes: padding
+    is the end-of-text token and the collator masks all padding ([unsloth
+    416](https://github.com/unslothai/unsloth/issues/416), [llm-course
+    33](https://github.com/mlabonne/llm-course/issues/33)); the stop token is never appended ([TRL
+    1623](https://github.com/huggingface/trl/issues/1623)); or the template puts it into the next message,
+    outside the supervised part ([TRL 5988](https://github.com/huggingface/trl/issues/5988)).
 
-    ## How sure it is
-    Answers were told apart by the chat template's own markers, or by a masked question before a supervised
-    answer; their labels were counted in all rows looked at. It is an error where a stop token stands in the
-    text and is masked because padding has the same id, else a warning: a model that can stop already may get
-    along without. Answers that are cut off at the maximum length are not counted.
+    ## Confidence and false positives
+    Answers are identified by the chat template's own markers, or by a masked question before a supervised
+    answer; their labels were counted in all rows that were read. It is an error where a stop token is in the
+    text and is masked because padding has the same id, else a warning: a model that can stop already may not
+    need it. Answers that are truncated at the maximum length are not counted.
 
     Without a tokenizer, the tokens that end a text are read from the model's generation settings or its
-    configuration. It fires where in every row one of them follows the last label, is attended to, and is
-    masked, and where no such token is a label anywhere.
+    configuration. It is reported where in every row such a token follows the last label, is attended to, and
+    is masked, and where no such token is a label anywhere.
 
     ## What to do
-    Leave the stop token after each answer among the labels; give padding a token of its own.
+    Keep the stop token after each answer in the labels; give padding a token of its own.
     """
     yield from _by_answers(data) if data.tokenizer_given else _behind_the_last_label(data)
 
@@ -53,17 +53,17 @@ def _by_answers(data: Data) -> Iterator[Finding]:
     name = "the stop token" if stop is None else f"the stop token {data.words.named(stop)}"
     if by_padding:
         cause = (
-            "padding and end of text are the same token here, and the labels of all of them are masked: "
-            "as a collator does that masks by the id of padding"
+            "padding and end of text are the same token here, and all their labels are masked, as by a "
+            "collator that masks by the padding id"
         )
     elif there:
         cause = Inferred(
-            "it stands after the answers, and its labels are masked; what masked them was not established"
+            "it follows the answers, and its labels are masked; what masked them was not established"
         )
     else:
-        cause = "none stands after any answer: it is not appended, or comes with the next message only"
+        cause = "no answer is followed by one: it is not appended, or comes with the next message only"
     yield Finding(
-        f"{name} is never learned: {counted(len(rows), 'answer')} looked at, none ends with a supervised one",
+        f"{name} is not in the labels: none of {counted(len(rows), 'answer')} ends with a supervised one",
         Severity.ERROR if by_padding else Severity.WARNING,
         at=("labels", *(row.name for row in rows[:4])),
         measured={
@@ -82,7 +82,7 @@ def _behind_the_last_label(data: Data) -> Iterator[Finding]:
     """Without one: the token that ends a text follows the last label of every row, masked."""
     ends = set(data.words.eos_ids)
     if not ends:
-        raise Unavailable("the model does not say which token ends a text")
+        raise Unavailable("the model's configuration does not name the token that ends a text")
     rows = [row for row in data.needing_labels() if any(row.seen)]
     if not rows or any(label in ends for row in rows for label in row.labels or ()):
         return
@@ -91,25 +91,26 @@ def _behind_the_last_label(data: Data) -> Iterator[Finding]:
     same = data.words.padding_id in ends
     first = sorted(ends)[0]
     yield Finding(
-        f"the token that ends a text is never learned: hidden in all {counted(len(rows), 'row')}, right "
-        "behind the last label",
+        f"the stop token (EOS) is not in the labels: masked in all {counted(len(rows), 'row')}, right after "
+        "the last label",
         Severity.ERROR if same else Severity.WARNING,
         at=("labels", *(row.name for row in rows[:4])),
         measured={"rows": len(rows), "supervised_end_tokens": 0, "padding_is_end_of_text": same},
         threshold={"supervised_end_tokens": 1},
-        cause=f"padding and end of text are the same token ({first}), whose labels are all hidden"
+        cause=f"padding and end of text are the same token ({first}), whose labels are all masked"
         if same
-        else f"the token ({first}) stands in the text and its label is hidden; by what was not established",
+        else f"the token ({first}) is in the text and its label is masked; what masked it was not "
+        "established",
         certainty=Certainty.MEASURED if same else Certainty.INFERRED,
         fix=Fix(
-            "hide labels by the attention mask, not by the id of padding",
+            "mask labels by the attention mask, not by the padding id",
             (f"labels[attention_mask == 0] = {IGNORED}",),
         ),
     )
 
 
 def _ends_hidden(row: Row, ends: set[int], padding: int | None) -> bool:
-    """Whether the real token behind the row's last label ends the text."""
+    """Whether the real token after the row's last label ends the text."""
     labels = row.labels or ()
     after = max(at for at, label in enumerate(labels) if label != IGNORED) + 1
     if after >= len(row.ids) or row.ids[after] not in ends:
@@ -120,7 +121,7 @@ def _ends_hidden(row: Row, ends: set[int], padding: int | None) -> bool:
 
 
 def _has_answer(row: Row) -> bool:
-    """A supervised answer: by its speaker, or as supervised text behind a masked beginning."""
+    """A supervised answer: by its speaker, or as supervised text after a masked beginning."""
     if row.roles_known:
         return row.count("assistant", supervised=True) > 0
     return row.count("other", supervised=True) > 0 and _masked_start(row)
@@ -133,7 +134,7 @@ def _masked_start(row: Row) -> bool:
 
 
 def _cut(row: Row, data: Data) -> bool:
-    """Whether the row is as long as rows may be, so that its end may have been cut off."""
+    """Whether the row has the maximum length, so that its end may have been truncated."""
     limits = {limit for limit in (data.max_length, data.words.max_positions) if limit}
     return row.length in limits
 
@@ -150,9 +151,9 @@ def _fix(by_padding: bool, there: int) -> Fix:
             (f"labels[attention_mask == 0] = {IGNORED}", "tokenizer.pad_token = tokenizer.unk_token"),
         )
     if there:
-        return Fix("leave the stop token after each answer among the labels")
+        return Fix("keep the stop token after each answer in the labels")
     return Fix(
-        "append it to each answer before encoding, inside of what is learned",
+        "append it to each answer before encoding, inside the supervised part",
         ("answer = answer + tokenizer.eos_token",),
     )
 

@@ -1,1 +1,1 @@
-"""Rules on what may see what: the causal mask, padding, other samples."""
+"""Rules on attention masks: the causal mask, padding, other samples."""

@@ -13,21 +13,21 @@ FEW = 0.05
 
 @rule("attention-backends-differ", "MASK105")
 def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
-    """The model gives other logits with eager than with sdpa attention, by more than rounding.
+    """Eager and sdpa attention give different logits.
 
     ## Why it matters
-    All back ends compute one function. Where they don't, a mask, a scale or a cap is lost in one of them, and
-    scores depend on which is installed: 81.6 against 72.6 for Qwen2-VL's vision tower ([transformers
-    35749](https://github.com/huggingface/transformers/issues/35749)); a perplexity of 5 against 16 for Doge
+    All back ends compute one function. Where they don't, a mask, a scale or a cap is missing in one of them,
+    and scores depend on which is installed: 81.6 and 72.6 for Qwen2-VL's vision tower ([transformers
+    35749](https://github.com/huggingface/transformers/issues/35749)); a perplexity of 5 and 16 for Doge
     ([transformers 48821](https://github.com/huggingface/transformers/issues/48821)).
 
-    ## How sure it is
-    The same batch is run with both, and only real tokens are compared. It is reported from a thousandth of
-    the largest logit on, and if it is more than twenty times what one rounding of the embeddings moves, for
-    more than a twentieth of the tokens: a choice that a rounding turns (the nearest word of a codebook, an
-    expert) moves single ones, and a lost mask, scale or cap most.
-    Models that cap scores in eager attention only are left out. Which of the two is right is not
-    established, hence a warning.
+    ## Confidence and false positives
+    The same batch is run with both, and only real tokens are compared. A difference is reported if it is at
+    least a thousandth of the largest logit, and more than twenty times what one rounding of the embeddings
+    changes, for more than a twentieth of the tokens. A choice that rounding flips (the nearest entry of a
+    codebook, an expert) changes single tokens. A missing mask, scale or cap changes most of them. Models that
+    cap scores in eager attention only are not judged. Which of the two is right is not established, so it is
+    a warning.
 
     ## What to do
     Train and evaluate with the same back end, and compare both with a reference:
@@ -37,7 +37,8 @@ def attention_backends_differ(influence: Influence) -> Iterator[Finding]:
     if not seen.moves or seen.moved_positions < FEW * seen.positions:
         return
     yield Finding(
-        message=f"from {seen.what} attention, {seen.moved_positions} of {seen.positions} tokens' logits move",
+        message=f"logits of {seen.moved_positions} of {seen.positions} tokens change from {seen.what} "
+        "attention",
         severity=Severity.WARNING,
         at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "largest_logit": influence.scale},

@@ -11,21 +11,21 @@ from vlmdoctor.rulebook import rule
 
 @rule("cache-disagrees", "MASK170")
 def cache_disagrees(influence: Influence) -> Iterator[Finding]:
-    """The last tokens, decoded one by one with the cache, have other logits than in one pass over them all.
+    """KV cache changes the logits: decoding step by step differs from one pass.
 
     ## Why it matters
-    Training runs in one pass, `generate` with a cache. Where the two differ, a model that learned well writes
+    Training runs in one pass, `generate` with a cache. Where the two differ, a well trained model generates
     badly: every evaluation that generates is wrong, and reinforcement learning trains on samples of another
-    model. Behind it are rotary positions that start again at zero with the cache, learned positions without
-    an offset, masks of the wrong length, keys that are rotated twice, and image features that are written
-    once more, or lost, while decoding.
+    model. Causes are rotary positions that start again at zero with the cache, learned positions without an
+    offset, masks of the wrong length, keys that are rotated twice, and image features that are inserted
+    again, or lost, while decoding.
 
-    ## How sure it is
+    ## Confidence and false positives
     The end of each row is cut off and decoded with its own tokens forced, by the model's own `generate` where
-    it has one. It is reported only if the same decoding without the cache agrees with the one pass and with
-    the cache it does not, by more than rounding. Training itself is not touched by it, hence a warning; it
-    assumes that the model will generate. Rows that end in padding or images, and models whose forward takes
-    no cache, are left out.
+    it has one. A difference is reported only if decoding without the cache agrees with the one pass, and
+    decoding with the cache differs by more than rounding. Training itself is not affected, so it is a
+    warning; it assumes that the model will generate. Rows that end in padding or images, and models whose
+    forward takes no cache, are not judged.
 
     ## What to do
     Count positions from the length of the cache, and rotate new keys once, before they are stored.
@@ -43,7 +43,7 @@ def cache_disagrees(influence: Influence) -> Iterator[Finding]:
         "keys of the cached path are off"
     )
     yield Finding(
-        f"decoding with the cache gives other logits than one pass: they differ by {seen.moved:.2g}"
+        f"decoding with the KV cache changes the logits: they differ from one pass by {seen.moved:.2g}"
         + (f" (the largest is {scale:.2g})" if scale else ""),
         Severity.WARNING,
         at=(f"row {seen.row}, token {seen.position}",),

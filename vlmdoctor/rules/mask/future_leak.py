@@ -1,4 +1,4 @@
-"""future-leak: a supervised position sees the tokens that it is meant to foretell."""
+"""future-leak: a supervised position attends to the tokens that it should predict."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from vlmdoctor.rulebook import rule
 
 @rule("future-leak", "MASK101", explains=("attention-backends-differ", "padding-moves-logits"))
 def future_leak(influence: Influence) -> Iterator[Finding]:
-    """Logits move when a later token is changed: the causal mask is missing, inverted or replaced.
+    """Causal mask missing: logits change when a later token changes.
 
     ## Why it matters
     A position that sees the next token copies it: the loss falls towards zero, and `generate`, which has no
-    next token to look at, writes nonsense. It happens where a padding mask is passed in place of the causal
-    one ([unsloth-zoo 963](https://github.com/unslothai/unsloth-zoo/issues/963)), where True means "hidden" to
-    one function and "visible" to the next ([LLMs-from-scratch
+    next token, writes nonsense. It happens where a padding mask is passed in place of the causal one
+    ([unsloth-zoo 963](https://github.com/unslothai/unsloth-zoo/issues/963)), where True means "hidden" to one
+    function and "visible" to the next ([LLMs-from-scratch
     1062](https://github.com/rasbt/LLMs-from-scratch/issues/1062)), and after library updates ([transformers
     48745](https://github.com/huggingface/transformers/issues/48745)).
 
-    ## How sure it is
-    One late token of the text is exchanged, and the logits before it are compared bit for bit with what the
-    same pass gave before. Only positions that the loss compares with a next token count, so that prompts and
-    image blocks that look both ways by design (PaliGemma, Gemma 3, encoders) are not reported, nor are models
-    whose labels are not the next tokens. A model that is meant to look ahead and yet is trained on the next
+    ## Confidence and false positives
+    One late token of the text is replaced, and the logits at earlier positions are compared bit for bit with
+    those of the same pass before. Only supervised positions are compared. Prompts and image blocks with
+    bidirectional attention by design (PaliGemma, Gemma 3, encoders) are not reported, nor are models whose
+    labels are not the next tokens. A model that should attend to later tokens and is trained on the next
     token would be reported wrongly.
 
     ## What to do
-    Pass `is_causal=True`, or a mask whose upper triangle is closed, to the attention of the text:
+    Apply a causal mask to the attention of the text: `is_causal=True`, or a lower-triangular mask:
 
-        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look
+        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may attend
         F.scaled_dot_product_attention(q, k, v, attn_mask=mask & padding[:, None, None, :])
     """
     seen = influence.of("later-token")
@@ -39,8 +39,8 @@ def future_leak(influence: Influence) -> Iterator[Finding]:
         return
     place = seen.detail.get("place")
     yield Finding(
-        message=f"{seen.moved_positions} of {seen.positions} supervised positions see the future: "
-        "their logits move when a later token changes",
+        message=f"no causal mask: logits at {seen.moved_positions} of {seen.positions} supervised positions "
+        "change when a later token changes",
         severity=Severity.ERROR,
         at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
         measured={"moved": seen.moved, "moved_at_the_token": seen.effect, "changed": seen.what},
@@ -55,7 +55,7 @@ def _cause(seen: Change) -> str:
     if seen.detail.get("is_decoder") is False:
         return "config.is_decoder is False, which makes this family attend in both directions"
     place = seen.detail.get("place")
-    where = f"{place} is where it gets through first" if place else "where it gets through is unknown"
+    where = f"{place} is the first module that lets it through" if place else "the module is unknown"
     if _proven(seen):
         return f"the attention of the text is not causal; {where}"
     return Inferred(f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven")
@@ -65,25 +65,25 @@ def _fix(seen: Change) -> Fix:
     if seen.detail.get("is_decoder") is False:
         return Fix("build the model as a decoder", ("config.is_decoder = True",))
     return Fix(
-        "close the upper triangle of the attention mask",
+        "apply a causal mask",
         ("F.scaled_dot_product_attention(q, k, v, is_causal=True)",),
     )
 
 
 def _proven(seen: Change) -> bool:
-    mended = seen.detail.get("moved_with_causal_mask")
-    return mended is not None and mended <= seen.allowed
+    fixed = seen.detail.get("moved_with_causal_mask")
+    return fixed is not None and fixed <= seen.allowed
 
 
 def proof_of(seen: Change) -> Proof | None:
     """What a causal mask in memory did; None where it was not tried or did not help."""
     if not _proven(seen):
         return None
-    mended = seen.detail["moved_with_causal_mask"]
+    fixed = seen.detail["moved_with_causal_mask"]
     return Proof(
         tried="torch's attention made causal in memory",
-        before=f"an earlier logit moves by {seen.moved:.3g}",
-        after=f"it moves by {mended:.3g}",
+        before=f"max logit change at earlier positions {seen.moved:.3g}",
+        after=f"max logit change {fixed:.3g}",
     )
 
 

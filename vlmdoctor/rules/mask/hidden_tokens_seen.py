@@ -1,4 +1,4 @@
-"""hidden-tokens-seen: tokens that the padding mask hides are read all the same."""
+"""hidden-tokens-seen: tokens that the padding mask hides are attended to all the same."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("hidden-tokens-seen", "MASK182", explains=("text-without-effect", "image-without-effect"))
 def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
-    """Noise in the padding gives real tokens other logits, or the batch another loss.
+    """Padding mask ignored or inverted: noise in the padding changes logits or loss.
 
     ## Why it matters
-    A mask that is inverted on its way shows a model the padding and hides the text and the image from it.
-    Torch's `key_padding_mask` is true where there is padding, the mask of transformers is 1 where there is
-    none: handed from one to the other as it is, nothing raises ([torchTextClassifiers
-    92](https://github.com/InseeFrLab/torchTextClassifiers/pull/92)). A mask that is not used at all gives a
-    sample another answer in every batch.
+    An inverted mask shows a model the padding, and hides the text and the image. Torch's `key_padding_mask`
+    is true where there is padding, the mask of transformers is 1 where there is none: passed from one to the
+    other unchanged, it raises nothing ([torchTextClassifiers
+    92](https://github.com/InseeFrLab/torchTextClassifiers/pull/92)). Without any mask a sample gets another
+    answer in every batch.
 
-    ## How sure it is
-    Only the embeddings in places that the mask hides get noise, so that shapes, ids and positions stay as
-    they are, and nothing at all may move. An error where logits of real tokens do, or where nothing else is
-    seen; a warning where only the loss is known, since a term of it may be a mean over all tokens.
+    ## Confidence and false positives
+    Only the embeddings at masked positions get noise. Shapes, token ids and position ids stay the same, so
+    nothing may change. It is an error where logits of real tokens change, or where only the masked tokens
+    have an effect. It is a warning where only the loss is known, since one of its terms may be a mean over
+    all tokens.
 
     ## What to do
     Look at each call of attention: which of the two kinds of mask does it take?

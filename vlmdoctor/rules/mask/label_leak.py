@@ -13,35 +13,35 @@ MOVED = 1e-3  # of the largest score: rounding is a thousand times smaller
 
 @rule("label-leak", "MASK180", formerly=("label-seen",), explains=("initial-loss",))
 def label_leak(leak: LabelLeak) -> Iterator[Finding]:
-    """The model is given the answer to each prediction together with the question.
+    """Label leak: a prediction depends on its own label.
 
     ## Why it matters
-    A decoder that is fed the labels has to be fed them one place later: at each place it sees what comes
-    before the label that it is to foretell. Without that shift it learns to copy: the loss falls towards 0
-    within minutes, and what is generated is nonsense ([transformers
-    32344](https://github.com/huggingface/transformers/issues/32344)). The same comes of labels that are used
-    as a feature, or of a mask that lets a token see itself one place ahead.
+    A decoder that gets the labels as input has to get them shifted by one position: at each position it sees
+    what comes before the label to predict. Without that shift the decoder learns to copy: the loss falls
+    towards 0 within minutes, and generated text is nonsense ([transformers
+    32344](https://github.com/huggingface/transformers/issues/32344)). Labels that are used as a feature do
+    the same, and so does a mask that lets a token attend to the next one.
 
-    ## How sure it is
-    One label is changed, and the scores that the loss compares with it are read off its call: they move. A
-    prediction may depend on other labels, which a decoder reads; on its own it never may. Three labels are
-    tried, and all have to show it.
+    ## Confidence and false positives
+    One label is changed, and the scores that the loss compares with it change. A prediction may depend on
+    other labels, which a decoder reads, and never on its own. Three labels are tried, and all have to show
+    it.
 
     ## What to do
     Feed the decoder its start token and then the labels without the last one.
     """
     if leak.tried and leak.moved > MOVED * max(leak.scale, 1e-6):
         yield Finding(
-            f"predictions depend on their own labels: changing one moves its scores by {leak.moved:.3g}",
+            f"predictions depend on their own labels: changing one changes its scores by {leak.moved:.3g}",
             Severity.ERROR,
             at=("labels", f"row {leak.row}, label {leak.position}"),
             measured={"moved": leak.moved, "largest_score": leak.scale, "labels_tried": leak.tried},
             threshold={"moved": MOVED * leak.scale},
-            cause="the decoder reads the labels at the places where it is to foretell them: they are not "
-            "shifted (inferred from which scores moved)",
+            cause="the decoder reads each label at the position where it predicts that label: the labels "
+            "are not shifted (inferred from which scores changed)",
             certainty=Certainty.INFERRED,
             fix=Fix(
-                "shift what the decoder reads by one",
+                "shift the decoder's input by one",
                 ("decoder_input_ids = torch.cat([start, labels[:, :-1]], dim=1)",),
             ),
         )

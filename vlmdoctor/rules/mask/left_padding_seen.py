@@ -1,4 +1,4 @@
-"""left-padding-seen: padding before the text is not masked, so that the text sees it."""
+"""left-padding-seen: padding before the text is not masked, so that the text attends to it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 
 @rule("left-padding-seen", "MASK303")
 def left_padding_seen(data: Data) -> Iterator[Finding]:
-    """Rows are padded on the left, and no attention mask hides the padding.
+    """Left padding not masked: the text attends to it.
 
     ## Why it matters
-    Every token sees what comes before it: with padding there, the answer of a sample depends on how long
-    the other samples of its batch are. Models with learned positions are moved along too ([transformers
-    29583](https://github.com/huggingface/transformers/issues/29583)).
+    Every token attends to what comes before it. With padding there, the answer of a sample depends on how
+    long the other samples of its batch are. With learned positions the padding shifts the positions too
+    ([transformers 29583](https://github.com/huggingface/transformers/issues/29583)).
 
-    ## How sure it is
-    At least three padding tokens in a row begin some row, the mask is 1 there or there is none, and not
-    every row begins so. Padding after the text is harmless in causal models, and is not reported. It is a
-    warning.
+    ## Confidence and false positives
+    Some row begins with at least three padding tokens, the mask is 1 there or there is none, and not every
+    row begins so. Padding after the text is harmless in causal models, and is not reported. It is a warning.
 
     ## What to do
     Pass the tokenizer's attention mask to the model.
@@ -39,7 +38,7 @@ def left_padding_seen(data: Data) -> Iterator[Finding]:
         return
     masked = any(row.attended is not None for row in rows)
     yield Finding(
-        f"the padding before the text is seen: {len(rows)} of {len(data.rows)} rows begin with it",
+        f"left padding is not masked: {len(rows)} of {len(data.rows)} rows begin with it",
         Severity.WARNING,
         at=("attention_mask", *(row.name for row in rows[:4])),
         measured={"rows": len(rows), "padding_tokens": max(row.runs[0][2] for row in rows)},

@@ -1,4 +1,4 @@
-"""mask-hides-answers: the attention mask hides the very tokens that the loss is about."""
+"""mask-hides-answers: the attention mask hides every supervised token."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ FEWEST = 2
     ),
 )
 def mask_hides_answers(data: Data) -> Iterator[Finding]:
-    """The attention mask is 0 at every token that the loss sees: it is inverted, or 0 everywhere.
+    """Attention mask hides every supervised token: it is inverted, or 0 everywhere.
 
     ## Why it matters
-    What the mask hides no token attends to, so that the answers are learned without the text before them.
-    Nothing raises: a row in which all is hidden is attended to evenly, or gives zeros, or NaN, depending on
-    the attention back end. Masks of other libraries are the other way round (`key_padding_mask` of
-    `torch.nn.MultiheadAttention` is True at padding),
-    and an empty mask is easily made by a comparison with ids of another kind.
+    No token attends to what the mask hides, so the answers are learned without the text before them. Nothing
+    raises: a fully masked row gets uniform attention, or zeros, or NaN, depending on the attention back end.
+    Masks of other libraries are inverted (`key_padding_mask` of `torch.nn.MultiheadAttention` is True at
+    padding), and a comparison with ids of another dtype easily gives an empty mask.
 
-    ## How sure it is
-    Mask, ids and labels were compared place by place, padding tokens left out. It is said only where nothing
-    that is supervised is attended to, in every row of the batch.
+    ## Confidence and false positives
+    Mask, ids and labels were compared position by position, without padding tokens. It is reported only where
+    the mask hides every supervised token in every row of the batch.
 
     ## What to do
     Take the mask from the tokenizer's call that made the ids: 1 where there is a token, 0 at padding.
@@ -53,16 +52,16 @@ def mask_hides_answers(data: Data) -> Iterator[Finding]:
         return
     nothing_left = not any(any(row.attended or ()) for row in rows)
     yield Finding(
-        "the attention mask is 0 everywhere: no token sees another"
+        "the attention mask is 0 everywhere: no token attends to another"
         if nothing_left
         else "the attention mask is inverted: it is 1 at padding and 0 at the text"
         if _inverted(rows, data)
-        else "the attention mask hides every token that the loss sees",
+        else "the attention mask hides every supervised token",
         Severity.ERROR,
         at=("attention_mask", *[row.name for row in rows][:4]),
         measured={"labels": sum(hidden), "of_them_attended_to": 0, "rows": len(rows)},
         threshold={"of_them_attended_to": sum(hidden)},
-        cause="a mask of 1 where there is a token and 0 at padding is what the model expects",
+        cause="the model expects 1 at tokens and 0 at padding",
         fix=Fix(
             "make the mask from the final ids",
             ("attention_mask = (input_ids != tokenizer.pad_token_id).long()",),

@@ -23,18 +23,18 @@ FEWEST = 2
 
 @rule("mask-hides-tokens", "MASK302")
 def mask_hides_tokens(data: Data) -> Iterator[Finding]:
-    """The attention mask is 0 at tokens of the text or of images.
+    """Attention mask hides tokens of the text or of images.
 
     ## Why it matters
-    What the mask hides, no other token sees: with the placeholders of images masked the model answers
-    without looking, and nothing raises. It happens when the mask is made from the ids by hand, before
-    placeholders are put in or expanded, or for another length ([LlamaFactory
+    No other token attends to what the mask hides. With image placeholders masked, the model answers without
+    its images, and nothing raises. It happens when the mask is made from the ids by hand, before placeholders
+    are inserted or expanded, or for another length ([LlamaFactory
     10782](https://github.com/hiyouga/LlamaFactory/issues/10782)).
 
-    ## How sure it is
-    Mask and ids were compared place by place; text that is masked at an end of a row is taken for padding,
-    an image is not. That every placeholder of all images is hidden is an error. Anything else that is
-    hidden is a warning, since some recipes hide words on purpose.
+    ## Confidence and false positives
+    Mask and ids were compared position by position. Masked text at an end of a row is taken for padding, an
+    image is not. It is an error if every placeholder of all images is hidden. Anything else is a warning,
+    since some recipes hide words on purpose.
 
     ## What to do
     Take the mask from the same call that made the ids, or make it from the final ids.
@@ -52,9 +52,9 @@ def mask_hides_tokens(data: Data) -> Iterator[Finding]:
         return
     images = sum(row.count("image") for row in rows)
     all_images = images > 0 and hidden["image"] == images
-    told = ", ".join(f"{number} {ROLES[role]}" for role, number in hidden.most_common(3))
+    given = ", ".join(f"{number} {ROLES[role]}" for role, number in hidden.most_common(3))
     yield Finding(
-        f"the attention mask hides {'every image' if all_images else told}",
+        f"the attention mask hides {'every image' if all_images else given}",
         Severity.ERROR if all_images else Severity.WARNING,
         at=("attention_mask", *[row.name for row in rows if _hides(row)][:4]),
         measured={"hidden_tokens": dict(hidden), "image_tokens": images},

@@ -1,4 +1,4 @@
-"""mask-inverted: a token sees those behind it, and none in front of it."""
+"""mask-inverted: a token attends to later tokens, and to no earlier ones."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from vlmdoctor.rules.mask.future_leak import proof_of
     ),
 )
 def mask_inverted(influence: Influence) -> Iterator[Finding]:
-    """The causal mask is inverted: a token sees itself and the later ones, and nothing that came before.
+    """Causal mask inverted: tokens attend to later tokens and not to earlier ones.
 
     ## Why it matters
-    What stands in front of the answer (the question, the image) has no effect on it, and the next token,
-    which is to be foretold, can be read off: the loss falls, and nothing that is of use is learned. True
-    means "hidden" to `nn.MultiheadAttention` and "visible" to `scaled_dot_product_attention`
-    ([LLMs-from-scratch 1062](https://github.com/rasbt/LLMs-from-scratch/issues/1062)).
+    What comes before the answer (the question, the image) has no effect on it, and the next token can be
+    copied instead of predicted: the loss falls, and nothing useful is learned. True means "hidden" to
+    `nn.MultiheadAttention` and "visible" to `scaled_dot_product_attention` ([LLMs-from-scratch
+    1062](https://github.com/rasbt/LLMs-from-scratch/issues/1062)).
 
-    ## How sure it is
-    Both are measured: a changed later token moves supervised logits in front of it, and a changed early token
-    moves its own logits and none behind it.
+    ## Confidence and false positives
+    Both are measured: a changed later token changes supervised logits before it, and a changed early token
+    changes its own logits and none after it.
 
     ## What to do
-    Turn the mask around, and keep its diagonal open:
+    Invert the mask, and keep its diagonal:
 
-        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look, for scaled_dot_product_attention
+        mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may attend, for scaled_dot_product_attention
         nn_mha_mask = ~mask  # True: hidden, for nn.MultiheadAttention
     """
     seen = influence.of("later-token")
@@ -46,17 +46,15 @@ def mask_inverted(influence: Influence) -> Iterator[Finding]:
         return
     place = seen.detail.get("place")
     yield Finding(
-        "the causal mask is inverted: tokens see the later ones, and nothing that came before them",
+        "the causal mask is inverted: tokens attend to later tokens, and to no earlier ones",
         Severity.ERROR,
         at=tuple(name for name in (place, f"row {seen.row}, token {seen.position}") if name),
         measured={"moved_by_a_later_token": seen.moved, "moved_by_an_earlier_token": 0.0},
         threshold={"moved_by_a_later_token": seen.allowed},
-        cause="the mask of the attention is turned around; "
-        f"{place or 'an unknown place'} is where the future gets through first",
+        cause=f"the attention mask is inverted; {place or 'an unknown module'} is the first module that "
+        "lets later tokens through",
         proof=proof_of(seen),
-        fix=Fix(
-            "turn the mask around", ("mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may look",)
-        ),
+        fix=Fix("invert the mask", ("mask = torch.ones(T, T, dtype=torch.bool).tril()  # True: may attend",)),
     )
 
 

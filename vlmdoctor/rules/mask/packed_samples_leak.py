@@ -1,4 +1,4 @@
-"""packed-samples-leak: samples that share a row see each other."""
+"""packed-samples-leak: samples that share a row attend to each other."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("packed-samples-leak", "MASK103")
 def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
-    """Packed samples see each other: no block-diagonal mask keeps them apart within their row.
+    """Packed samples attend to each other: block-diagonal mask missing.
 
     ## Why it matters
-    Several short samples in one row save padding, but without a mask between them each reads those before it,
-    and learns from texts that have nothing to do with it. Measured in [functionary
+    Several short samples in one row save padding, but without a mask between them each sample attends to
+    those before it, and learns from unrelated texts. Measured in [functionary
     265](https://github.com/MeetKai/functionary/issues/265): 44.1 with the leak, 37.6 without; see also [trl
     1230](https://github.com/huggingface/trl/issues/1230) and [transformers
     31629](https://github.com/huggingface/transformers/issues/31629).
 
-    ## How sure it is
-    A token of the first sample in a row is exchanged and the logits of the others in it are compared. That
-    the row is packed is told by `position_ids` that start again at 0, or by segment numbers. It is a warning
-    since some pretrain on concatenated texts on purpose: it assumes that positions which start again
-    are meant to keep the samples apart.
+    ## Confidence and false positives
+    A token of the first sample in a row is replaced, and the logits of the other samples in that row are
+    compared. That the row is packed is inferred from `position_ids` that start again at 0, or from segment
+    numbers. It is a warning, since some pretrain on concatenated texts on purpose. The assumption is that
+    positions which start again should keep the samples apart.
 
     ## What to do
     In transformers, leave out `attention_mask`, pass `position_ids` that start again, and turn the cache off
@@ -36,15 +36,15 @@ def packed_samples_leak(influence: Influence) -> Iterator[Finding]:
     seen = influence.of("packed-neighbour")
     if not seen.moves:
         return
-    told = seen.detail.get("told_by", "position_ids")
+    given = seen.detail.get("told_by", "position_ids")
     masked, fix = _why(seen)
-    cause = f"{masked}; assumed: samples whose {told} start anew are meant to be separate"
+    cause = f"{masked}; assumed: samples whose {given} start again are meant to be separate"
     yield Finding(
-        message=f"packed samples see each other: changing {seen.what} moves {seen.moved_positions} of "
-        f"{seen.positions} logits of the other samples in that row",
+        message=f"packed samples attend to each other: changing {seen.what} changes {seen.moved_positions} "
+        f"of {seen.positions} logits of the other samples in that row",
         severity=Severity.WARNING,
         at=(f"row {seen.row}, token {seen.position}",),
-        measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": told},
+        measured={"moved": seen.moved, "moved_in_its_own_sample": seen.effect, "told_by": given},
         threshold={"moved": seen.allowed},
         cause=Inferred(cause) if isinstance(masked, Inferred) else cause,
         fix=fix,

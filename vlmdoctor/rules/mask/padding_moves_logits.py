@@ -1,4 +1,4 @@
-"""padding-moves-logits: how much a batch is padded changes what the model says of the real tokens."""
+"""padding-moves-logits: the amount of padding changes the logits of real tokens."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ LINKS = (
 
 @rule("padding-moves-logits", "MASK104", explains=("left-padding-seen", "hidden-tokens-seen"))
 def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
-    """The logits of real tokens move when the batch is padded a little more.
+    """Padding changes the logits of real tokens.
 
     ## Why it matters
-    A sample's padding depends on the longest sample beside it. A model that sees the padding, or counts
-    positions through it, gives a sample another answer in every batch: learned absolute positions with
-    padding on the left and no `position_ids` ([transformers
+    A sample's padding depends on the longest sample of its batch. A model that attends to padding, or counts
+    positions through it, gives a sample another answer in every batch. Causes are learned absolute positions
+    with padding on the left and no `position_ids` ([transformers
     29583](https://github.com/huggingface/transformers/issues/29583), [alpaca-lora
     315](https://github.com/tloen/alpaca-lora/issues/315)), or a padding mask that is ignored or inverted.
 
-    ## How sure it is
-    Three more padding tokens are put on the side where the batch already has them, with a mask of 0, and the
-    logits of the real tokens are compared. What may move is what one rounding of the embeddings moves in this
-    very model, times twenty. Recurrent layers, which read padding on the left by design, and rotary scalings
-    that depend on the length are left out.
+    ## Confidence and false positives
+    Three more padding tokens are added on the side where the batch already has them, with a mask of 0, and
+    the logits of the real tokens are compared. The tolerance is twenty times what one rounding of the
+    embeddings changes in this model. Recurrent layers, which read left padding by design, and rotary scalings
+    that depend on the length are not judged.
 
     ## What to do
     Hide padded keys in the attention, and count positions from the first real token:
@@ -52,10 +52,11 @@ def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
         why = "the padding mask may be ignored or inverted"
         fix = Fix(
             "hide the padded keys from attention: 1 means a real token",
-            ("mask = attention_mask[:, None, None, :].bool()  # True: may be looked at",),
+            ("mask = attention_mask[:, None, None, :].bool()  # True: may be attended to",),
         )
     yield Finding(
-        message=f"{seen.what} move the logits of {seen.moved_positions} of {seen.positions} real tokens",
+        message=f"padding changes the logits: {seen.what} change those of {seen.moved_positions} of "
+        f"{seen.positions} real tokens",
         severity=Severity.ERROR,
         at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "side": seen.detail.get("side"), "position_ids_given": given},

@@ -11,31 +11,32 @@ from vlmdoctor.rulebook import rule
 
 @rule("sample-leak", "MASK102", explains=("future-leak", "wrong-image", "packed-samples-leak"))
 def sample_leak(influence: Influence) -> Iterator[Finding]:
-    """The logits of one sample move when a token of another sample in the batch is changed.
+    """Samples of a batch attend to each other: logits depend on another sample.
 
     ## Why it matters
-    Samples of a batch have nothing to do with each other: what is learned from the neighbours is not there
-    when the model is used. Behind it are a reshape or transpose that mixes the axes of batch and sequence,
-    `batch_first` left at its default, a mean over the wrong axis, or features of one sample that are written
-    into all (compare [trl 1230](https://github.com/huggingface/trl/issues/1230), where packing did it).
+    Samples of a batch are independent: what is learned from the neighbours is missing when the model is used.
+    Causes are a reshape or transpose that mixes the axes of batch and sequence, `batch_first` left at its
+    default, a mean over the wrong axis, or features of one sample written into all (compare [trl
+    1230](https://github.com/huggingface/trl/issues/1230), where packing did it).
 
-    ## How sure it is
-    It is measured with everything in evaluation mode, so that batch normalisation and dropout take no part.
-    One token of one row is exchanged, and the logits of all other rows are compared bit for bit. Mixtures of
-    experts of limited capacity couple samples by design and are left out. A model whose samples are meant to
-    see each other (contrastive training inside the model) would be reported wrongly.
+    ## Confidence and false positives
+    It is measured in evaluation mode, so that batch normalisation and dropout take no part. One token of one
+    row is replaced, and the logits of all other rows are compared bit for bit. Mixtures of experts of limited
+    capacity couple samples by design and are not judged. A model whose samples should attend to each other
+    (contrastive training inside the model) would be reported wrongly.
 
     ## What to do
-    Look at the named place: the first whose input for the other samples was the same and whose output was
+    Look at the named module: the first whose input for the other samples was the same and whose output was
     not. Check the order of the axes in its `view`, `reshape` and `transpose`.
     """
     seen = influence.of("another-sample")
     if not seen.moves:
         return
     place = seen.detail.get("place")
-    found = f"{place} is where it gets through first" if place else "where is not known"
+    found = f"{place} is the first module that mixes them" if place else "the module is not known"
     yield Finding(
-        message=f"samples of a batch see each other: changing {seen.what} moves logits of row {seen.row}",
+        message=f"samples of a batch attend to each other: changing {seen.what} changes logits of row "
+        f"{seen.row}",
         severity=Severity.ERROR,
         at=(place,) if place else (f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "moved_in_its_own_row": seen.effect},

@@ -1,4 +1,4 @@
-"""token-types: the model is not told which tokens may see each other in both directions."""
+"""token-types: the model does not get which tokens attend in both directions."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ LINKS = {
         "https://github.com/huggingface/transformers/issues/35200",
     ),
 }
-# The type of the tokens that see each other both ways.
+# The type of the tokens with bidirectional attention.
 BOTH_WAYS = {"gemma3": 1, "paligemma": 0}
 
 
 @rule("token-types", "MASK301", explains=("future-leak",))
 def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
-    """`token_type_ids` are missing or all alike in a model whose attention needs them.
+    """`token_type_ids` missing or constant in a model whose attention needs them.
 
     ## Why it matters
-    Gemma 3 lets the tokens of an image see each other both ways, and PaliGemma those of the image and the
-    prompt. Which they are is told by `token_type_ids`. Without them attention is causal throughout, and
-    since transformers 5.6 nothing raises ([TRL 5807](https://github.com/huggingface/trl/issues/5807)): the
-    model is trained in another way than it was pretrained. In PaliGemma, answers of type 0 are seen before
-    they are predicted ([transformers 30987](https://github.com/huggingface/transformers/issues/30987)).
+    In Gemma 3 the tokens of an image attend to each other in both directions, in PaliGemma those of the image
+    and the prompt. `token_type_ids` says which tokens these are. Without them attention is causal throughout,
+    and since transformers 5.6 nothing raises ([TRL 5807](https://github.com/huggingface/trl/issues/5807)):
+    the model is trained with another mask than it was pretrained with. In PaliGemma, answers of type 0 are
+    visible before they are predicted ([transformers
+    30987](https://github.com/huggingface/transformers/issues/30987)).
 
-    ## How sure it is
-    The types were compared with the ids and the labels. Labels inside of what is seen both ways are an
-    error: the answer is visible to its own prediction. The rest is a warning. PaliGemma's types being all 1
-    is only reported for data that came with a tokenizer, since hand-made batches use it for plain causal
-    attention. Other models are not judged.
+    ## Confidence and false positives
+    The types were compared with the ids and the labels. Labels inside the bidirectional part are an error:
+    the answer is visible to its own prediction. The rest is a warning. PaliGemma's types being all 1 is only
+    reported for data that came with a tokenizer, since hand-made batches use it for plain causal attention.
+    Other models are not judged.
 
     ## What to do
     Keep what the processor returns: for PaliGemma give the answer as `suffix=`.
@@ -56,7 +57,7 @@ def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
     if leaking:
         yield _finding(
             data,
-            "answers see themselves: they are among the labels and in the part that is seen both ways",
+            "answers attend to themselves: they are supervised and in the bidirectional part",
             Severity.ERROR,
             leaking,
             f"{key} is {both_ways} at labels, which makes attention bidirectional there",
@@ -67,17 +68,17 @@ def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
     if missing and model == "paligemma" and later is not None and later.moves:
         yield _finding(
             data,
-            f"{key} is missing, and answers see the tokens that come after them",
+            f"{key} is missing, and answers attend to later tokens",
             Severity.ERROR,
             missing,
-            "a collator or a list of columns dropped it; without it all of the text is taken for the prompt, "
-            "which is seen both ways",
+            "a collator or a list of columns dropped it; without it the whole text is taken for the prompt, "
+            "whose attention is bidirectional",
         )
         return
     if missing:
         yield _finding(
             data,
-            f"{key} is missing: {model}'s attention is causal inside of images too",
+            f"{key} is missing: {model}'s attention is causal inside images too",
             Severity.WARNING,
             missing,
             "a collator or a list of columns dropped it; without it the mask is causal throughout",
@@ -87,7 +88,7 @@ def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
     if alike and len(alike) == len(rows) and (data.tokenizer_given or model == "gemma3"):
         yield _finding(
             data,
-            f"{key} is never {both_ways}: {model}'s attention is causal inside of images too",
+            f"{key} is never {both_ways}: {model}'s attention is causal inside images too",
             Severity.WARNING,
             alike,
             "it was filled with one value instead of being taken from the processor",
@@ -95,7 +96,7 @@ def token_types(data: Data, influence: Influence | None) -> Iterator[Finding]:
 
 
 def _leaks(row: Row, both_ways: int) -> bool:
-    """Whether several labels stand where attention goes both ways."""
+    """Whether several labels are where attention is bidirectional."""
     if row.types is None:
         return False
     inside = (t == both_ways and seen for t, seen in zip(row.types, row.seen, strict=False))

@@ -1,1 +1,1 @@
-"""Rules on numbers that are not finite."""
+"""Rules on non-finite numbers and data types."""

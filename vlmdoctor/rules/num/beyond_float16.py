@@ -13,7 +13,7 @@ LARGEST = 65504.0
 
 @rule("beyond-float16", "NUM102")
 def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
-    """An activation is larger than float16's largest number, and the run is to be in float16.
+    """Activation too large for float16, in a run that uses float16.
 
     ## Why it matters
     Models that were trained in bfloat16 keep some activations beyond 65504. In float16 these become infinite,
@@ -22,10 +22,10 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
     [5580](https://github.com/modelscope/ms-swift/issues/5580), [transformers
     33312](https://github.com/huggingface/transformers/issues/33312)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The largest activation of one forward pass is measured in the dtype that the model has now. That the run
-    is in float16 is taken from the training arguments. The named module may keep float32 there under autocast
-    (as norms and losses do), hence a warning.
+    is in float16 is read from the training arguments. The named module may keep float32 under autocast (as
+    norms and losses do), so it is a warning.
 
     ## What to do
     Use bfloat16: `TrainingArguments(bf16=True, fp16=False)`. Where the GPU has none, keep the named module in
@@ -39,7 +39,7 @@ def beyond_float16(numerics: Numerics) -> Iterator[Finding]:
         at=(numerics.largest_at,) if numerics.largest_at else (),
         measured={"largest_activation": numerics.largest},
         threshold={"largest_activation": LARGEST},
-        cause="the run is to be in float16, which has a smaller range than bfloat16 and float32",
+        cause="the run will be in float16, which has a smaller range than bfloat16 and float32",
         fix=Fix("train in bfloat16", ("TrainingArguments(bf16=True, fp16=False)",)),
     )
 

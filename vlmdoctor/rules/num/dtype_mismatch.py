@@ -20,21 +20,21 @@ _FLOATS = ("float", "bfloat")
 
 @rule("dtype-mismatch", "NUM103", formerly=("dtypes-meet",), explains=("forward-raises",))
 def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
-    """Tensors of two dtypes, or on two devices, meet in one operation, which raises.
+    """Dtype mismatch, or device mismatch: an operation raises.
 
     ## Why it matters
-    Nothing can be trained. It happens at the joints of a vision-language model: a tower in float16 and a
+    Nothing can be trained. It happens at the interfaces of a vision-language model: a tower in float16 and a
     projector in bfloat16 ([MoE-LLaVA 63](https://github.com/PKU-YuanGroup/MoE-LLaVA/issues/63), [LLaVA-RLHF
     12](https://github.com/llava-rlhf/LLaVA-RLHF/issues/12)), pixels that the processor left in float32, a
     batch that stayed on the CPU ([MiniCPM-V 246](https://github.com/OpenBMB/MiniCPM-V/issues/246)).
 
-    ## How sure it is
-    The exception is real, and the dtypes and devices named are those of the tensors that were at hand where
-    it was raised. Without autocast, that is: a run that wraps its forward pass into autocast does not raise,
-    and should be checked with a `loss_fn` that does the same.
+    ## Confidence and false positives
+    The exception is real, and the dtypes and devices named are those of the tensors at that operation. The
+    forward pass runs without autocast: a run that wraps its forward pass into autocast does not raise, and
+    should be checked with a `loss_fn` that does the same.
 
     ## What to do
-    Cast at the joint, to what the next module holds:
+    Cast at the interface, to the dtype of the next module:
 
         features = self.projector(features.to(self.projector.weight.dtype))
     """
@@ -47,7 +47,7 @@ def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     if _DTYPE.search(failure.message) and len(dtypes) > 1 and len(devices) == 1:
         what, kinds = "dtypes", dtypes
         fix = Fix(
-            "cast what goes in to the dtype of the module's weights, or load both parts in one dtype",
+            "cast the input to the dtype of the module's weights, or load both parts in one dtype",
             ("x = x.to(module.weight.dtype)",),
         )
     elif _DEVICE.search(failure.message) and len(devices) > 1:
@@ -59,7 +59,8 @@ def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     else:
         return
     yield Finding(
-        message=f"{' and '.join(kinds)} meet in {failure.module or 'the forward pass'}, which raises",
+        message=f"{what[:-1]} mismatch: {' and '.join(kinds)} meet in {failure.module or 'the forward pass'}, "
+        "which raises",
         severity=Severity.ERROR,
         at=(f"{failure.module} ({failure.module_class})",) if failure.module else (),
         file=failure.file,

@@ -34,22 +34,21 @@ LINKS = (
     ),
 )
 def non_finite(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]:
-    """Finds the first NaN or infinity of a run, and the module that made it.
+    """NaN or infinity during training: the step and the module where it began.
 
     ## Why it matters
-    One NaN gradient turns every weight into NaN with the next step, and the run is lost from there on,
-    often unseen: some trainers leave NaN out of the loss that they log ([transformers
+    One NaN gradient turns every weight into NaN with the next step, and the run is lost from there on, often
+    unnoticed: some trainers leave NaN out of the loss that they log ([transformers
     13619](https://github.com/huggingface/transformers/issues/13619)). Overflowing float16 activations
     ([transformers 33312](https://github.com/huggingface/transformers/issues/33312)), a mean over no labels
-    ([Automodel 3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796)), Adam on float16 weights
-    ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)), broken input and divergence are the
-    usual reasons.
+    ([Automodel 3796](https://github.com/NVIDIA-NeMo/Automodel/issues/3796)), Adam on float16 weights ([LLaVA
+    463](https://github.com/haotian-liu/LLaVA/issues/463)), broken input and divergence are the usual reasons.
 
-    ## How sure it is
-    That a value was not finite is measured. A module is named only if its inputs and weights were finite
-    and its output was not; otherwise the finding says why it is not known. An infinite gradient alone is
-    normal with float16 and a gradient scaler, which skips the step and lowers its scale, so that it is
-    reported only if the loss or the weights follow, or if it doesn't end.
+    ## Confidence and false positives
+    That a value was non-finite is measured. A module is named only if its inputs and weights were finite and
+    its output was not; otherwise the finding says why the module is not known. An infinite gradient alone is
+    normal with float16 and a gradient scaler, which skips the step and lowers its scale, so it is reported
+    only if the loss or the weights become non-finite too, or if it doesn't end.
 
     ## What to do
     Resume from a checkpoint before the named step. In float16: use bfloat16, or keep the named module in
@@ -89,7 +88,7 @@ def _from_losses(steps: Steps) -> NonFinite | None:
 
 
 def _harmful(seen: NonFinite, steps: Steps) -> bool:
-    """Whether a non-finite gradient did harm; a gradient scaler skips such a step, and all goes on."""
+    """Whether a non-finite gradient did harm; a gradient scaler skips such a step, and the run continues."""
     if any(not math.isfinite(loss) for step, loss in steps.losses if step >= seen.step):
         return True
     norms = [s.grad_norm for s in steps.sampled if s.step >= seen.step]
@@ -102,7 +101,7 @@ def _recovered(seen: NonFinite, steps: Steps) -> bool:
 
 
 def _rise(seen: NonFinite, steps: Steps) -> tuple[float, float] | None:
-    """The lowest loss before and the last one, where that is many times as much."""
+    """The lowest loss before and the last one, where the last one is many times larger."""
     before = [loss for step, loss in steps.losses if step < seen.step and math.isfinite(loss)]
     if len(before) < 2 or before[-1] < DIVERGED * max(min(before), 1.0):
         return None
@@ -119,7 +118,7 @@ def _dtype(seen: NonFinite, parameters: Parameters | None) -> str | None:
 def _why(seen: NonFinite, steps: Steps, dtype: str | None) -> tuple[str, Fix]:
     labels = next((s.supervised_tokens for s in steps.steps if s.step == seen.step), None)
     if seen.inputs_finite is False:
-        return "the batch itself holds NaN or infinity, before the model has seen it", Fix(
+        return "the batch itself holds NaN or infinity, before the model gets it", Fix(
             (
                 "find the sample, and check the image preprocessing (a division by a zero deviation, a "
                 "broken file)"
@@ -127,7 +126,7 @@ def _why(seen: NonFinite, steps: Steps, dtype: str | None) -> tuple[str, Fix]:
             ('assert batch["pixel_values"].isfinite().all()',),
         )
     if seen.where == "weight" and not any(s.step < seen.step for s in steps.steps):
-        return "the weights were not finite before the first step", Fix(
+        return "the weights were non-finite before the first step", Fix(
             "look at how they were loaded: tensors from to_empty or empty_like hold whatever the memory held",
             ("print([n for n, p in model.named_parameters() if not p.isfinite().all()])",),
         )
@@ -140,17 +139,16 @@ def _why(seen: NonFinite, steps: Steps, dtype: str | None) -> tuple[str, Fix]:
             ("torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",),
         )
     if seen.where == "loss" and labels == 0:
-        return "no label of this batch is supervised, so that the mean over the labels divides 0 by 0", Fix(
+        return "no label of this batch is supervised, so the mean over the labels divides 0 by 0", Fix(
             "drop batches without labels, or divide by at least 1",
             ("loss = losses.sum() / (labels != -100).sum().clamp(min=1)",),
         )
     if seen.where == "loss" and seen.module and labels is None:
         return (
-            "everything that the modules computed was finite, and the loss made of it was not; the "
-            "labels of this step were "
-            "not counted, and with none supervised their mean is 0 divided by 0"
+            "all module outputs were finite, and the loss was not; the labels of this step were not "
+            "counted, and with none supervised their mean is 0 divided by 0"
         ), Fix(
-            "look at how the loss is made; divide by at least 1 where it is a mean over labels",
+            "look at how the loss is computed; divide by at least 1 where it is a mean over labels",
             ("loss = losses.sum() / (labels != -100).sum().clamp(min=1)",),
         )
     if seen.module:
@@ -171,9 +169,9 @@ def _why(seen: NonFinite, steps: Steps, dtype: str | None) -> tuple[str, Fix]:
             ('with torch.autocast("cuda", dtype=torch.bfloat16): ...',),
         )
     return text, Fix(
-        "resume from a checkpoint before this step; let PyTorch name the operation, then mend it (a "
+        "resume from a checkpoint before this step; let PyTorch name the operation, then fix it (a "
         "division by zero, the "
-        "logarithm or root of zero, a row with every position masked) or lower the learning rate",
+        "logarithm or root of zero, a row with all positions masked) or lower the learning rate",
         ("torch.autograd.set_detect_anomaly(True)",),
     )
 

@@ -17,22 +17,22 @@ FP16_LARGEST = 65504.0
     explains=("non-finite", "initial-loss", "loss-not-falling", "weights-not-moving", "no-gradient"),
 )
 def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
-    """The loss or the logits hold NaN or infinity before the first step was taken.
+    """NaN or infinity in the loss or the logits before the first step.
 
     ## Why it matters
     One backward pass from NaN makes every weight NaN. The usual reasons are activations beyond float16's
     largest number, 65504 ([transformers 33312](https://github.com/huggingface/transformers/issues/33312),
     [ms-swift 1099](https://github.com/modelscope/ms-swift/issues/1099)), weights that were never filled,
-    pixels that were divided by zero, and rows of attention that are masked from end to end.
+    pixels that were divided by zero, and fully masked rows of attention.
 
-    ## How sure it is
-    It is measured. The named module got finite inputs and gave something else; if its own weights or the
-    batch were broken already, that is said instead. A batch in which no label is supervised gives NaN by
+    ## Confidence and false positives
+    It is measured. The named module had finite inputs and a non-finite output; if its own weights or the
+    batch were non-finite already, that is reported instead. A batch without any supervised token gives NaN by
     design (a mean over nothing) and is not reported here.
 
     ## What to do
-    Look at the named place: is it an overflow, use bfloat16 or float32 there; is it the weights, see how they
-    were loaded.
+    Look at the named module. For an overflow, use bfloat16 or float32 there; for non-finite weights, check
+    how they were loaded.
     """
     culprit = numerics.culprit
     if numerics.output_finite is not False:
@@ -65,7 +65,7 @@ def non_finite_forward(numerics: Numerics) -> Iterator[Finding]:
 def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
     if numerics.nonfinite_inputs:
         name = numerics.nonfinite_inputs[0]
-        return f"{name} holds NaN or infinity before the model has seen it", Fix(
+        return f"{name} holds NaN or infinity before the model gets it", Fix(
             "find the sample, and look for a division by zero in its preprocessing",
             (f'assert batch["{name}"].isfinite().all()',),
         )
@@ -75,7 +75,7 @@ def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
             ("print([n for n, p in model.named_parameters() if not p.isfinite().all()])",),
         )
     assert culprit is not None
-    what = "the loss that it makes" if culprit.only_loss else "its output"
+    what = "the loss that it computes" if culprit.only_loss else "its output"
     text = f"the inputs and weights of {culprit.name} ({culprit.module_class}) are finite, {what} isn't"
     if culprit.dtype == "float16":
         return f"{text}; float16 ends at {FP16_LARGEST:.0f}, which points to an overflow", Fix(
@@ -83,8 +83,8 @@ def _why(numerics: Numerics, culprit: Culprit | None) -> tuple[str, Fix]:
             ("model = model.to(torch.bfloat16)",),
         )
     return text, Fix(
-        "look there for a division by zero, the logarithm or root of zero, or a row of attention that is "
-        "masked from end to end",
+        "look there for a division by zero, the logarithm or root of zero, or a fully masked row of "
+        "attention",
         ("torch.autograd.set_detect_anomaly(True)",),
     )
 

@@ -13,23 +13,23 @@ MOST = 0.5  # of a stack's layers
 
 @rule("promoted-to-float32", "NUM302")
 def promoted_to_float32(precision: Precision) -> Iterator[Finding]:
-    """Layers in half precision run on float32 activations, from a joint at which nobody cast.
+    """Half-precision layers get float32 activations: a cast is missing.
 
     ## Why it matters
     Where two float types meet in an addition, in `torch.cat` or in `torch.where`, torch takes the wider one
-    and says nothing. A projector that was left in float32, a table of positions or a scale that is in
-    float32 thus turns the residual stream of the whole decoder into float32, if each layer casts to its own
-    weights on the way in: twice the memory for what is kept of it, and twice the time for its additions.
+    and raises nothing. A projector that was left in float32, a table of positions or a scale in float32 thus
+    turns the residual stream of the whole decoder into float32, if each layer casts its input to its own
+    weights: twice the memory for its activations, and twice the time for its additions.
 
-    ## How sure it is
-    The types of what goes into and out of each layer are read in one forward pass, and compared with the type
-    of most of the layer's weights; layers under autocast are left out. Told where it holds for more than half
-    of a stack. A warning where the module is known that gives out the wider type, or the layer that makes
-    it; for information where it is not, since a model may cast on purpose. Silent where the model says so
-    itself (`residual_in_fp32`).
+    ## Confidence and false positives
+    The dtypes of each layer's inputs and outputs are read in one forward pass, and compared with the dtype of
+    most of the layer's weights; layers under autocast are not judged. It is reported where more than half of
+    a stack is affected. It is a warning where the module or layer that outputs the wider dtype is known, and
+    for information where it is not, since a model may cast on purpose. Nothing is reported where the
+    configuration asks for it (`residual_in_fp32`).
 
     ## What to do
-    Cast at the joint, to what the text is in:
+    Cast at the interface, to the dtype of the text embeddings:
 
         features = features.to(inputs_embeds.dtype)
     """
@@ -50,19 +50,19 @@ def _promoted(
     inside = next((entry[1:] for entry in precision.inside if entry[0] == stack), None)
     where: tuple[str, ...] = ()
     cause: str = Inferred(f"what makes {given} of them before {wide[0].name} was not established")
-    fix = Fix("cast in front of the first layer", (f"x = x.to(torch.{weights})",))
+    fix = Fix("cast before the first layer", (f"x = x.to(torch.{weights})",))
     if source is not None:
         name, held = source
         where = (name,)
-        cause = f"{name}, whose weights are in {held}, gives out {given}, and with it the sum is {given}, too"
-        fix = Fix("cast what it gives out", (f"features = features.to(torch.{weights})",))
+        cause = f"{name}, whose weights are in {held}, outputs {given}, and so the sum is {given} too"
+        fix = Fix("cast its output", (f"features = features.to(torch.{weights})",))
     elif inside is not None:
         name, kinds = inside
         where = (name,)
-        cause = f"{name} is given {weights} and gives out {given}"
+        cause = f"{name} gets {weights} and outputs {given}"
         if given in kinds:
-            cause += f", which some of its own weights are in: {' and '.join(kinds)}"
-        fix = Fix("hold all weights of the layers in one type, or cast what they add")
+            cause += f", the dtype of some of its own weights: {' and '.join(kinds)}"
+        fix = Fix("keep all weights of the layers in one dtype, or cast what they add")
     return Finding(
         f"{given} activations run through {len(wide)} of {len(layers)} layers of {weights} weights "
         f"in {stack}",

@@ -14,7 +14,7 @@ STEPS, BASE = 1000, 1e-4
 def sample_schedule(rate: Callable[[float], float] | None = None, **fields: Any) -> Schedule:
     """A schedule of 1,000 steps; `rate` gives the share of the base rate at each share of the run.
 
-    By default: a warm-up over the first 3 %, then a cosine down to 0 at the last step.
+    By default: a warm-up over the first 3%, then a cosine down to 0 at the last step.
     """
 
     def usual(done: float) -> float:

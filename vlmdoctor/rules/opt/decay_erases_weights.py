@@ -13,19 +13,19 @@ MOST, ALL = 0.05, 0.5  # of a weight, in one step
 
 @rule("decay-erases-weights", "OPT111", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
-    """Finds a weight decay that, times the learning rate, shrinks the weights by a twentieth in one step.
+    """Weight decay too high: with the learning rate it takes a twentieth of the weights in one step.
 
     ## Why it matters
     Decay multiplies each weight by (1 - lr x decay) in every step, whatever the gradient says: at a twentieth
     a pretrained weight is gone after a hundred steps.
 
-    ## How sure it is
-    Computed from the groups. AdamW, SGD and their kin shrink weights by that product; Adam with its decay in
-    the gradient does not, and is left alone. Common settings are a thousandth of the limit and less. A
-    warning; an error where a step takes half.
+    ## Confidence and false positives
+    Computed from the groups. AdamW, SGD and their families shrink weights by that product; Adam with its
+    decay in the gradient does not, and is not judged. Common settings are a thousandth of the limit and less.
+    It is a warning, and an error where a step takes half.
 
     ## What to do
-    A decay between 0 and 0.1 is usual; look whether it was given where the rate was meant.
+    A decay between 0 and 0.1 is usual; check whether the decay was given in place of the rate.
     """
     # In Adam the decay is part of the gradient, which is then scaled to the rate.
     coupled = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta")
@@ -39,7 +39,7 @@ def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
         return
     share = "all" if taken >= 1 else f"{taken:.0%}"
     yield Finding(
-        f"weight decay takes {share} of the weights in each step",
+        f"weight decay too high: it takes {share} of the weights in each step",
         Severity.ERROR if taken >= ALL else Severity.WARNING,
         at=(worst.first,) if worst.first else (),
         measured={"lr": worst.lr, "weight_decay": worst.weight_decay, "taken_in_a_step": taken},

@@ -13,14 +13,14 @@ from vlmdoctor.rules.samples import sample_parameters
 
 @rule("duplicate-parameters", "OPT103", formerly=("stepped-twice",))
 def duplicate_parameters(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parameters that stand in the optimizers more than once.
+    """Duplicate parameters in the optimizer.
 
     ## Why it matters
-    They are updated twice per step: twice the learning rate and the weight decay that was asked for. Tied
-    embeddings that are listed as embedding and as head, and groups picked by overlapping names, do that;
-    within one optimizer PyTorch only warns, between two of them nothing does.
+    They are updated twice per step, with twice the intended learning rate and weight decay. Causes are tied
+    embeddings that are listed as embedding and as head, and groups selected by overlapping names. Within one
+    optimizer PyTorch only warns, between two of them nothing does.
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain: tensors are compared by identity, over all optimizers that were given.
 
     ## What to do
@@ -31,7 +31,7 @@ def duplicate_parameters(parameters: Parameters) -> Iterator[Finding]:
         return
     yield Finding(
         (
-            f"{counted(len(twice), 'parameter')} {'stands' if len(twice) == 1 else 'stand'} in the optimizer "
+            f"{counted(len(twice), 'parameter')} {'is' if len(twice) == 1 else 'are'} in the optimizer "
             "more than once"
         ),
         Severity.WARNING,

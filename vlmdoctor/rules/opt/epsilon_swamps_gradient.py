@@ -22,21 +22,20 @@ TIMES = 1e3  # the gradients
 def epsilon_swamps_gradient(
     settings: OptimizerSettings, backward: Backward, parameters: Parameters
 ) -> Iterator[Finding]:
-    """The epsilon of Adam is a thousand times larger than the gradients, or more.
+    """Adam's epsilon is a thousand times larger than the gradients, or more.
 
     ## Why it matters
     Adam's step is the learning rate times `m / (sqrt(v) + eps)`: about the learning rate, as long as the
-    gradient is larger than eps. With `eps=1e8` in the place of `1e-8`, or with the values of two arguments
-    exchanged, the step is that of SGD with a rate of lr / eps: nothing moves but by weight decay, and the
-    loss stands still.
+    gradient is larger than eps. With `eps=1e8` instead of `1e-8`, or with two arguments exchanged, the step
+    is that of SGD with a rate of lr / eps: weights change by weight decay only, and the loss does not fall.
 
-    ## How sure it is
-    The root mean square of each tensor's gradient was measured on the batch; half of the tensors lie more
+    ## Confidence and false positives
+    The root mean square of each tensor's gradient was measured on the batch; half of the tensors are more
     than a thousand times below an eps of at least 1e-4. Some recipes for convolutional networks use an eps as
-    large as 1, with a learning rate to match; hence a warning.
+    large as 1, with a learning rate to match, so it is a warning.
 
     ## What to do
-    Use the eps that the optimizer comes with, unless you know of a reason.
+    Use the optimizer's default eps, unless you know of a reason.
     """
     kinds = [g for g in settings.groups if g.optimizer.lower().startswith("adam") and (g.eps or 0) >= LARGE]
     if not kinds:
@@ -49,7 +48,7 @@ def epsilon_swamps_gradient(
     if usual * TIMES >= (group.eps or 0):
         return
     yield Finding(
-        f"{group.optimizer} divides by an eps of {group.eps:.2g}, and the gradients are about {usual:.2g}",
+        f"the eps of {group.optimizer} is {group.eps:.2g}, and the gradients are about {usual:.2g}",
         Severity.WARNING,
         at=(f"{group.optimizer}'s groups",),
         measured={
@@ -58,8 +57,8 @@ def epsilon_swamps_gradient(
             "share_of_the_step": usual / (usual + (group.eps or 0)),
         },
         threshold={"eps": TIMES * usual},
-        cause=f"the step is {usual / (usual + (group.eps or 0)):.1g} of what the learning rate says; "
-        "assumed: the rate is not meant for that",
+        cause=f"the step is {usual / (usual + (group.eps or 0)):.1g} of the learning rate; assumed: the "
+        "rate was not chosen for that",
         fix=Fix("leave eps at its default", ("torch.optim.AdamW(parameters, lr=lr, eps=1e-8)",)),
     )
 

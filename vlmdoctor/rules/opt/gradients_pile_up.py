@@ -22,16 +22,16 @@ from vlmdoctor.rules.samples import sample_parameters, sample_steps
     ),
 )
 def gradients_pile_up(steps: Steps) -> Iterator[Finding]:
-    """Finds runs whose gradients are never zeroed, so that each step applies the sum of all batches so far.
+    """Gradients not zeroed between optimizer steps.
 
     ## Why it matters
-    The update points where old batches pointed, its norm grows with the number of steps, and the run learns
-    badly or diverges ([DN-DETR 19](https://github.com/IDEA-Research/DN-DETR/issues/19), [PyTorch
+    Each step applies the sum of all batches so far, its norm grows with the number of steps, and the run
+    learns badly or diverges ([DN-DETR 19](https://github.com/IDEA-Research/DN-DETR/issues/19), [PyTorch
     47175](https://github.com/pytorch/pytorch/issues/47175)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured: after an optimizer step the gradients were still there when the next backward pass began, and
-    it added to them. Accumulation over micro-batches within one optimizer step is not reported.
+    that pass added to them. Accumulation over micro-batches within one optimizer step is not reported.
 
     ## What to do
     Call `optimizer.zero_grad()` once after (or before) each `optimizer.step()`, on the optimizer that holds
@@ -39,7 +39,7 @@ def gradients_pile_up(steps: Steps) -> Iterator[Finding]:
     if not steps.accumulates_without_reset:
         return
     yield Finding(
-        "gradients pile up: they are not zeroed between optimizer steps",
+        "gradients are not zeroed between optimizer steps: they accumulate",
         Severity.ERROR,
         at=("optimizer.zero_grad",),
         measured={"zeroed_between_steps": False},

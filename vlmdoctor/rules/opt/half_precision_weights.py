@@ -14,7 +14,7 @@ from vlmdoctor.rules.samples import sample_parameters
 
 @rule("half-precision-weights", "OPT305")
 def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> Iterator[Finding]:
-    """Finds trainable weights that are stored in float16.
+    """Trainable weights in float16.
 
     ## Why it matters
     A gradient scaler refuses them at the first step, `Attempting to unscale FP16 gradients` ([transformers
@@ -22,9 +22,9 @@ def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> I
     squares of small gradients are 0 in float16: the first update divides by zero and the projector is
     infinite ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
-    ## How sure it is
-    Certain with `fp16=True` in the training arguments, unless DeepSpeed does the scaling. Silent without,
-    since an optimizer may keep copies in float32; what goes wrong then shows when a few steps are taken.
+    ## Confidence and false positives
+    Certain with `fp16=True` in the training arguments, unless DeepSpeed does the scaling. Nothing is reported
+    without `fp16=True`, since an optimizer may keep copies in float32; a fault then shows within a few steps.
 
     ## What to do
     Load in float32 and compute in half precision through autocast; or use bfloat16 where the GPU has it.
@@ -41,7 +41,7 @@ def half_precision_weights(parameters: Parameters, arguments: TrainingArgs) -> I
         threshold={"float16": 0},
         cause="the scaler unscales no gradients in float16, and gradients have the data type of the weights",
         fix=Fix(
-            "keep what learns in float32",
+            "keep trainable weights in float32",
             ("for p in model.parameters():", "    if p.requires_grad: p.data = p.data.float()"),
         ),
     )

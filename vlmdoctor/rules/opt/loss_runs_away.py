@@ -24,20 +24,19 @@ CERTAIN = 10.0  # times the first loss
     ),
 )
 def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
-    """With the given optimizer the loss of one batch runs away in a few steps, where another learns it.
+    """Loss diverges on one batch with the given optimizer, while AdamW overfits it.
 
     ## Why it matters
-    Steps that are too long jump over every valley: a learning rate that was meant for another optimizer
-    (SGD's for Adam), 1e-3 typed as 1e3, one that was multiplied by the number of processes or by a schedule,
-    a weight decay above one. The run ends in NaN, or at a loss far above guessing
-    ([LLaVA 463](https://github.com/haotian-liu/LLaVA/issues/463)).
+    Steps that are too large overshoot every minimum. Causes are a learning rate for another optimizer (SGD's
+    for Adam), 1e-3 typed as 1e3, a rate that was multiplied by the number of processes or by a schedule, or a
+    weight decay above one. The run ends in NaN, or at a loss far above guessing ([LLaVA
+    463](https://github.com/haotian-liu/LLaVA/issues/463)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy: the optimizer (with its scheduler) took eight steps on this batch; the loss ended at
     more than twice where it began, or jumped to four times that and did not come back; and AdamW at a
-    moderate rate brought the same loss down. Where it jumped to ten times, or to NaN, it is an error. A
-    warm-up that is not given as `lr_scheduler` could still tame such a rate, so that below that it is a
-    warning.
+    moderate rate lowered the same loss. It is an error where the loss rose to ten times, or to NaN. Below
+    that it is a warning, since a warm-up that is not given as `lr_scheduler` may begin at a lower rate.
 
     ## What to do
     Lower the learning rate, and pass the scheduler if the run has one.
@@ -48,18 +47,18 @@ def loss_runs_away(overfit: Overfit) -> Iterator[Finding]:
     first, last = users.losses[0], users.losses[-1]
     top = max(users.losses) if all(map(math.isfinite, users.losses)) else math.nan
     certain = not math.isfinite(top) or top > CERTAIN * first
-    jump = "" if not math.isfinite(top) or last > 0.5 * top else f", by way of {top:.4g},"
+    jump = "" if not math.isfinite(top) or last > 0.5 * top else f" over {top:.4g}"
     rate = "" if users.rate is None else f" at a learning rate of {users.rate:g}"
     yield Finding(
-        f"{overfit.kind}{rate} drives the loss of one batch from {first:.4g}{jump} to "
-        f"{last:.4g} in {len(users.losses) - 1} steps",
+        f"{overfit.kind}{rate} diverges: the loss of one batch goes from {first:.4g}{jump} to {last:.4g} in "
+        f"{len(users.losses) - 1} steps",
         Severity.ERROR if certain else Severity.WARNING,
         at=("the optimizer",),
         measured={"loss_first": first, "loss_last": last, "loss_top": top, "rate": users.rate},
         threshold={"loss_last": first},
-        cause=f"its steps are too long: AdamW at {learns.rate:g} brings the same loss down to "
-        f"{learns.best:.4g} in {len(learns.losses) - 1}"
-        + ("" if overfit.scheduled else "; assumed: no warm-up that is not given here begins far lower"),
+        cause=f"its steps are too large: AdamW at {learns.rate:g} lowers the same loss to {learns.best:.4g} "
+        f"in {len(learns.losses) - 1}"
+        + ("" if overfit.scheduled else "; assumed: no other warm-up begins far lower"),
         fix=Fix("lower the learning rate, and give the scheduler if the run has one"),
     )
 

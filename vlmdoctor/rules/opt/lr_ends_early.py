@@ -18,19 +18,20 @@ LARGE_SHARE = 0.05  # of the run without learning
 
 @rule("lr-ends-early", "OPT301", explains=("weights-not-moving", "loss-not-falling"))
 def lr_ends_early(schedule: Schedule, arguments: TrainingArgs | None) -> Iterator[Finding]:
-    """Finds a schedule that reaches 0 well before the last step, or goes below.
+    """Learning rate is zero or negative well before the last step.
 
     ## Why it matters
-    The rest of the run costs its full price and teaches nothing. The schedule was made for fewer steps than
-    are taken, or it is stepped once for each process or micro-batch ([transformers
+    The rest of the run costs compute and learns nothing. The schedule was made for fewer steps than are
+    taken, or the scheduler is stepped once for each process or micro-batch ([transformers
     24088](https://github.com/huggingface/transformers/issues/24088), [accelerate
     2318](https://github.com/huggingface/accelerate/issues/2318), [accelerate
-    2926](https://github.com/huggingface/accelerate/issues/2926)). A rate below 0 climbs the loss.
+    2926](https://github.com/huggingface/accelerate/issues/2926)). A rate below 0 increases the loss.
 
-    ## How sure it is
-    A copy of the scheduler is stepped through the number of steps that the training arguments give, once
-    per optimizer step (once per process too, if accelerate prepared it). An error where at least 5 % of
-    the run learn nothing. That it is stepped so is assumed; a loop that steps it more often makes it worse.
+    ## Confidence and false positives
+    A copy of the scheduler is stepped through the number of steps that the training arguments give, once per
+    optimizer step (once per process too, if accelerate prepared it). It is an error where at least 5% of the
+    run learn nothing. That the scheduler is stepped so is assumed; a loop that steps it more often makes it
+    worse.
 
     ## What to do
     Make the schedule for the number of optimizer steps: batches x epochs / accumulation / processes.
@@ -73,7 +74,7 @@ def _raises(schedule: Schedule) -> Finding:
         at=(schedule.scheduler,),
         measured={"raises_at": end, "raised": schedule.raises},
         threshold={"steps": schedule.steps},
-        cause=f"it was made for fewer steps than the run takes, and refuses to go on ({schedule.raises})",
+        cause=f"it was made for fewer steps than the run takes, and raises after them ({schedule.raises})",
         fix=Fix("make the schedule for the number of optimizer steps", (f"total_steps={schedule.steps}",)),
     )
 

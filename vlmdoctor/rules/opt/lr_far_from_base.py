@@ -10,23 +10,23 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.opt.curve import BASE, sample_schedule
 
 MOST, LEAST = 1000.0, 0.01  # times the base rate
-CHOOSES = ("OneCycleLR", "CyclicLR")  # their highest rate is an argument of their own
+CHOOSES = ("OneCycleLR", "CyclicLR")  # their highest rate is their own argument
 
 
 @rule("lr-far-from-base", "OPT306")
 def lr_far_from_base(schedule: Schedule) -> Iterator[Finding]:
-    """Finds schedules that blow the learning rate up, or never let it near the rate that was chosen.
+    """Learning rate far above or far below the chosen one, by its schedule.
 
     ## Why it matters
-    A decay factor above 1 makes the rate grow without end; a function given to `LambdaLR` that returns the
-    rate itself, and not a factor of it, multiplies the rate with itself: 1e-4 becomes 1e-8, and nothing
-    moves. Both run without a word.
+    A decay factor above 1 makes the rate grow without bound; a function given to `LambdaLR` that returns the
+    rate itself, and not a factor of it, multiplies the rate with itself: 1e-4 becomes 1e-8, and no weight
+    changes. Neither raises.
 
-    ## How sure it is
-    Measured on a copy of the scheduler over the run's steps. Said where the highest rate of the whole run is
-    more than a thousand times the rate that was chosen, or less than a hundredth of it and not on its
-    way up (a warm-up that is too long has a rule of its own). A run that goes on from a checkpoint is left
-    alone, and so are schedules whose highest rate is their own argument.
+    ## Confidence and false positives
+    Measured on a copy of the scheduler over the run's steps. Reported where the highest rate of the whole run
+    is more than a thousand times the chosen one, or less than a hundredth of it and not rising (a warm-up
+    that is too long has a rule of its own). A run that continues from a checkpoint is not judged, nor are
+    schedules whose highest rate is their own argument.
 
     ## What to do
     Return a factor from the function; take a factor below 1 for decay.
@@ -43,7 +43,7 @@ def lr_far_from_base(schedule: Schedule) -> Iterator[Finding]:
         return  # zero from the start has a rule of its own
     up = highest > schedule.base
     yield Finding(
-        f"the learning rate goes up to {highest:.2g}, from a base of {schedule.base:.2g}"
+        f"the learning rate rises to {highest:.2g}, from a base rate of {schedule.base:.2g}"
         if up
         else f"the learning rate is {highest:.2g} at its highest, and {schedule.base:.2g} was chosen",
         Severity.ERROR if up else Severity.WARNING,
@@ -52,9 +52,9 @@ def lr_far_from_base(schedule: Schedule) -> Iterator[Finding]:
         threshold={"highest": (MOST if up else LEAST) * schedule.base},
         cause="the factor by which it is multiplied at each step is above 1"
         if up
-        else "the schedule's factor is tiny in every step, as where its function returns the rate itself and "
-        "not a factor of it",
-        fix=Fix("take a factor below 1" if up else "let the function return a factor between 0 and 1"),
+        else "the schedule's factor is tiny in every step, as if its function returned the rate itself and "
+        "not a factor",
+        fix=Fix("use a factor below 1" if up else "let the function return a factor between 0 and 1"),
     )
 
 

@@ -12,24 +12,24 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.opt.curve import sample_schedule
 
 LOW, HIGH = 0.02, 0.25  # of the peak
-AS_STEEP = 1.5  # times the way down
+AS_STEEP = 1.5  # times the steepness of the decay
 JUMP = 0.1  # of the peak in one step: a restart, and not the way back, unless it fell as steeply
 
 
 @rule("lr-rises-again", "OPT302")
 def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
-    """Finds a cosine that is run past its lowest point and climbs back.
+    """Learning rate rises again after the end of its cosine.
 
     ## Why it matters
-    A cosine schedule goes on being a cosine after its last step. Made for too few steps, or stepped too
-    often, it brings the rate back up when the run should end, and undoes what the decay was for
-    ([transformers 24088](https://github.com/huggingface/transformers/issues/24088), [EasyContext
+    A cosine schedule continues as a cosine after its last step. Made for too few steps, or stepped too often,
+    it raises the rate again when the run should end, and undoes the decay ([transformers
+    24088](https://github.com/huggingface/transformers/issues/24088), [EasyContext
     21](https://github.com/jzhang38/EasyContext/issues/21)).
 
-    ## How sure it is
-    Measured on a copy of the scheduler over the run's steps: the rate falls below 2 % of its peak and later
-    rises above 25 % the way it came, as a cosine does. Silent for schedules that restart by design, and for
-    rises in one jump. A warning, since a cycle may be meant.
+    ## Confidence and false positives
+    Measured on a copy of the scheduler over the run's steps: the rate falls below 2% of its peak and later
+    rises above 25% as gradually as it fell, as a cosine does. Schedules that restart by design and rises in
+    one jump are not reported. It is a warning, since a cycle may be intended.
 
     ## What to do
     Make the schedule for the number of optimizer steps of the run.
@@ -55,8 +55,8 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
         at=(schedule.scheduler,),
         measured={"lowest_at": end, "rises_to": top, "peak": peak},
         threshold={"rises_to": HIGH * peak},
-        cause=f"the schedule ends at about step {end:,} and the run takes {schedule.steps:,}; assumed, "
-        "not known: that no cycle is meant",
+        cause=f"the schedule ends at about step {end:,} and the run takes {schedule.steps:,}; assumed, not "
+        "known: that no cycle is intended",
         fix=Fix(
             "make the schedule for all steps of the run",
             (f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max={schedule.steps})",),
@@ -65,7 +65,7 @@ def lr_rises_again(schedule: Schedule) -> Iterator[Finding]:
 
 
 def _steepest(curve: Sequence[tuple[int, float]], sign: int) -> float:
-    """The steepest way up (or, with -1, down) from one step to the next."""
+    """The steepest rise (or, with -1, fall) from one step to the next."""
     return max((sign * (b[1] - a[1]) / max(1, b[0] - a[0]) for a, b in pairwise(curve)), default=0.0)
 
 

@@ -18,17 +18,16 @@ from vlmdoctor.rules.samples import sample_parameters
     explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def optimizer_holds_other_tensors(parameters: Parameters) -> Iterator[Finding]:
-    """Finds optimizers that hold as many tensors as the model has, but none of the model's.
+    """Optimizer holds none of the model's parameters, but other tensors.
 
     ## Why it matters
-    If the model is built, converted or replaced after its optimizer was made, every step changes tensors
-    that nobody uses any more, and the model stays as it was.
+    If the model is built, converted or replaced after its optimizer was made, every step updates tensors that
+    are not in the model any more, and the model does not change.
 
-    ## How sure it is
-    That no tensor of the model is in the optimizer is certain. A library that keeps float32 copies of its
-    own looks the same, so that it is a warning; once steps have been watched, `weights-not-moving` says for
-    certain whether the model moves. Optimizers with far fewer tensors than the model (flat shards) are not
-    reported.
+    ## Confidence and false positives
+    That no tensor of the model is in the optimizer is certain. A library that keeps float32 copies of its own
+    looks the same, so it is a warning; once steps were watched, `weights-not-moving` measures whether the
+    model changes. Optimizers with far fewer tensors than the model (flat shards) are not reported.
 
     ## What to do
     Make the optimizer last: after building, loading, moving and wrapping the model.
@@ -39,16 +38,15 @@ def optimizer_holds_other_tensors(parameters: Parameters) -> Iterator[Finding]:
     if parameters.foreign < max(1, len(trainable) // 2):
         return
     yield Finding(
-        "the optimizer holds none of the model's parameters, but others",
+        "the optimizer holds none of the model's parameters, but other tensors",
         Severity.WARNING,
         at=("optimizer",),
         measured={"tensors_of_the_model": 0, "other_tensors": parameters.foreign},
         threshold={"tensors_of_the_model": len(trainable)},
         cause=(
-            f"it holds {counted(parameters.foreign, 'tensor')} that are not in the model, as when the "
-            "model was built or "
-            "converted again after the optimizer was made; copies that a library keeps on purpose look "
-            "the same"
+            f"it holds {counted(parameters.foreign, 'tensor')} that are not in the model, as if the model "
+            "was built or converted again after the optimizer was made; copies that a library keeps on "
+            "purpose look the same"
         ),
         fix=Fix(
             "make the optimizer after the model is complete",

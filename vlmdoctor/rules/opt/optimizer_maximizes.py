@@ -12,17 +12,17 @@ from vlmdoctor.rulebook import rule
 
 @rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
 def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterator[Finding]:
-    """Finds an optimizer with `maximize=True` under a loss that is positive.
+    """Optimizer with `maximize=True` and a positive loss.
 
     ## Why it matters
     Each step makes the loss larger. It looks like a learning rate that is too high.
 
-    ## How sure it is
-    The option was read and the loss measured. Objectives that are meant to grow are negative losses, or
-    come as a reward, which is no cross-entropy: with a loss below 0 it is silent.
+    ## Confidence and false positives
+    The option was read and the loss measured. Objectives to maximise are negative losses or rewards, not
+    cross-entropies: with a loss below 0 nothing is reported.
 
     ## What to do
-    Leave `maximize` at False, its default; what is to grow goes into the loss with a minus sign.
+    Leave `maximize` at False, its default; add an objective to maximise to the loss with a minus sign.
     """
     climbing = [group for group in settings.groups if group.maximize]
     if not climbing or forward.loss is None or forward.loss <= 0:
@@ -34,7 +34,7 @@ def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterat
         measured={"maximize": True, "loss": forward.loss},
         threshold={"maximize": False},
         cause="the optimizer was made with maximize=True",
-        fix=Fix("leave that option out"),
+        fix=Fix("remove maximize=True"),
     )
 
 

@@ -13,17 +13,17 @@ NAMED = 4
 
 @rule("optimizer-state-misfit", "OPT146", explains=("resume-not-exact", "weights-not-moving"))
 def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
-    """The moments that an optimizer has loaded are of other shapes than its parameters.
+    """Optimizer state has other shapes than the parameters.
 
     ## Why it matters
-    A state dict knows parameters by their number, not by their name. Loaded into an optimizer whose
-    parameters stand in another order (other groups, a part unfrozen in between, adapters added), each one
-    gets the moments of another. Where shapes differ the first step raises; where they do not, it is taken
-    along the gradients of another tensor, and nothing says so.
+    A state dict knows parameters by their index, not by their name. Loaded into an optimizer whose parameters
+    have another order (other groups, a part unfrozen in between, adapters added), each parameter gets the
+    moments of another. Where shapes differ the first step raises; where they do not, the step silently uses
+    the moments of another tensor.
 
-    ## How sure it is
+    ## Confidence and false positives
     Shapes are compared; optimizers that are not torch's own, which may keep moments in a form of their own,
-    are left alone. Where all shapes happen to agree nothing is seen.
+    are not judged. Where all shapes happen to agree nothing is found.
 
     ## What to do
     Make the groups as in the run that was saved, in the same order, before loading.
@@ -37,8 +37,8 @@ def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
         at=tuple(dict.fromkeys(one for one, _, _ in state.misfits))[:NAMED],
         measured={"misfits": len({one for one, _, _ in state.misfits}), "with_state": state.tensors},
         threshold={"misfits": 0},
-        cause="the state was loaded into groups whose parameters stand in another order than those of the "
-        "run that saved it",
+        cause="the state was loaded into groups whose parameters have another order than those of the saved "
+        "run",
         fix=Fix("make the optimizer's groups as when the state was saved, then load it"),
     )
 

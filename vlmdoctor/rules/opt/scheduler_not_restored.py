@@ -14,17 +14,17 @@ FEW = 1  # steps
 
 @rule("scheduler-not-restored", "OPT147", formerly=("warmup-again",))
 def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
-    """The optimizer has taken steps, and the scheduler stands at the first step of its warm-up.
+    """Scheduler not restored: the warm-up begins again after a resume.
 
     ## Why it matters
     Weights and optimizer were loaded, the scheduler was not: the run warms up again, trains its last part at
-    the rates of its first, and ends far from the schedule's end ([transformers
+    the rates of its first, and ends before the schedule does ([transformers
     33336](https://github.com/huggingface/transformers/issues/33336)). The loss jumps where it was resumed.
 
-    ## How sure it is
-    Both counters are read: the optimizer's says that steps were taken, the scheduler's that it never was
-    stepped, and the rate is below a tenth of what the scheduler scales, as a warm-up begins. A second stage
-    that means to warm up again with the moments of the first would be reported; hence a warning.
+    ## Confidence and false positives
+    Both counters are read: the optimizer has taken steps, the scheduler none, and the rate is below a tenth
+    of the base rate, as at the start of a warm-up. A second stage that warms up again on purpose with the
+    moments of the first would be reported, so it is a warning.
 
     ## What to do
     Save and load the scheduler's state dict with the optimizer's.
@@ -34,13 +34,14 @@ def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
     if state.lr >= LOW * state.initial_lr:
         return
     yield Finding(
-        f"the optimizer has taken {state.steps:,} steps, and the schedule begins with its warm-up again",
+        f"the scheduler was not restored: the optimizer has taken {state.steps:,} steps, and the warm-up "
+        "begins again",
         Severity.WARNING,
         at=(state.scheduler or "the scheduler",),
         measured={"optimizer_steps": state.steps, "scheduler_steps": 0, "lr": state.lr},
         threshold={"scheduler_steps": state.steps},
         cause="the optimizer's state was loaded and the scheduler's was not; assumed: no second warm-up is "
-        "meant",
+        "intended",
         fix=Fix(
             "load the scheduler's state too",
             ("scheduler.load_state_dict(checkpoint['scheduler'])",),

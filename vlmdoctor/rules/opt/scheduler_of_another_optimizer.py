@@ -11,22 +11,22 @@ from vlmdoctor.rulebook import rule
 
 @rule("scheduler-of-another-optimizer", "OPT112")
 def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Finding]:
-    """Finds a scheduler that was made for another optimizer than the one that was given.
+    """Scheduler belongs to another optimizer.
 
     ## Why it matters
-    The optimizer was made again, as after unfreezing or wrapping the model, and the scheduler was not: it
-    writes its rates into the old groups, and training goes on at one rate without warm-up or decay.
+    The optimizer was made again, as after unfreezing or wrapping the model, and the scheduler was not. The
+    scheduler sets the rates of the old groups, and training continues at one rate without warm-up or decay.
 
-    ## How sure it is
-    The groups of both were compared by identity, behind the wrappers of accelerate as well.
+    ## Confidence and false positives
+    The groups of both were compared by identity, inside the wrappers of accelerate as well.
 
     ## What to do
-    Make the scheduler after the optimizer, for that very optimizer.
+    Make the scheduler after the optimizer, for that same optimizer.
     """
     if settings.scheduler is None or not settings.scheduler_foreign:
         return
     yield Finding(
-        f"the {settings.scheduler} was made for another optimizer: the rates of this one stay as they are",
+        f"the {settings.scheduler} was made for another optimizer: the rates of this one stay constant",
         Severity.ERROR,
         at=(settings.scheduler,),
         measured={"groups_that_it_schedules": 0, "groups": len(settings.groups)},

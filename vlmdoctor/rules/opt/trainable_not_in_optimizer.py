@@ -19,23 +19,23 @@ LARGE_SHARE = 0.01
     explains=("loss-not-falling", "image-ignored", "accuracy-below-gate"),
 )
 def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parameters that require gradients but that the optimizer does not hold.
+    """Trainable parameters missing from the optimizer.
 
     ## Why it matters
-    They get gradients and never move. The optimizer was made before they were unfrozen, added or wrapped,
-    or its parameter groups are picked by names that miss them ([fastai
+    They get gradients and never change. The optimizer was made before they were unfrozen, added or wrapped,
+    or its parameter groups are selected by names that miss them ([fastai
     2133](https://github.com/fastai/fastai/issues/2133), [rslearn
     217](https://github.com/allenai/rslearn/issues/217), [LLaVA
     1173](https://github.com/haotian-liu/LLaVA/issues/1173)).
 
-    ## How sure it is
-    Certain for the optimizers that were given; give all of them (`optimizer=[first, second]`). An error
-    where a whole part of the model is left out or more than 1 % of what is trainable, a warning otherwise.
-    Silent where the optimizer holds none of the model's tensors: sharding libraries step copies of their
-    own.
+    ## Confidence and false positives
+    Certain for the optimizers that were given; give all of them (`optimizer=[first, second]`). It is an error
+    where a whole part of the model is missing or more than 1% of the trainable numbers, a warning otherwise.
+    Nothing is reported where the optimizer holds none of the model's tensors: sharding libraries update
+    copies of their own.
 
     ## What to do
-    Make the optimizer after unfreezing, of everything that requires gradients; or freeze what is not to
+    Make the optimizer after unfreezing, from everything that requires gradients; or freeze what should not
     learn."""
     trainable = [p for p in parameters.parameters if p.requires_grad and p.in_optimizer is not None]
     absent = [p for p in trainable if p.in_optimizer == 0]
@@ -54,7 +54,7 @@ def trainable_not_in_optimizer(parameters: Parameters) -> Iterator[Finding]:
         threshold={"parameters": 0},
         cause="none of its parameter groups holds them: they require gradients, and no step will change them",
         fix=Fix(
-            "make the optimizer after unfreezing, of everything that is to learn",
+            "make the optimizer after unfreezing, from everything that should learn",
             ("optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)",),
         ),
         parameters=tuple(p.name for p in absent),

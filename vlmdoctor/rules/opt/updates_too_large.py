@@ -23,25 +23,25 @@ NEVER_ZERO = ("language", "vision")
     explains=("exploding-gradient", "vanishing-gradient", "loss-not-falling"),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:
-    """The first steps change whole parts of the model by twice their weights or more.
+    """Updates too large: the first steps change the weights by twice their size or more.
 
     ## Why it matters
-    Nothing of the weights is left after such a step, pretrained ones included. Often it does not even blow
-    up: with norms in front of the head the logits go flat, the loss sits at that of guessing, and the
-    gradient is exactly zero from then on. A learning rate meant for another optimizer, a rate in other units
-    (1e3 for 1e-3), or a summed loss under plain SGD does that.
+    Such a step overwrites the weights, pretrained ones included. Often the loss does not even diverge: with
+    norms before the head the logits become constant, the loss stays at that of guessing, and the gradient is
+    exactly zero from then on. Causes are a learning rate for another optimizer, a rate in other units (1e3
+    for 1e-3), or a summed loss with plain SGD.
 
-    ## How sure it is
-    Update and weights were measured in the first three steps: useful ones change a part by a thousandth to
-    a tenth of its weights. It is an error from twice on, and only where the loss has not come down by a
-    tenth. Projectors and adapters alone are not judged, since they may start at zero, nor are runs that end
-    in NaN, which have a rule of their own.
+    ## Confidence and false positives
+    Update and weights were measured in the first three steps: useful ones change a part by a thousandth to a
+    tenth of its weights. It is an error from twice on, and only where the loss has not fallen by a tenth.
+    Projectors and adapters alone are not judged, since they may start at zero, nor are runs that end in NaN,
+    which have a rule of their own.
 
     ## What to do
     Lower the learning rate by the factor that was measured: 1e-4 to 1e-3 for AdamW, at most 0.1 for SGD.
     """
     if steps.nonfinite is not None:
-        return  # non-finite tells that it diverged
+        return  # `non-finite` reports the divergence
     found: dict[str, float] = {}
     for step in [step for step in steps.steps if step.role_update_ratios][:FIRST]:
         for role, ratio in step.role_update_ratios.items():
@@ -55,8 +55,8 @@ def updates_too_large(steps: Steps) -> Iterator[Finding]:
     rates = [step.lr for step in steps.steps[:FIRST] if step.lr is not None]
     largest = max(found.values())
     yield Finding(
-        f"the learning rate wipes out the weights: one step changes the {listed(sorted(found))} weights by "
-        f"{largest:.3g} times their size",
+        f"updates too large: one step changes the {listed(sorted(found))} weights by {largest:.3g} times "
+        "their size",
         Severity.ERROR,
         at=("optimizer", *(["lr"] if rates else [])),
         measured={

@@ -11,14 +11,14 @@ from vlmdoctor.rulebook import rule
 
 @rule("warmup-ignored", "OPT304")
 def warmup_ignored(arguments: TrainingArgs) -> Iterator[Finding]:
-    """Finds `warmup_steps` beside the schedule `constant`, which does not warm up.
+    """`warmup_steps` ignored by the schedule `constant`.
 
     ## Why it matters
     transformers has two constant schedules, and only `constant_with_warmup` warms up; the other one takes the
     number and ignores it. The first steps are then taken at the full rate, with Adam's second moments
     still unknown.
 
-    ## How sure it is
+    ## Confidence and false positives
     Certain for `Trainer` and all that makes its schedules from these arguments.
 
     ## What to do
@@ -27,13 +27,14 @@ def warmup_ignored(arguments: TrainingArgs) -> Iterator[Finding]:
     if arguments.scheduler != "constant" or not arguments.warmup:
         return
     yield Finding(
-        f"a warm-up of {arguments.warmup:,} steps was asked for, and the schedule 'constant' has none",
+        f"warmup_steps is ignored: {arguments.warmup:,} steps were given, and the schedule 'constant' has "
+        "no warm-up",
         Severity.WARNING,
         at=("training_args.lr_scheduler_type",),
         measured={"lr_scheduler_type": "constant", "warmup_steps": arguments.warmup},
         threshold={"warmup_steps": 0},
         cause="the schedule 'constant' ignores warm-up steps",
-        fix=Fix("choose the one that warms up", ('lr_scheduler_type="constant_with_warmup"',)),
+        fix=Fix("choose the schedule with a warm-up", ('lr_scheduler_type="constant_with_warmup"',)),
     )
 
 

@@ -17,17 +17,17 @@ REACHED = 0.9  # of the base rate
 
 @rule("warmup-never-ends", "OPT303")
 def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None) -> Iterator[Finding]:
-    """Finds a warm-up that is longer than the run.
+    """Warm-up longer than the run.
 
     ## Why it matters
-    The rate that was chosen is never reached, and the decay never begins: a warm-up counted in micro-batches
-    or for another run's length, as when accumulation divides the number of optimizer steps
-    ([transformers 24088](https://github.com/huggingface/transformers/issues/24088)).
+    The chosen rate is never reached, and the decay never begins: the warm-up was counted in micro-batches or
+    for another run's length, as when accumulation divides the number of optimizer steps ([transformers
+    24088](https://github.com/huggingface/transformers/issues/24088)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured on a copy of the scheduler over the run's steps: the rate rises up to the last step and stays
-    under 90 % of the base rate. Where there is no scheduler yet, the training arguments' own numbers were
-    compared. A warning, since short trials cut long runs off.
+    under 90% of the base rate. Where there is no scheduler yet, the numbers of the training arguments were
+    compared. It is a warning, since a short trial may stop a long run early.
 
     ## What to do
     Count the warm-up in optimizer steps, or as a ratio of them.
@@ -50,7 +50,7 @@ def warmup_never_ends(schedule: Schedule | None, arguments: TrainingArgs | None)
         threshold={"last": REACHED * schedule.base},
         cause="the rate rises up to the last step; the warm-up was counted for more steps than are taken",
         fix=Fix(
-            "count it in optimizer steps of this run",
+            "count the warm-up in optimizer steps of this run",
             (f"warmup_steps = {max(1, schedule.steps * 3 // 100)}",),
         ),
     )
@@ -67,9 +67,9 @@ def _by_the_arguments(arguments: TrainingArgs | None) -> Iterator[Finding]:
         at=("training_args.warmup_steps",),
         measured={"warmup_steps": arguments.warmup, "steps": arguments.steps},
         threshold={"warmup_steps": arguments.steps},
-        cause="the learning rate that was chosen is never reached, and the decay never begins",
+        cause="the chosen learning rate is never reached, and the decay never begins",
         fix=Fix(
-            "count it in optimizer steps of this run",
+            "count the warm-up in optimizer steps of this run",
             (f"warmup_steps = {max(1, arguments.steps * 3 // 100)}",),
         ),
     )

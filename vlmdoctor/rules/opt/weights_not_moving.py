@@ -18,7 +18,7 @@ FEW_CHANGED = 0.02  # of the elements: bfloat16 at a learning rate of 1e-5 still
 LARGE_SHARE = 0.01  # of the trainable numbers
 
 
-TINY = 1e-8  # a learning rate: Adam's step is as long, and float32 keeps 7 digits
+TINY = 1e-8  # a learning rate: Adam's step has that size, and float32 keeps 7 digits
 
 
 @rule(
@@ -33,21 +33,21 @@ TINY = 1e-8  # a learning rate: Adam's step is as long, and float32 keeps 7 digi
     ),
 )
 def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
-    """Finds weights that stay what they were although gradients arrive.
+    """Weights not updated, although gradients arrive.
 
     ## Why it matters
-    Everything looks right: gradients flow, the loss may fall because of the other weights, and a part of
-    the model does not learn. It was unfrozen after the optimizer was made ([fastai
+    Everything looks right: gradients flow, the loss may fall because of the other weights, and a part of the
+    model does not learn. That part was unfrozen after the optimizer was made ([fastai
     2133](https://github.com/fastai/fastai/issues/2133), [rslearn
-    217](https://github.com/allenai/rslearn/issues/217)), its learning rate is 0, the model was built or
-    moved again after the optimizer, or its weights are bfloat16 and every update is rounded away ([ao
+    217](https://github.com/allenai/rslearn/issues/217)), its learning rate is 0, the model was built or moved
+    again after the optimizer, or its weights are bfloat16 and every update is rounded away ([ao
     1124](https://github.com/pytorch/ao/issues/1124)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Measured before and after steps: the gradient was not zero and not one of the compared elements changed,
-    in all sampled steps, at least three. Why is read off the optimizer (does it hold them, with which
-    rate?) and the data type. Steps that a gradient scaler skips are not counted, nor is a warm-up that
-    begins at 0. A part with a rate of 0 of its own may be meant that way: a warning.
+    in all sampled steps, at least three. The reason is inferred from the optimizer (does it hold them, with
+    which rate?) and the data type. Steps that a gradient scaler skips are not counted, nor is a warm-up that
+    begins at 0. A part with a rate of 0 of its own may be intended, so it is a warning.
 
     ## What to do
     Make the optimizer last: after building, moving, wrapping, loading and unfreezing. Keep the weights that
@@ -63,7 +63,7 @@ def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding
     for chosen, tell in ((absent, _absent), (rate_zero, _rate_zero), (rounded, _rounded), (rest, _unknown)):
         share = share_of(chosen, learning)
         if not chosen or (chosen is rounded and share < 0.5):
-            continue  # norms whose weights are 1 are rounded first: not worth a word alone
+            continue  # norms whose weights are 1 are rounded first: not reported alone
         message, severity, cause, fix = tell(chosen, learning, parameters)
         yield Finding(
             message,
@@ -119,7 +119,7 @@ def _absent(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramete
     what = _names(chosen, learning)
     if parameters.foreign:
         return (
-            f"{what} get gradients and never move: the optimizer holds other tensors",
+            f"{what} get gradients and never change: the optimizer holds other tensors",
             Severity.ERROR,
             f"the optimizer holds {counted(parameters.foreign, 'tensor')} that are not the model's, and "
             "not these: the model "
@@ -127,12 +127,11 @@ def _absent(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramete
             Fix("make the optimizer after the model is complete", _AFTER),
         )
     return (
-        f"{what} get gradients and never move: not in the optimizer",
+        f"{what} get gradients and never change: not in the optimizer",
         Severity.ERROR,
-        "none of the optimizer's parameter groups holds them, as when they were unfrozen, added or "
-        "filtered out by "
-        "name when it was made",
-        Fix("make the optimizer after unfreezing, of everything that is to learn", _AFTER),
+        "none of the optimizer's parameter groups holds them, as if they were unfrozen or added later, or "
+        "filtered out by name",
+        Fix("make the optimizer after unfreezing, from everything that should learn", _AFTER),
     )
 
 
@@ -142,14 +141,14 @@ _AFTER = ("optimizer = torch.optim.AdamW([p for p in model.parameters() if p.req
 def _rate_zero(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
     whole = len(chosen) == len(learning)
     return (
-        f"{_names(chosen, learning)} get gradients and never move: their learning rate is 0",
+        f"{_names(chosen, learning)} get gradients and never change: their learning rate is 0",
         Severity.ERROR if whole else Severity.WARNING,
         "the learning rate of their parameter group is 0" + ("" if whole else ", while others learn"),
         Fix(
             "set the learning rate; if it comes from a schedule, check its number of steps and that it "
             "is stepped"
             if whole
-            else "set their learning rate, or freeze them with requires_grad_(False) if that is meant",
+            else "set their learning rate, or freeze them with requires_grad_(False) if that is intended",
             ("print([group['lr'] for group in optimizer.param_groups])",),
         ),
     )
@@ -158,7 +157,7 @@ def _rate_zero(chosen: Sequence[Parameter], learning: Sequence[Parameter], param
 def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
     dtype = chosen[0].dtype
     return (
-        f"the updates are rounded away: {_names(chosen, learning)} hardly change in {dtype}",
+        f"updates are rounded away: {_names(chosen, learning)} hardly change in {dtype}",
         Severity.ERROR,
         f"{dtype} keeps a change only if it is about {ROUNDED.get(dtype, 0):.1g} of the weight or more, "
         "and the updates are "
@@ -179,23 +178,23 @@ def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramet
     if all(rate is not None and 0 < rate < TINY for rate in rates):
         rate = f"{max(filter(None, rates)):.2g}"
         return (
-            f"{_names(chosen, learning)} get gradients and never move: their learning rate is {rate}",
+            f"{_names(chosen, learning)} get gradients and never change: their learning rate is {rate}",
             Severity.ERROR,
-            f"a learning rate of {rate} is below the rounding of the weights that it is to change",
+            f"a learning rate of {rate} is below the rounding of these weights",
             Fix(
-                "look at what scales the learning rate of their group, such as a decay from layer to layer",
+                "look at what scales the learning rate of their group, such as layer-wise decay",
                 ("print([group['lr'] for group in optimizer.param_groups])",),
             ),
         )
     held = all(p.in_optimizer for p in chosen)
     return (
-        f"{_names(chosen, learning)} get gradients and never move",
+        f"{_names(chosen, learning)} get gradients and never change",
         Severity.ERROR,
         Inferred(
             "the optimizer holds them and their learning rate is not 0; something undoes the update or the "
-            "step is not taken, and which was not established"
+            "step is not taken; which was not established"
             if held
-            else "the optimizer is not known, so that the reason was not established"
+            else "the optimizer is not known, so the reason was not established"
         ),
         Fix("check that step() is reached and that nothing copies old weights back", ("optimizer.step()",)),
     )

@@ -16,13 +16,13 @@ from vlmdoctor.rules.places import counted
     explains=("backward-raises", "no-gradient", "weights-not-moving", "loss-not-falling"),
 )
 def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
-    """Finds LoRA layers that were merged, as for generation or evaluation, and not unmerged again.
+    """LoRA adapters left merged after generation or evaluation.
 
     ## Why it matters
-    A merged layer runs its base weight alone. The adapter's matrices are out of the path: they get no
+    A merged layer uses its base weight alone. The adapter's matrices are not in the forward pass: they get no
     gradient, and `loss.backward()` raises where nothing else learns.
 
-    ## How sure it is
+    ## Confidence and false positives
     Read from PEFT's layers themselves, which know whether they are merged.
 
     ## What to do
@@ -37,7 +37,7 @@ def adapters_merged(adapters: Adapters) -> Iterator[Finding]:
         measured={"merged": adapters.merged, "adapters": len(adapters.modules)},
         threshold={"merged": 0},
         cause="merge_adapter() was called, as for generation, and unmerge_adapter() was not",
-        fix=Fix("take them out again before training", ("model.unmerge_adapter()",)),
+        fix=Fix("unmerge the adapters before training", ("model.unmerge_adapter()",)),
     )
 
 

@@ -15,13 +15,13 @@ from vlmdoctor.rulebook import rule
     explains=("no-gradient", "weights-not-moving", "loss-not-falling", "zero-weights-block"),
 )
 def adapters_without_effect(adapters: Adapters) -> Iterator[Finding]:
-    """Finds adapters whose output is scaled to zero (`lora_alpha=0`), or dropped altogether.
+    """LoRA adapters have no effect: `lora_alpha=0`, or dropout of 1.
 
     ## Why it matters
-    The adapter adds nothing to the base model and gets gradients of exactly zero: the run costs what a
-    run costs, and the saved adapter is the one that it started with.
+    The adapter adds nothing to the base model and gets gradients of exactly zero: the run costs its full
+    compute, and the saved adapter equals the initial one.
 
-    ## How sure it is
+    ## Confidence and false positives
     The factor was read from PEFT's layers, the dropout from the configuration.
 
     ## What to do

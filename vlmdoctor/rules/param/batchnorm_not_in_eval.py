@@ -17,22 +17,22 @@ from vlmdoctor.rules.places import counted
     explains=("accumulation-mismatch",),
 )
 def batchnorm_not_in_eval(tree: ModuleTree) -> Iterator[Finding]:
-    """Batch normalisation has frozen weights and is in training mode, so that its statistics are not frozen.
+    """BatchNorm in training mode with frozen weights: its running statistics change.
 
     ## Why it matters
     `requires_grad_(False)` stops gradients and nothing else. In training mode batch normalisation takes mean
-    and variance from the batch, and writes them into its running statistics: a vision tower that is meant to
-    stay as it was gives other features from step to step, with small batches noisy ones, and others again
-    in evaluation. The saved tower is not the one that was loaded.
+    and variance from the batch, and writes them into its running statistics: a vision tower that should not
+    change gives other features from step to step, noisy ones with small batches, and others again in
+    evaluation. The saved tower is not the one that was loaded.
 
-    ## How sure it is
-    Modes and flags are read off the modules; such a module changes its statistics in each forward
-    pass. A warning, since a loop may put the tower into evaluation mode after it was given.
-    Silent where the model as a whole is in evaluation mode, and where the tower's own `train` keeps its
-    normalisations out of it.
+    ## Confidence and false positives
+    Modes and flags are read from the modules; such a module changes its statistics in each forward pass. It
+    is a warning, since a loop may put the tower into evaluation mode later. Nothing is reported where the
+    whole model is in evaluation mode, and where the tower's own `train` keeps its normalisations in
+    evaluation mode.
 
     ## What to do
-    Put them into evaluation mode after each `model.train()`, or see to it in the tower:
+    Put them into evaluation mode after each `model.train()`, or in the tower's own `train`:
 
         def train(self, mode=True):
             super().train(mode)
@@ -44,14 +44,14 @@ def batchnorm_not_in_eval(tree: ModuleTree) -> Iterator[Finding]:
         return
     yield Finding(
         f"{counted(len(moving), 'batch normalisation')} with frozen weights "
-        f"{'goes' if len(moving) == 1 else 'go'} on changing {'its' if len(moving) == 1 else 'their'} "
-        "running statistics",
+        f"{'changes' if len(moving) == 1 else 'change'} {'its' if len(moving) == 1 else 'their'} running "
+        "statistics",
         Severity.WARNING,
         at=tuple(norm.name for norm in moving)[:8],
         measured={"frozen_in_training_mode": len(moving), "of": len(tree.batch_norms)},
         threshold={"frozen_in_training_mode": 0},
         cause=f"{moving[0].name} is a {moving[0].module_class} in training mode; assumed, not known: that "
-        "training leaves it there",
+        "it stays in training mode",
         fix=Fix("put them into evaluation mode after each model.train()", ("model.vision_tower.eval()",)),
     )
 

@@ -33,32 +33,32 @@ LINKS = (
     formerly=("adapters-frozen", "PARAM305"),
 )
 def frozen_by_mistake(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parts of the model that are meant to learn, but are frozen (`requires_grad` is False).
+    """Frozen by mistake: parts that should learn have `requires_grad=False`.
 
     ## Why it matters
-    A frozen parameter gets no gradient, and neither PyTorch nor the optimizer says a word. Training goes on
-    with what is left: the loss may even fall, since some other part adapts. People find out days later
-    ([Qwen-VL 124](https://github.com/QwenLM/Qwen-VL/issues/124),
-    [LLaVA 1173](https://github.com/haotian-liu/LLaVA/issues/1173)). `PeftModel.from_pretrained` loads
-    adapters for inference, all of them frozen ([llama-cookbook
+    A frozen parameter gets no gradient, and neither PyTorch nor the optimizer warns. Training continues with
+    the rest: the loss may even fall, since another part adapts. People find out days later ([Qwen-VL
+    124](https://github.com/QwenLM/Qwen-VL/issues/124), [LLaVA
+    1173](https://github.com/haotian-liu/LLaVA/issues/1173)). `PeftModel.from_pretrained` loads adapters for
+    inference, all of them frozen ([llama-cookbook
     16](https://github.com/meta-llama/llama-cookbook/issues/16)).
 
-    ## How sure it is
+    ## Confidence and false positives
     Freezing is common practice, so a frozen vision tower or a frozen language model under a projector that
-    learns is never reported. What is reported as an error: nothing can learn; a part is frozen that was
-    declared as trainable; a part is frozen that the optimizer holds while it leaves other frozen parts out;
-    or the optimizer holds frozen parts and what is left can't make a vision-language model. An optimizer made
-    from `model.parameters()` holds everything and says little about what was meant, so the rest are warnings,
-    which name the assumption. With adapters (LoRA) attached a frozen base is meant.
+    learns is never reported. It is an error if nothing can learn; if a part is frozen that was declared as
+    trainable; if a part is frozen that the optimizer holds while other frozen parts are not in the optimizer;
+    or if the optimizer holds frozen parts and the rest can't make a vision-language model. An optimizer made
+    from `model.parameters()` holds everything and says little about the intent, so the other cases are
+    warnings, which name the assumption. With adapters (LoRA) a frozen base is intended.
 
     ## What to do
-    Switch gradients on before the optimizer is made, for exactly the modules that are to learn:
+    Set `requires_grad` before the optimizer is made, for exactly the modules that should learn:
 
         for part in (model.vision_proj, model.lm, model.lm_head):
             part.requires_grad_(True)
 
-    If the part is meant to be frozen, leave it out of the optimizer, or declare what learns
-    (`trainable=["vision_proj"]`), and the rule is silent. Load adapters that are to learn with
+    If the part should be frozen, leave it out of the optimizer, or declare what learns
+    (`trainable=["vision_proj"]`), and nothing is reported. Load adapters that should learn with
     `is_trainable=True`.
     """
     everything = parameters.parameters
@@ -94,8 +94,8 @@ def _nothing_learns(parameters: Parameters) -> Finding:
         Severity.ERROR,
         everything,
         everything,
-        "requires_grad is False on all of them, so that the loss has no graph to go back through",
-        Fix("switch gradients on for what is to learn", ("model.requires_grad_(True)",)),
+        "requires_grad is False on all of them, so the loss has no graph",
+        Fix("set requires_grad for what should learn", ("model.requires_grad_(True)",)),
     )
 
 
@@ -110,7 +110,7 @@ def _against_declaration(declared: Sequence[Parameter], everything: Sequence[Par
         Severity.ERROR if whole else Severity.WARNING,
         declared,
         everything,
-        "the declared names match them, yet their requires_grad is False; which line froze them is not known",
+        "the declared names match them, but their requires_grad is False; which line froze them is not known",
         _unfreeze(declared, everything),
     )
 
@@ -126,7 +126,7 @@ def _implausible(parameters: Parameters, stuck: Sequence[Parameter]) -> Iterator
     chosen = [p for p in stuck if p.role in core]
     held = any(p.in_optimizer for p in chosen)
     selective = held and any(p.in_optimizer == 0 for p in stuck)
-    # Nothing between image and text adapts; or both sides move around a frozen bridge. Parts of unknown
+    # Nothing between image and text adapts; or both sides change around a frozen projector. Parts of unknown
     # role that learn might be the bridge.
     hopeless = "other" not in learning and (
         {"projector", "language"} <= set(core) or ("projector" in core and {"vision", "language"} <= learning)
@@ -135,12 +135,13 @@ def _implausible(parameters: Parameters, stuck: Sequence[Parameter]) -> Iterator
         return  # such as fine-tuning the language model of a trained VLM
     learns = listed(_called(role) for role in learning_order(learning))
     if held:
-        cause = "they stand in the optimizer, as parts that are meant to learn do, yet requires_grad is False"
+        cause = "they are in the optimizer but have requires_grad=False"
         if not (selective or hopeless):
-            cause += "; the optimizer holds every parameter, so that freezing them may be meant all the same"
+            cause += "; the optimizer holds every parameter, so freezing them may be intended"
     else:
         cause = (
-            f"requires_grad is False, and only {learns} can learn; assumed, not known: that this is not meant"
+            f"requires_grad is False, and only {learns} can learn; assumed, not known: that this is not "
+            "intended"
         )
     yield _finding(
         f"{listed(map(_called, core))} {'is' if len(core) == 1 else 'are'} frozen: only {learns} can learn",
@@ -153,7 +154,7 @@ def _implausible(parameters: Parameters, stuck: Sequence[Parameter]) -> Iterator
 
 
 def learning_order(roles: Iterable[str]) -> list[str]:
-    """Roles in the order in which the data passes them."""
+    """Roles in the order of the forward pass."""
     present = set(roles)
     return [role for role in ("vision", "projector", "language", "head", "other") if role in present]
 
@@ -180,7 +181,7 @@ def _unfreeze(chosen: Sequence[Parameter], everything: Sequence[Parameter]) -> F
         name.removesuffix(".weight").removesuffix(".bias") for name in modules if not name.startswith("and ")
     ]
     lines = [f'model.get_submodule("{name}").requires_grad_(True)' for name in dict.fromkeys(named)]
-    return Fix("switch gradients on before the optimizer is made", tuple(lines))
+    return Fix("set requires_grad before the optimizer is made", tuple(lines))
 
 
 def _finding(

@@ -11,19 +11,19 @@ from vlmdoctor.rulebook import rule
 
 @rule("layer-instances-shared", "PARAM112", formerly=("layers-are-one",), explains=("dropped-on-save",))
 def layer_instances_shared(tree: ModuleTree) -> Iterator[Finding]:
-    """Finds `nn.ModuleList([Block()] * 8)`: eight entries, and one block.
+    """Layers share one instance: `nn.ModuleList([Block()] * 8)`.
 
     ## Why it matters
-    Multiplying a list repeats the reference: the model has the depth that was asked for and the weights of
-    one layer. It trains, only worse than it should, and a checkpoint of the real model loads into it with
-    the last layer's weights everywhere.
+    Multiplying a list repeats the reference: the model has the intended depth and the weights of one layer.
+    It trains, but worse than it should, and a checkpoint of the real model loads into it with the last
+    layer's weights everywhere.
 
-    ## How sure it is
+    ## Confidence and false positives
     The entries were compared by identity. Some architectures share their layers on purpose: models that
-    declare it are left alone, and it is a warning.
+    declare it are not judged, and it is a warning.
 
     ## What to do
-    Make each layer anew: `nn.ModuleList(Block() for _ in range(8))`.
+    Create each layer separately: `nn.ModuleList(Block() for _ in range(8))`.
     """
     if tree.shares_by_design:
         return
@@ -36,9 +36,9 @@ def layer_instances_shared(tree: ModuleTree) -> Iterator[Finding]:
                 measured={"entries": stack.entries, "different": stack.different},
                 threshold={"different": stack.entries},
                 cause="a list that is multiplied repeats the reference, not the layer; assumed, not known: "
-                "that they are not meant to share their weights",
+                "that they should not share their weights",
                 fix=Fix(
-                    "make each layer anew",
+                    "create each layer separately",
                     (f"nn.ModuleList({stack.layer}(...) for _ in range({stack.entries}))",),
                 ),
             )

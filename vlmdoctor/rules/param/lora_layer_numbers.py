@@ -14,16 +14,16 @@ from vlmdoctor.rules.places import listed, places
 
 @rule("lora-layer-numbers", "PARAM302")
 def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
-    """Finds `layers_to_transform` whose numbers were counted in the vision encoder as well.
+    """`layers_to_transform` also selects layers of the vision encoder.
 
     ## Why it matters
-    PEFT looks for the number in the name and not for a place in the language model: layer 3 of the vision
-    encoder, or expert 3, is taken just as layer 3 of the decoder ([peft
+    PEFT looks for the number in the name, wherever the layer is: layer 3 of the vision encoder, or expert 3,
+    is selected as well as layer 3 of the decoder ([peft
     2155](https://github.com/huggingface/peft/issues/2155), [peft
     3086](https://github.com/huggingface/peft/issues/3086)).
 
-    ## How sure it is
-    The stacks are read off the adapted modules' names. A warning, since both may be meant.
+    ## Confidence and false positives
+    The stacks are read from the adapted modules' names. It is a warning, since both may be intended.
 
     ## What to do
     Name the stack with `layers_pattern`, or write a pattern for `target_modules` with the numbers in it.
@@ -36,13 +36,13 @@ def lora_layer_numbers(adapters: Adapters) -> Iterator[Finding]:
     if len(stacks) < 2 or len(roles) < 2:
         return
     yield Finding(
-        f"layers_to_transform chose layers in {listed(sorted(stacks))}",
+        f"layers_to_transform selects layers in {listed(sorted(stacks))}",
         Severity.WARNING,
         at=places([f"{m.name}.weight" for m in adapters.modules if m.role == "vision"]),
         measured=dict(stacks),
         threshold={"stacks": 1},
-        cause="the numbers are looked for in every module's name; assumed, not known: that those of the "
-        "language model were meant",
+        cause="the numbers are looked for in every module's name; assumed, not known: that only the "
+        "language model was intended",
         fix=Fix(
             "write the numbers into a pattern for target_modules instead",
             ('target_modules = r".*language_model\\.layers\\.(0|1)\\..*(q_proj|v_proj)"',),

@@ -20,19 +20,19 @@ LINKS = (
 
 @rule("lora-on-vision", "PARAM301")
 def lora_on_vision(adapters: Adapters, parameters: Parameters) -> Iterator[Finding]:
-    """Finds adapters that landed in the vision encoder together with those of the language model.
+    """LoRA adapters in the vision encoder as well as in the language model.
 
     ## Why it matters
-    `target_modules=["q_proj", "v_proj"]` matches every module whose name ends so, and the attention of most
-    vision encoders has the same names. The tower is trained too, costs memory and gradients, and a language
-    model server that takes adapters refuses the result ([peft
-    2615](https://github.com/huggingface/peft/issues/2615), [lmms-finetune
-    11](https://github.com/zjysteven/lmms-finetune/issues/11)).
+    `target_modules=["q_proj", "v_proj"]` matches every module whose name ends like that, and the attention of
+    most vision encoders has the same names. The tower is trained too, which costs memory and compute, and a
+    language model server refuses the adapter ([peft 2615](https://github.com/huggingface/peft/issues/2615),
+    [lmms-finetune 11](https://github.com/zjysteven/lmms-finetune/issues/11)).
 
-    ## How sure it is
-    Where the adapters sit is read off the model; whether they are meant there is not known: a warning.
-    Silent for `all-linear`, for patterns and full names, where `exclude_modules` was given, where a name in
-    the list occurs in the vision encoder alone, and where the vision encoder was declared as trainable.
+    ## Confidence and false positives
+    Where the adapters are is read from the model; whether that is intended is not known, so it is a warning.
+    Nothing is reported for `all-linear`, for patterns and full names, where `exclude_modules` was given,
+    where a name in the list occurs in the vision encoder alone, and where the vision encoder was declared as
+    trainable.
 
     ## What to do
     Name the language model's modules in full, or use a pattern.
@@ -55,8 +55,8 @@ def lora_on_vision(adapters: Adapters, parameters: Parameters) -> Iterator[Findi
             "language": sum(m.role == "language" for m in adapters.modules),
         },
         threshold={"vision": 0},
-        cause="target_modules is a list of endings, which vision encoder and language model have in common; "
-        "assumed, not known: that the language model was meant",
+        cause="target_modules is a list of name endings, which vision encoder and language model have in "
+        "common; assumed, not known: that only the language model was intended",
         fix=Fix("use a pattern that begins with the language model", (_pattern(adapters, names),)),
         links=LINKS,
     )

@@ -25,16 +25,16 @@ def new_rows_frozen(
     adapters: Adapters | None,
     data: Data | None,
 ) -> Iterator[Finding]:
-    """Finds tables that were enlarged for new tokens and are frozen.
+    """Embedding rows of new tokens are frozen.
 
     ## Why it matters
     The new rows hold random or average values. With adapters on the attention alone, or a frozen language
-    model, they keep them: the new tokens mean nothing, and the loss falls without them ([unsloth
-    9331](https://github.com/unslothai/unsloth/issues/9331)).
+    model, the new rows keep these values: the new tokens mean nothing, and the loss falls without them
+    ([unsloth 9331](https://github.com/unslothai/unsloth/issues/9331)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The checkpoint has fewer rows than the model, the tokenizer (or, without one, the batch) has tokens in the
-    new ones, and nothing that learns is in those tables. A warning, since the rows may have been trained
+    new ones, and nothing in those tables is trainable. It is a warning, since the rows may have been trained
     before, or never be used.
 
     ## What to do
@@ -59,8 +59,8 @@ def new_rows_frozen(
     rows = min(rows for _, rows in grown)
     new = min(tokens, grown[0][0].shape[0]) - rows
     yield Finding(
-        f"{counted(new, 'new token')} never learn: the rows that were added to "
-        f"{listed(w.name for w, _ in grown)} are frozen",
+        f"rows of {counted(new, 'new token')} are frozen: they were added to "
+        f"{listed(w.name for w, _ in grown)}",
         Severity.WARNING,
         at=tuple(w.name for w, _ in grown),
         measured={"rows": grown[0][0].shape[0], "rows_in_the_checkpoint": rows, "tokenizer_size": tokens},

@@ -12,20 +12,20 @@ from vlmdoctor.rules.places import counted
 
 @rule("parameters-not-registered", "PARAM110")
 def parameters_not_registered(use: WeightsInUse) -> Iterator[Finding]:
-    """Layers are used that the model does not know: kept in a plain list, or made inside forward.
+    """Parameters not registered: layers in a plain list, or made inside forward.
 
     ## Why it matters
-    A module in a Python list or dict is none of the model's: an optimizer over `model.parameters()` never
-    moves it, `.to(device)` leaves it behind, and checkpoints don't hold it. A layer that forward makes anew
-    has other random weights each time. The loss may fall all the same, since everything else learns.
+    A module in a Python list or dict is not registered: an optimizer over `model.parameters()` never updates
+    it, `.to(device)` does not move it, and checkpoints don't hold it. A layer that forward creates has other
+    random weights each time. The loss may fall all the same, since everything else learns.
 
-    ## How sure it is
-    The graph of the loss was followed to its leaves: each of these parameters requires gradients and took
-    part. Those that an optimizer holds are left alone. Where no optimizer was given, it is assumed that it
-    is made from `model.parameters()`: a warning.
+    ## Confidence and false positives
+    The graph of the loss was followed to its leaves: each of these parameters requires gradients and is used.
+    Those that an optimizer holds are not reported. Where no optimizer was given, it is assumed that it is
+    made from `model.parameters()`: a warning.
 
     ## What to do
-    Keep layers in `nn.ModuleList` or `nn.ModuleDict`, parameters in `nn.ParameterList`, and make them in
+    Keep layers in `nn.ModuleList` or `nn.ModuleDict`, parameters in `nn.ParameterList`, and create them in
     `__init__`.
     """
     strangers = [s for s in use.strangers if not s.in_optimizer]
@@ -33,14 +33,14 @@ def parameters_not_registered(use: WeightsInUse) -> Iterator[Finding]:
     kept = [s for s in strangers if not s.anew and s.name is not None]
     if anew:
         yield Finding(
-            f"the forward pass makes {counted(len(anew), 'parameter')} anew each time",
+            f"the forward pass creates {counted(len(anew), 'parameter')} again each time",
             Severity.ERROR,
             at=_at(anew),
             measured={"parameters": len(anew), "shapes": [list(s.shape) for s in anew[:4]]},
             threshold={"parameters": 0},
-            cause="a layer or parameter is made inside forward: its weights are random in each pass, and "
-            "nothing that it learns is kept",
-            fix=Fix("make it once, in __init__"),
+            cause="a layer or parameter is created inside forward: its weights are random in each pass, and "
+            "no update is kept",
+            fix=Fix("create it once, in __init__"),
         )
     if kept:
         sure = use.optimizer_given
@@ -51,14 +51,14 @@ def parameters_not_registered(use: WeightsInUse) -> Iterator[Finding]:
             at=_at(kept),
             measured={"parameters": len(kept), "shapes": [list(s.shape) for s in kept[:4]]},
             threshold={"parameters": 0},
-            cause="they hang in a plain list, mapping or tensor attribute, which model.parameters() does not "
-            "see"
+            cause="they are in a plain list, mapping or tensor attribute, which model.parameters() does not "
+            "contain"
             + (
                 ": the optimizer does not hold them"
                 if sure
                 else "; assumed, not known: that the optimizer is made from it"
             ),
-            fix=Fix("keep them in a container that registers them", ("nn.ModuleList([...])",)),
+            fix=Fix("register them with a container module", ("nn.ModuleList([...])",)),
         )
 
 

@@ -25,19 +25,18 @@ from vlmdoctor.rules.samples import sample_parameters
     ),
 )
 def pattern_matches_nothing(parameters: Parameters) -> Iterator[Finding]:
-    """Finds names of parameters that were declared as meant to learn, but that no parameter has.
+    """Pattern matches no parameter: declared names are not in the model.
 
     ## Why it matters
-    Freezing and unfreezing go by name almost everywhere, and a name that went stale does nothing, silently:
-    the part keeps training, or never does
-    ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
-    [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139),
-    [OneLLM 19](https://github.com/csuhan/OneLLM/issues/19)).
+    Freezing and unfreezing go by name almost everywhere, and an outdated name does nothing, silently: the
+    part keeps training, or never trains ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
+    [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139), [OneLLM
+    19](https://github.com/csuhan/OneLLM/issues/19)).
 
-    ## How sure it is
-    Certain: each pattern was compared with every name of every parameter, with the wrappers of torch.compile,
-    DDP, FSDP and PEFT taken off, and tied parameters under each of their names. An error where no pattern
-    matches anything; otherwise a warning, since a list may serve several models.
+    ## Confidence and false positives
+    Certain: each pattern was compared with every name of every parameter, without the wrappers of
+    torch.compile, DDP, FSDP and PEFT, and tied parameters under each of their names. It is an error where no
+    pattern matches anything; otherwise a warning, since a list may serve several models.
 
     ## What to do
     Use the names that `[name for name, _ in model.named_parameters()]` shows. A plain text stands for whole

@@ -15,17 +15,16 @@ QUANTISED = ("int8", "uint8", "int4", "uint4")
 
 @rule("quantised-projector", "PARAM304")
 def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
-    """Finds a projector whose weights were quantised along with the language model's.
+    """Projector quantised along with the language model.
 
     ## Why it matters
-    `load_in_4bit` quantises every linear layer that is not named. The projector saves next to nothing, can't
-    be trained then, and its output feeds every layer: answers become noise ([vstar
-    3](https://github.com/penghao-wu/vstar/issues/3), [ComfyUI-JoyCaption
-    53](https://github.com/1038lab/ComfyUI-JoyCaption/issues/53)). Lists that kept it out stopped matching
-    when the names were anchored in transformers 5 ([unsloth
-    4209](https://github.com/unslothai/unsloth/issues/4209)).
+    `load_in_4bit` quantises every linear layer that is not excluded. Quantising the projector saves almost no
+    memory, a quantised projector can't be trained, and its output feeds every layer: answers become noise
+    ([vstar 3](https://github.com/penghao-wu/vstar/issues/3), [ComfyUI-JoyCaption
+    53](https://github.com/1038lab/ComfyUI-JoyCaption/issues/53)). Lists that excluded it stopped matching
+    when transformers 5 anchored the names ([unsloth 4209](https://github.com/unslothai/unsloth/issues/4209)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The data types are read. How much it harms is not measured: a warning.
 
     ## What to do
@@ -41,7 +40,7 @@ def quantised_projector(parameters: Parameters) -> Iterator[Finding]:
         at=places([p.name for p in chosen], [p.name for p in parameters.parameters]),
         measured={"tensors": len(chosen), "numbers": sum(p.numel for p in chosen)},
         threshold={"tensors": 0},
-        cause="it was not kept out when the model was quantised, and integers can't learn",
+        cause="it was not excluded when the model was quantised, and integers can't learn",
         fix=Fix(
             "keep it in floating point",
             (f'BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["{module}", "lm_head"])',),

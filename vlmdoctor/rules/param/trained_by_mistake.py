@@ -13,18 +13,18 @@ from vlmdoctor.rules.samples import sample_parameters
 
 @rule("trained-by-mistake", "PARAM103")
 def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
-    """Finds parameters that learn although only others were declared as meant to.
+    """Trained by mistake: parameters outside the declared ones are trainable.
 
     ## Why it matters
-    A part that was to stay frozen, such as the vision tower of a trained model, is changed by every step, and
-    its optimizer state takes twice its memory. Typical are stale name patterns and freezing code that misses
-    a position embedding ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
+    Every step changes a part that should stay frozen, such as the vision tower of a trained model, and its
+    optimizer state takes twice its memory. Typical causes are outdated name patterns and freezing code that
+    misses a position embedding ([lerobot 4019](https://github.com/huggingface/lerobot/issues/4019),
     [LlamaFactory 10139](https://github.com/hiyouga/LlamaFactory/issues/10139)).
 
-    ## How sure it is
-    Certain about what it says: these parameters have `requires_grad`, stand in the optimizer where one was
-    given, and none of the declared patterns matches their names. Nothing declared: nothing said. Adapters'
-    own weights are not counted.
+    ## Confidence and false positives
+    Certain: these parameters have `requires_grad`, are in the optimizer where one was given, and none of the
+    declared patterns matches their names. Without a declaration nothing is reported. Adapters' own weights
+    are not counted.
 
     ## What to do
     Freeze them, or add them to what you declare.
@@ -41,17 +41,17 @@ def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     where = places([p.name for p in learning], [p.name for p in parameters.parameters])
     yield Finding(
         f"{counted(len(learning), 'parameter')} outside what was declared as trainable "
-        f"{'learns' if len(learning) == 1 else 'learn'} all the same",
+        f"{'is' if len(learning) == 1 else 'are'} trainable",
         Severity.WARNING,
         at=where,
         measured={"trainable_parameters": sum(p.numel for p in learning)},
         threshold={"trainable_parameters": 0},
         cause="requires_grad is True on them, and no declared pattern matches their names",
         fix=Fix(
-            "freeze everything first, then switch on what is to learn",
+            "freeze everything first, then unfreeze what should learn",
             (
                 "model.requires_grad_(False)",
-                "model.vision_proj.requires_grad_(True)  # and whatever else learns",
+                "model.vision_proj.requires_grad_(True)  # and whatever else should learn",
             ),
         ),
     )

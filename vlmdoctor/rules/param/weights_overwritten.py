@@ -12,16 +12,16 @@ from vlmdoctor.rules.places import counted
 
 @rule("weights-overwritten", "PARAM111")
 def weights_overwritten(use: WeightsInUse) -> Iterator[Finding]:
-    """Trainable parameters get new values in each forward pass: what the optimizer wrote is lost.
+    """Weights overwritten in each forward pass: updates are lost.
 
     ## Why it matters
-    Weights that are initialised, loaded or copied inside forward (or in a hook of it) start over at each
-    step. They get gradients and move, so that nothing looks wrong, and they never learn.
+    Weights that are initialised, loaded or copied inside forward (or in a forward hook) start again at each
+    step. They get gradients and change, so nothing looks wrong, and they never learn.
 
-    ## How sure it is
-    It was tried: the parameters were given other values, and after the next pass, with the same random
-    numbers, they had the values of the pass before. Clipping or normalising weights in forward is not that,
-    and is never reported.
+    ## Confidence and false positives
+    It was tried: the parameters were set to other values, and after the next pass, with the same random
+    numbers, they had the values of the pass before. Clipping or normalising weights in forward is never
+    reported.
 
     ## What to do
     Initialise and load in `__init__`, or before training.
@@ -33,8 +33,8 @@ def weights_overwritten(use: WeightsInUse) -> Iterator[Finding]:
             at=use.overwritten[:8],
             measured={"parameters": len(use.overwritten), "kept_what_was_written": 0},
             threshold={"parameters": 0},
-            cause="they are initialised, loaded or copied inside forward: what the optimizer wrote is lost",
-            fix=Fix("do that once, before training"),
+            cause="they are initialised, loaded or copied inside forward: the optimizer's updates are lost",
+            fix=Fix("initialise or load once, before training"),
             parameters=use.overwritten,
         )
 

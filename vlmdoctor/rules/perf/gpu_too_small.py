@@ -11,12 +11,12 @@ from vlmdoctor.rulebook import rule
 
 @rule("gpu-too-small", "PERF401")
 def gpu_too_small(fit: Fit) -> Iterator[Finding]:
-    """A training step needs more memory than the GPU that `--gpu` names has.
+    """GPU memory too small for a training step (`--gpu`).
 
     ## Why it matters
     It ends in `CUDA out of memory`, after the weights were downloaded and the GPU was rented.
 
-    ## How sure it is
+    ## Confidence and false positives
     Weights, gradients and activations are those of this model in a dry run of one step on the given
     batch: every tensor that is alive is counted, with the attention kernel that CUDA would choose. The
     optimizer's state is reckoned from the trainable parameters. One GiB is left to CUDA. Not counted are

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.positions import Counted, Place, Positions
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
-FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as it should
+FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that increases by one
 
 
 @rule(
@@ -18,23 +18,22 @@ FEWEST, MOST = 3, 0.5  # pairs of neighbours; the share of them that goes on as 
     explains=("rotary-not-relative", "packed-samples-leak"),
 )
 def constant_positions(positions: Positions) -> Iterator[Finding]:
-    """Positions are the same for all tokens of a row, or do not rise from one token to the next.
+    """Position ids constant, or not increasing from token to token.
 
     ## Why it matters
-    Positions tell the order of the words. Where all are 0 (a tensor of zeros passed as `position_ids`, a
-    cumulative sum of the wrong mask, a collator that pads with zeros) a model knows of order only what the
-    causal mask gives away: the loss falls, and stays far above what it could be
-    ([LLaMA-Factory 10783](https://github.com/hiyouga/LlamaFactory/issues/10783) is one of the ways there).
+    Position ids give the order of the tokens. Where all are 0 (a tensor of zeros passed as `position_ids`, a
+    cumulative sum of the wrong mask, a collator that pads with zeros) a model infers order only from the
+    causal mask: the loss falls, and stays far above what is possible ([LLaMA-Factory
+    10783](https://github.com/hiyouga/LlamaFactory/issues/10783) is one of the causes).
 
-    ## How sure it is
+    ## Confidence and false positives
     The positions were read where they reach the model's rotary or learned table, or from the batch. Only
-    neighbours that are both text are compared, since the tokens of one image may share a position, and
-    beginning anew at 0 or 1 is what packed samples do. One position for a whole row is an error, and so are
-    positions that never rise; where some do and most do not, it is a warning: a few methods shuffle them on
-    purpose.
+    neighbouring text tokens are compared, since the tokens of one image may share a position, and packed
+    samples start again at 0 or 1. One position for a whole row is an error, and so are positions that never
+    increase. Where some increase and most do not, it is a warning: a few methods shuffle them on purpose.
 
     ## What to do
-    Leave `position_ids` out, so that the model counts by itself, or count the real tokens.
+    Leave `position_ids` out, so that the model computes them, or count the real tokens.
     """
     for place in positions.places:
         rows = [row for row in place.rows if row.pairs >= FEWEST]
@@ -55,10 +54,10 @@ def _finding(place: Place, positions: Positions, chosen: list[Counted], rows: in
     what = (
         f"all {row.tokens} tokens of row {row.row} have position {row.lowest}"
         if same
-        else f"positions rise at {row.rising} of {row.pairs} pairs of neighbours in row {row.row}"
+        else f"positions increase at {row.rising} of {row.pairs} pairs of neighbours in row {row.row}"
     )
     return Finding(
-        f"positions do not count the tokens: {what}",
+        f"position ids do not count the tokens: {what}",
         Severity.WARNING if any(row.rising for row in chosen) else Severity.ERROR,
         at=(positions.given or "position_ids", *([] if place.module == positions.given else [place.module])),
         measured={

@@ -11,33 +11,34 @@ from vlmdoctor.rulebook import rule
 
 @rule("positions-beyond-the-table", "ROPE142")
 def positions_beyond_the_table(positions: Positions) -> Iterator[Finding]:
-    """Positions pass `max_position_embeddings`, though no row has so many tokens.
+    """Position ids exceed `max_position_embeddings`, although no row has so many tokens.
 
     ## Why it matters
-    Rotary tables are computed for any number, so that nothing raises, and a model reads positions that it
-    has never seen in training: texts get worse the further out they are. It happens where counting goes on
+    Rotary tables are computed for any number, so nothing raises, and a model gets positions that were not in
+    its training: the further out the positions, the worse the text. It happens where counting continues
     through all samples of a packed row or of a batch, or where positions are counted in other units.
 
-    ## How sure it is
-    The highest position of a real token was read where it reaches the model's table. Rows that are
-    themselves too long have a rule of their own. It is a warning, since the configuration may be older than
-    the rotary scaling that is used.
+    ## Confidence and false positives
+    The highest position of a real token was read where it reaches the model's table. Rows that are too long
+    have a rule of their own. It is a warning, since the configuration may be older than the rotary scaling
+    that is used.
 
     ## What to do
-    Begin anew for each sample: leave `position_ids` out, or count the real tokens of each.
+    Start again at 0 for each sample: leave `position_ids` out, or count the real tokens of each.
     """
     limit = positions.limit
     if not limit:
         return
     for place in positions.places:
         beyond = [row for row in place.rows if row.highest >= limit and row.tokens <= limit]
-        # One position for all is another rule's.
+        # Constant positions have a rule of their own.
         beyond = [row for row in beyond if row.lowest < row.highest or row.tokens == 1]
         if not beyond:
             continue
         row = max(beyond, key=lambda row: row.highest)
         yield Finding(
-            f"positions go up to {row.highest:,} in a row of {row.tokens:,} tokens; the model has {limit:,}",
+            f"position ids reach {row.highest:,} in a row of {row.tokens:,} tokens; max_position_embeddings "
+            f"is {limit:,}",
             Severity.WARNING,
             at=(
                 positions.given or "position_ids",
@@ -46,9 +47,9 @@ def positions_beyond_the_table(positions: Positions) -> Iterator[Finding]:
             ),
             measured={"highest": row.highest, "first": row.first, "tokens": row.tokens, "rows": len(beyond)},
             threshold={"highest": limit - 1},
-            cause=f"they begin at {row.first:,}"
+            cause=f"they start at {row.first:,}"
             if row.first
-            else "they go up faster than the tokens, or count through several samples",
+            else "they increase faster than the tokens, or count through several samples",
             fix=Fix(
                 "count the tokens of each sample from 0",
                 ("position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)",),

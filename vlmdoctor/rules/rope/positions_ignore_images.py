@@ -13,20 +13,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("positions-ignore-images", "ROPE141")
 def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
-    """Positions of several axes (mRoPE) are not those that the model makes of its own images.
+    """mRoPE position ids differ from those that the model makes for its images.
 
     ## Why it matters
-    Qwen2-VL and its kin give an image token its time, row and column. Whatever passes `position_ids` of its
-    own (packing, a fused loss, a wrapper that does not find `get_rope_index`) usually only counts tokens:
-    nothing raises, the image is read as one long line, and a pretrained model is worse than it was
-    ([Automodel 3113](https://github.com/NVIDIA-NeMo/Automodel/issues/3113), [LLaMA-Factory
+    The Qwen2-VL family gives an image token its time, row and column. Code that passes its own `position_ids`
+    (packing, a fused loss, a wrapper that does not find `get_rope_index`) usually only counts tokens: nothing
+    raises, the image becomes one long line, and a pretrained model gets worse ([Automodel
+    3113](https://github.com/NVIDIA-NeMo/Automodel/issues/3113), [LLaMA-Factory
     7754](https://github.com/hiyouga/LlamaFactory/issues/7754), [Liger-Kernel
     276](https://github.com/linkedin/Liger-Kernel/issues/276)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The model's own `get_rope_index` was called with the batch's ids, grids and mask, and compared with the
-    positions that reached its rotary table, token by token. A number added to all of a row makes no
-    difference, since rotary positions are relative, and rows of several samples are left out. One axis for
+    positions that reached its rotary table, token by token. A number added to all positions of a row makes no
+    difference, since rotary positions are relative, and rows of several samples are not judged. One axis for
     all, or the axes in another order, is an error; other differences are a warning.
 
     ## What to do
@@ -38,7 +38,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
     if not own.differing_rows:
         return
     if own.flat:
-        what, cause = "count tokens in one line", "the same number stands in all axes"
+        what, cause = "count tokens in one line", "all axes have the same number"
     elif own.permuted:
         what, cause = "have their axes in another order", "they are the model's own with the axes exchanged"
     else:
@@ -55,7 +55,7 @@ def positions_ignore_images(positions: Positions) -> Iterator[Finding]:
         at = (*at, f"row {row}, token {token}")
         example = {"used": list(used), "own": list(mine)}
     yield Finding(
-        f"the positions {what}: {own.differing} of {own.tokens} tokens have others than the model makes",
+        f"position ids {what}: {own.differing} of {own.tokens} tokens have others than the model makes",
         Severity.ERROR if own.flat or own.permuted else Severity.WARNING,
         at=at,
         measured={"tokens": own.tokens, "differing": own.differing, "rows": own.differing_rows, **example},

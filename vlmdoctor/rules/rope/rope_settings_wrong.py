@@ -10,24 +10,24 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 SHORTEST_SHARE = 0.05  # of the context that the slowest pair has to span in one turn
-LEAST_WIDTH = 16  # narrower heads turn fast whatever the base is
+LEAST_WIDTH = 16  # narrower heads rotate fast whatever the base is
 STRETCHING = ("linear", "dynamic", "yarn", "llama3")
 
 
 @rule("rope-settings-wrong", "ROPE190")
 def rope_settings_wrong(rope: RopeSettings, shapes: Shapes | None) -> Iterator[Finding]:
-    """Rotary settings that leave positions wrong or without a number, in a model that runs all the same.
+    """RoPE settings wrong: positions come out wrong, and nothing raises.
 
     ## Why it matters
-    A wrong base, a scaling factor below one or sections that don't add up raise nothing: positions come
-    out wrong, and the model learns worse than it should, or forgets what it knew. Settings that are lost on
-    the way do the same ([DeepSpeed 8345](https://github.com/deepspeedai/DeepSpeed/issues/8345)).
+    A wrong base, a scaling factor below one or sections that don't add up raise nothing: positions are wrong,
+    and the model learns worse than it should, or loses its pretraining. Settings that are dropped on the way
+    do the same ([DeepSpeed 8345](https://github.com/deepspeedai/DeepSpeed/issues/8345)).
 
-    ## How sure it is
-    The frequencies are computed by the model's own code from its configuration. Without a number for one,
-    or all the same, it is an error. What depends on intent (a base under which the slowest pair turns many
-    times within the context, a factor below one) is a warning. Silent about a step that raises: there
-    the exception is the finding.
+    ## Confidence and false positives
+    The frequencies are computed by the model's own code from its configuration. It is an error if one is no
+    number, or if all are equal. What depends on intent (a base with which the slowest pair rotates many times
+    within the context, a factor below one) is a warning. A step that raises is not reported here: the
+    exception is a finding of its own.
 
     ## What to do
     Take the values of the pretrained checkpoint's own config.json; scale with a factor of new length / old
@@ -46,7 +46,7 @@ def _judged(one: Rope) -> Iterator[Finding]:
         yield _finding(
             one,
             at,
-            f"{_what(one)}: frequencies are no positive numbers",
+            f"{_what(one)}: frequencies are not positive numbers",
             Severity.ERROR,
             f"{at} gives them: " + ", ".join(f"{name} {value}" for name, value in one.settings),
         )
@@ -55,28 +55,29 @@ def _judged(one: Rope) -> Iterator[Finding]:
         yield _finding(
             one,
             at,
-            f"{at}.rope_theta is {one.theta:g}: the pairs of a head don't turn slower and slower",
+            f"{at}.rope_theta is {one.theta:g}: the frequencies of a head do not decrease",
             Severity.ERROR,
-            "pair i turns by theta^(-2i/d) at each position, which falls with i only where theta is above 1",
+            "pair i rotates by theta^(-2i/d) per position, which decreases with i only where theta is above "
+            "1",
         )
         return
     if one.sections and sum(one.sections) != one.rotated // 2:
         yield _finding(
             one,
             at,
-            f"{at}.mrope_section {list(one.sections)} adds up to {sum(one.sections)}, and "
-            f"{one.rotated // 2} pairs turn",
+            f"{at}.mrope_section {list(one.sections)} adds up to {sum(one.sections)}, expected "
+            f"{one.rotated // 2} pairs",
             Severity.WARNING,
-            "time, height and width share the pairs of a head: what lies behind is nobody's",
+            "time, height and width share the pairs of a head: pairs beyond the sum belong to no axis",
         )
     factor = settings.get("factor")
     if one.kind in STRETCHING and isinstance(factor, int | float) and not factor >= 1:
         yield _finding(
             one,
             at,
-            f"{at}.factor is {factor:g}: it stretches positions only from 1 on",
+            f"{at}.factor is {factor:g}: expected 1 or more",
             Severity.WARNING,
-            "a factor is new length / old length; below 1 positions are pressed together the other way",
+            "a factor is new length / old length; below 1 it scales positions in the wrong direction",
         )
     low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
     if (
@@ -100,7 +101,7 @@ def _judged(one: Rope) -> Iterator[Finding]:
             at,
             f"{at}.beta_fast {fast:g} is below beta_slow {slow:g}",
             Severity.WARNING,
-            "pairs that turn more often than beta_fast within the old length are kept as they are",
+            "pairs that rotate more often than beta_fast within the old length are not scaled",
         )
     old = settings.get("original_max_position_embeddings")
     if one.kind in STRETCHING and isinstance(old, int) and one.context and old > one.context:
@@ -122,10 +123,10 @@ def _judged(one: Rope) -> Iterator[Finding]:
         yield _finding(
             one,
             at,
-            f"{at}.rope_theta {one.theta:g} lets the slowest pair turn {one.context / one.slowest:.0f} times "
+            f"{at}.rope_theta {one.theta:g} rotates the slowest pair {one.context / one.slowest:.0f} times "
             f"within {one.context} positions",
             Severity.WARNING,
-            f"a turn takes it {one.slowest:.0f} tokens: two that far apart look like neighbours",
+            f"one rotation takes {one.slowest:.0f} tokens: two that far apart look like neighbours",
         )
 
 

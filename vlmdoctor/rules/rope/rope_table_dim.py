@@ -13,21 +13,21 @@ from vlmdoctor.rulebook import rule
 
 @rule("rope-table-dim", "ROPE101", explains=("forward-raises",))
 def rope_table_dim(forward: Forward) -> Iterator[Finding]:
-    """The rotary table has another width than an attention head, and the forward pass raises.
+    """RoPE table width differs from the head dimension, and the forward pass raises.
 
     ## Why it matters
-    Rotary position embedding turns pairs of numbers inside one head, so that its cos and sin tables have
+    Rotary position embedding rotates pairs of numbers inside one head, so its cos and sin tables have
     `head_dim` columns (`hidden_size // num_heads`, unless the configuration sets `head_dim` itself). A table
-    made from the hidden size fails with a message that names neither: `The size of tensor a (32) must match
-    the size of tensor b (320) at non-singleton dimension 3`. Reported as
+    made from the hidden size raises an error that names neither: `The size of tensor a (32) must match the
+    size of tensor b (320) at non-singleton dimension 3`. Reported as
     labmlai/annotated_deep_learning_paper_implementations#244, lucidrains/x-transformers#296,
     kyegomez/zeta#117; for an explicit `head_dim` that was not honoured, huggingface/candle#2358.
 
-    ## How sure it is
-    The widths are measured where the exception was raised. Which size the table was made from is told by its
-    width. Where the model stores the table, it is rebuilt in memory from the base that is read off the table
-    itself, and the forward pass is run again: that is the proof line. A table made on the fly can't be
-    rebuilt; the finding then says that the cause is inferred.
+    ## Confidence and false positives
+    The widths are measured where the exception was raised. Which size the table was made from is inferred
+    from its width. Where the model stores the table, it is rebuilt in memory with the base that is read from
+    the table itself, and the forward pass runs again: that is the proof line. A table made on the fly can't
+    be rebuilt; the finding then says that the cause is inferred.
 
     ## What to do
     Make the tables from `head_dim`, or from the rotated part of it where only a part is rotated:
@@ -48,7 +48,7 @@ def rope_table_dim(forward: Forward) -> Iterator[Finding]:
     if not proven:
         why = Inferred(f"{why}; that the width is the fault is inferred, not proven")
     yield Finding(
-        message=f"the rotary table has {width} columns and {rotary.query} has {head} per head{source}",
+        message=f"the RoPE table has {width} columns and {rotary.query} has {head} per head{source}",
         severity=Severity.ERROR,
         at=tuple(name for name in (rotary.module, *rotary.stored_as) if name),
         file=rotary.built_file or rotary.applied_file,
@@ -68,7 +68,7 @@ def rope_table_dim(forward: Forward) -> Iterator[Finding]:
 
 
 def made_from(rotary: Rotary) -> tuple[str, str]:
-    """(what the table's width tells of its origin, what it should be made from)."""
+    """(what the table's width says about its origin, what it should be made from)."""
     width, head = rotary.table_width, rotary.query_width
     hidden, heads, head_dim = rotary.hidden_size, rotary.num_heads, rotary.head_dim
     if hidden is not None and heads and hidden // heads == head:

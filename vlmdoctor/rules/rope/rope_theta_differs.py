@@ -11,20 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("rope-theta-differs", "ROPE204", explains=("uninitialised-buffer",))
 def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
-    """The rotary table was made from another base than the configuration names.
+    """RoPE theta of the table differs from the configuration's.
 
     ## Why it matters
-    Since transformers 5 the base lies in `config.rope_parameters`, so that
-    `getattr(config, "rope_theta", 10000)` finds nothing and takes the default: weights that were trained with
-    1000000 are run with 10000, short texts look well and long ones don't, and nothing raises ([DeepSpeed
+    Since transformers 5 the base is in `config.rope_parameters`, so `getattr(config, "rope_theta", 10000)`
+    finds nothing and takes the default: weights that were trained with 1000000 run with 10000, short texts
+    look right and long ones don't, and nothing raises ([DeepSpeed
     8345](https://github.com/deepspeedai/DeepSpeed/issues/8345), [slime
     1720](https://github.com/THUDM/slime/issues/1720), [SpecForge
     265](https://github.com/sgl-project/SpecForge/issues/265)).
 
-    ## How sure it is
-    The base is read off the table's own numbers, and a table only counts if it is reproduced from that base.
-    It is compared only where the configuration gives exactly one base and no scaling, and a tenth of
-    difference is allowed. Tables in vision towers are left out: they have a base of their own.
+    ## Confidence and false positives
+    The base is computed from the table's own numbers, and a table is judged only if that base reproduces it.
+    It is compared only where the configuration gives exactly one base and no scaling; the tolerance is a
+    tenth. Tables in vision towers are not judged: they have a base of their own.
 
     ## What to do
     Read the base where it is now:
@@ -36,8 +36,8 @@ def rope_theta_differs(buffers: Buffers) -> Iterator[Finding]:
         return
     first = wrong[0]
     yield Finding(
-        message=f"the rotary table is made from theta {first.theta:g}, the configuration says "
-        f"{first.config_theta:g}",
+        message=f"the RoPE table has theta {first.theta:g}, expected {first.config_theta:g} from the "
+        "configuration",
         severity=Severity.ERROR,
         at=tuple(table.name for table in wrong[:8]),
         measured={"theta": first.theta},

@@ -11,40 +11,40 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotary-not-relative", "ROPE201")
 def rotary_not_relative(influence: Influence) -> Iterator[Finding]:
-    """Logits move when all rotary positions are shifted by the same number.
+    """RoPE is not relative: logits change when all positions are shifted by the same number.
 
     ## Why it matters
-    Rotating queries and keys by their positions leaves a product that depends on the distance alone. If only
-    one of them is rotated, one is rotated twice, or a table laid out in halves meets a rotation of
-    neighbouring pairs, that is lost: converted weights answer badly, and nothing raises
-    ([LLMs-from-scratch 747](https://github.com/rasbt/LLMs-from-scratch/issues/747), [transformers
+    Rotating queries and keys by their positions gives a product that depends on the distance alone. It does
+    not if only one of them is rotated, if one is rotated twice, or if a table laid out in halves meets a
+    rotation of neighbouring pairs: converted weights give bad answers, and nothing raises ([LLMs-from-scratch
+    747](https://github.com/rasbt/LLMs-from-scratch/issues/747), [transformers
     25199](https://github.com/huggingface/transformers/issues/25199)).
 
-    ## How sure it is
+    ## Confidence and false positives
     The positions that the rotary tables are made from (or the rows of stored tables) are shifted, for
-    attention alone, so that learned absolute positions beside them don't matter. What a reversed order of
-    positions moves is the measure: a tenth of it is allowed, which rounded tables stay far below. A model
-    that rotates its values too, as some do on purpose, would be reported wrongly. A consistent layout in
-    halves is as right as one in pairs and is not reported.
+    attention alone, so learned absolute positions don't matter. The tolerance is a tenth of what a reversed
+    order of positions changes; rounded tables stay far below it. A model that rotates its values too, as some
+    do on purpose, would be reported wrongly. A consistent layout in halves is as right as one in pairs, and
+    is not reported.
 
     ## What to do
     Rotate q and k once each, with the same function, and pair the numbers as the table does:
 
         halves: cos = cat([angles, angles], -1).cos();        x * cos + cat([-x2, x1], -1) * sin
-        pairs:  cos = angles.repeat_interleave(2, -1).cos();  x[0::2], x[1::2] turn together
+        pairs:  cos = angles.repeat_interleave(2, -1).cos();  x[0::2], x[1::2] rotate together
     """
     seen = influence.of("positions")
     if not seen.moves:
         return
     yield Finding(
-        message=f"attention depends on absolute positions: shifting {seen.what} moves "
+        message=f"attention depends on absolute positions: shifting {seen.what} changes "
         f"{seen.moved_positions} of {seen.positions} tokens' logits",
         severity=Severity.ERROR,
         at=tuple(seen.detail.get("tables", ())[:4]),
         measured={"moved": seen.moved, "moved_by_reversed_positions": seen.effect},
         threshold={"moved": seen.allowed},
         cause=(
-            "q and k are not turned by the same rotation: only one of them is rotated, one is rotated twice, "
+            "q and k are not rotated in the same way: only one of them is rotated, one is rotated twice, "
             "or the table's layout (halves or pairs) is not the rotation's; which was not established"
         ),
         certainty=Certainty.INFERRED,

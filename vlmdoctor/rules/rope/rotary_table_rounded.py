@@ -12,25 +12,25 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotary-table-rounded", "ROPE202")
 def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
-    """The rotary frequencies were rounded to half precision, and late positions are at wrong angles.
+    """RoPE frequencies rounded to half precision.
 
     ## Why it matters
-    An angle is a position times a frequency: an error of 0.2 % in the frequency is a quarter of a turn at
+    An angle is a position times a frequency: an error of 0.2% in the frequency is a quarter of a rotation at
     position 800. `model.to(torch.bfloat16)` casts the buffer of frequencies along with the weights (loading
-    with `dtype=torch.bfloat16` does not), and casting back does not bring the digits back. Loss and logits
+    with `dtype=torch.bfloat16` does not), and casting back does not restore the digits. Loss and logits
     differ from the reference more the longer the text ([transformers
     29285](https://github.com/huggingface/transformers/issues/29285),
     [25681](https://github.com/huggingface/transformers/issues/25681), [gpt-neox
     1003](https://github.com/EleutherAI/gpt-neox/issues/1003)).
 
-    ## How sure it is
-    The table is made anew in float32 and the largest difference in a cosine is measured, over as many
-    positions as the model allows (at most 4096). It is reported from 0.1 on. A model
-    that was trained with such a table from the start gets along with it, hence a warning.
+    ## Confidence and false positives
+    The table is computed again in float32, and the largest difference in a cosine is measured, over as many
+    positions as the model allows (at most 4096). It is reported from 0.1 on. A model that was trained with
+    such a table from the start works with it, so it is a warning.
 
     ## What to do
-    Load in the dtype that is wanted, or keep the weights in float32 and use autocast; else put the
-    frequencies back after the cast.
+    Load in the intended dtype, or keep the weights in float32 and use autocast; else restore the frequencies
+    after the cast.
     """
     rounded = [t for t in buffers.tables if t.rounded and t.error is not None and t.first_wrong is not None]
     if not rounded:
@@ -45,9 +45,9 @@ def rotary_table_rounded(buffers: Buffers) -> Iterator[Finding]:
         threshold={"error_of_a_cosine": 0.1},
         cause="the buffer was cast with the weights, as model.to(torch.bfloat16) or .half() does",
         proof=Proof(
-            "frequencies made anew in float32",
+            "frequencies computed again in float32",
             f"the cosines are off by up to {worst.error:.2g}",
-            "they are those that the configuration asks for",
+            "they match the configuration",
         ),
         fix=Fix(
             "load in bfloat16 instead of casting, or use autocast over float32 weights",

@@ -11,21 +11,20 @@ from vlmdoctor.rulebook import rule
 
 @rule("rotated-twice", "ROPE110", explains=("rotary-not-relative",))
 def rotated_twice(rotations: Rotations) -> Iterator[Finding]:
-    """Finds queries or keys that were rotated by position before they are rotated again.
+    """RoPE applied twice to queries or keys.
 
     ## Why it matters
     Rotated twice, a token at position p is treated as one at 2 p: attention still depends on differences
-    alone, so that nothing looks wrong, but pretrained weights see every distance doubled, and the context
-    ends at half its length. It happens where rotation moved from the attention into its caller (or into a
-    kernel) and stayed in both, and where cached keys are rotated again.
+    alone, so nothing looks wrong, but for pretrained weights every distance is doubled, and the context ends
+    at half its length. It happens where rotation was moved from the attention into its caller (or into a
+    kernel) and is now in both, and where cached keys are rotated again.
 
-    ## How sure it is
-    The rotary tables were followed through a forward pass, operation by operation: something that was a
-    product with a table was multiplied with a table again, with nothing but sums, slices and copies in
-    between.
+    ## Confidence and false positives
+    The rotary tables were followed through a forward pass, operation by operation: the product of a tensor
+    with a table was multiplied with a table again, with nothing but sums, slices and copies in between.
 
     ## What to do
-    Rotate queries and keys in one place, behind their projections and norms, before the keys are cached.
+    Rotate queries and keys in one place, after their projections and norms, before the keys are cached.
     """
     if not rotations.rotated:
         return
@@ -37,7 +36,7 @@ def rotated_twice(rotations: Rotations) -> Iterator[Finding]:
             measured={"rotations_of_what_was_rotated": len(rotations.twice), "products": rotations.rotated},
             threshold={"rotations_of_what_was_rotated": 0},
             cause="the rotary embedding is applied to the result of an earlier rotation",
-            fix=Fix("rotate once, behind the projections and before the cache"),
+            fix=Fix("rotate once, after the projections and before the cache"),
         )
 
 

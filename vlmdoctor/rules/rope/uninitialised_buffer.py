@@ -18,24 +18,24 @@ WRONG = 0.1
     explains=("rotary-not-relative", "non-finite-forward", "forward-raises"),
 )
 def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
-    """A table that no checkpoint holds (rotary frequencies, positions) has not the values that it should.
+    """Uninitialised buffer: a table that no checkpoint holds has wrong values.
 
     ## Why it matters
-    Non-persistent buffers are in no checkpoint. A model that was made on the meta device and given memory by
-    `to_empty` or `empty_like` keeps whatever that memory held: usually finite numbers, so that nothing raises
-    and only the order of the words is lost ([transformers
+    Non-persistent buffers are in no checkpoint. A model that was made on the meta device and allocated by
+    `to_empty` or `empty_like` keeps whatever that memory held: usually finite numbers, so nothing raises and
+    only the order of the tokens is lost ([transformers
     45902](https://github.com/huggingface/transformers/issues/45902), [lmms-engine
     185](https://github.com/EvolvingLMMs-Lab/lmms-engine/issues/185), [SkyRL
     1725](https://github.com/NovaSky-AI/SkyRL/issues/1725)).
 
-    ## How sure it is
-    Where the module can be made anew from its own configuration, its table is compared with the fresh one,
-    and reported if a cosine differs by more than 0.1 and it isn't rounding. Other tables are reported only if
-    no table can look so: NaN, infinity, all numbers alike, cosines above 10. Frequencies that were
-    overwritten on purpose, with the configuration left as it was, would be reported too.
+    ## Confidence and false positives
+    Where the module can be created again from its own configuration, its table is compared with the fresh
+    one, and reported if a cosine differs by more than 0.1 and not by rounding. Other tables are reported only
+    if their values are impossible: NaN, infinity, all numbers equal, cosines above 10. Frequencies that were
+    overwritten on purpose, with the configuration unchanged, would be reported too.
 
     ## What to do
-    Make the buffers anew after `to_empty`, or let `from_pretrained` build the model:
+    Compute the buffers again after `to_empty`, or let `from_pretrained` build the model:
 
         module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)
     """
@@ -59,7 +59,7 @@ def uninitialised_buffer(buffers: Buffers) -> Iterator[Finding]:
         ),
         certainty=Certainty.INFERRED,
         fix=Fix(
-            "make it anew after the model got its memory",
+            "compute it again after the model is allocated",
             ("module.inv_freq = type(module)(module.config).inv_freq.to(module.inv_freq.device)",),
         ),
     )

@@ -12,7 +12,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("devices-misread-in-source", "SRC103")
 def devices_misread_in_source(source: Source) -> Iterator[Finding]:
-    """A file sets CUDA_VISIBLE_DEVICES, or NVIDIA_VISIBLE_DEVICES, to something else than it seems to say.
+    """CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES misread, as set in a file.
 
     ## Why it matters
     `0-3` is read as 0, and the job runs on one GPU; a compose file in list syntax keeps the quotes of `-
@@ -20,7 +20,7 @@ def devices_misread_in_source(source: Source) -> Iterator[Finding]:
     https://github.com/YanWenKun/ComfyUI-Docker/issues/60). `NVIDIA_VISIBLE_DEVICES=void` in an image keeps
     all GPUs out (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104).
 
-    ## How sure it is
+    ## Confidence and false positives
     The value is read as torch reads it, for a machine with any number of GPUs. A warning, for the machine is
     not known; silent in tests, under conditions that choose, and about what a later line sets again. Values
     that hide all GPUs are `gpu-hidden-in-source`, where nothing better is known.

@@ -16,7 +16,7 @@ _DELIBERATE = re.compile(r"cpu|gpu|cuda|device|platform|mps|debug|test|being cal
 
 @rule("gpu-hidden-in-source", "SRC101")
 def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
-    """A script, notebook or Dockerfile sets CUDA_VISIBLE_DEVICES so that no GPU is left.
+    """CUDA_VISIBLE_DEVICES hides all GPUs in a script, notebook or Dockerfile.
 
     ## Why it matters
     `os.environ["CUDA_VISIBLE_DEVICES"] = ""` in a script wins over everything set outside of it. Where it
@@ -24,7 +24,7 @@ def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
     times slower. Scripts that ship with such a line, or with a number that the next machine does not have:
     thuml/Autoformer#25, Grace9994/CoMoSVC#6, syorami/DDC-transfer-learning#3.
 
-    ## How sure it is
+    ## Confidence and false positives
     The value is read as torch reads it: `""`, `-1`, `all`, `none` and duplicates leave nothing. An error only
     in a file that trains (optimizer steps, a trainer, a launcher) and where the line always runs. A warning
     where the file uses torch but does not train by itself. Silent about values that are no constants, about

@@ -11,7 +11,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("launcher-overrides-devices", "SRC105")
 def launcher_overrides_devices(source: Source) -> Iterator[Finding]:
-    """The deepspeed launcher is told which GPUs to use while CUDA_VISIBLE_DEVICES says so too.
+    """deepspeed's GPU options conflict with CUDA_VISIBLE_DEVICES.
 
     ## Why it matters
     deepspeed ignores the variable when --include, --exclude or --num_gpus is given, or stops with "No slot
@@ -19,7 +19,7 @@ def launcher_overrides_devices(source: Source) -> Iterator[Finding]:
     https://github.com/deepspeedai/DeepSpeed/issues/662,
     https://github.com/huggingface/accelerate/issues/663).
 
-    ## How sure it is
+    ## Confidence and false positives
     Both are in the same script, under no condition. Which of the two wins depends on the version of
     deepspeed: a warning.
 

@@ -13,7 +13,7 @@ from vlmdoctor.rulebook import rule
 
 @rule("setting-too-late", "SRC102")
 def setting_too_late(source: Source) -> Iterator[Finding]:
-    """A script sets a variable after CUDA was initialised, or after the library that reads it was imported.
+    """Environment variable set too late: after CUDA was initialised or the library imported.
 
     ## Why it matters
     CUDA reads CUDA_VISIBLE_DEVICES once, when it is initialised: set later, it does nothing, the run takes
@@ -24,7 +24,7 @@ def setting_too_late(source: Source) -> Iterator[Finding]:
     it is imported (https://github.com/huggingface/transformers/issues/42308), OpenMP reads OMP_NUM_THREADS
     when NumPy or torch is.
 
-    ## How sure it is
+    ## Confidence and false positives
     The order is that of the file, read from its syntax tree; only what surely ran before counts: calls and
     imports above the line, under no condition, at the top or in the same function. Cells of a notebook count
     from top to bottom. An error for the choice of GPUs in a file that trains; a warning for others. `import

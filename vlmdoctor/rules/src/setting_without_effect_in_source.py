@@ -14,7 +14,7 @@ from vlmdoctor.rules.env.debugging_left_on import OFF, SLOWS
 
 @rule("setting-without-effect-in-source", "SRC106")
 def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
-    """A file sets a misspelt variable, an allocator option that is refused, or leaves debugging switched on.
+    """Misspelt variable, refused allocator option, or debug setting left on in a file.
 
     ## Why it matters
     The same faults as in the environment, found where they are made: `NCCL_P2P5ISABLE` in a script
@@ -23,7 +23,7 @@ def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
     (https://github.com/ByteDance-Seed/VeOmni/issues/115,
     https://github.com/jishengpeng/WavTokenizer/issues/17).
 
-    ## How sure it is
+    ## Confidence and false positives
     Judged as the rules variable-misspelt, allocator-setting and debugging-left-on judge the environment.
     Warnings; debugging is reported only in a file that trains, and a remark in a notebook. Silent in tests,
     under a condition, and about what a later line sets again.

@@ -11,13 +11,13 @@ from vlmdoctor.rulebook import rule
 
 @rule("training-on-cpu-in-source", "SRC104")
 def training_on_cpu_in_source(source: Source) -> Iterator[Finding]:
-    """A training script moves its model to the CPU, or chooses the CPU whatever there is.
+    """Training script uses the CPU whatever the machine has.
 
     ## Why it matters
     A line from debugging, `device = "cpu"` or `model.cpu()`, keeps the training on the CPU on a machine with
     GPUs, many times slower, without a word.
 
-    ## How sure it is
+    ## Confidence and false positives
     A hint only: the script may be meant for the CPU. Just plain cases count: a name that is bound once, to
     the CPU, and used; a model moved before the training and not moved again; a switch such as `use_cpu=True`.
     Silent about anything under a condition, in tests, in functions that evaluate, save or convert, about
