@@ -85,7 +85,7 @@ class ConsoleCallback(Callback):
     def on_log(self, run: Run, record: Record) -> None:
         memory = record["memory_mb"]
         extras = [f"mem: {memory:.0f} MB"] if memory is not None else []
-        extras += [f"mfu: {100 * record['mfu']:.1f} %"] if record["mfu"] is not None else []
+        extras += [f"mfu: {100 * record['mfu']:.1f}%"] if record["mfu"] is not None else []
         extras += [f"skipped: {record['skipped']}"] if record["skipped"] else []
         self._say(
             f"[Train Epoch {record['epoch']}] step: {record['step']}, loss: {record['loss']:.4f}, "
@@ -95,8 +95,9 @@ class ConsoleCallback(Callback):
 
     def on_evaluate(self, run: Run, record: Record) -> None:
         self._say(
-            f"[Evaluation] step: {record['step']}, accuracy: {100 * record['accuracy']:.1f} % "
-            f"(without looking {100 * record['accuracy_shuffled']:.1f} %), loss: {record['loss']:.4f} "
+            f"[Evaluation] step: {record['step']}, accuracy: {100 * record['accuracy']:.1f}%, "
+            f"accuracy (shuffled images): {100 * record['accuracy_shuffled']:.1f}%, "
+            f"loss: {record['loss']:.4f} "
             f"(shuffled {record['loss_shuffled']:.4f}, blank {record['loss_blank']:.4f})"
         )
 

@@ -53,7 +53,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="How many questions.", min=1)] = 1200,
     device: Device = "auto",
 ) -> None:
-    """Prints what share of questions about unseen images is answered exactly, with and without looking."""
+    """Prints the accuracy on unseen images, with the right images and with shuffled ones."""
     from minivlm.generate import evaluate_checkpoint, find, table
 
     record = evaluate_checkpoint(find(checkpoint), data, samples, device)

@@ -101,11 +101,11 @@ def evaluate_checkpoint(checkpoint: Path, data: str, samples: int, device: str =
 
 def table(record: dict[str, Any]) -> str:
     """The record as lines for people."""
-    rows = [("", "exactly right", "without looking")]
+    rows = [("", "accuracy", "shuffled images")]
     for name in ["accuracy", *(key for key in record if key.startswith("accuracy/"))]:
         seen, blind = record[name], record[name.replace("accuracy", "accuracy_shuffled", 1)]
         kind = name.partition("/")[2] or "all that count"
-        rows.append((kind, f"{100 * seen:.1f} %", f"{100 * blind:.1f} %"))
+        rows.append((kind, f"{100 * seen:.1f}%", f"{100 * blind:.1f}%"))
     lines = [f"{kind:<16}{seen:>16}{blind:>18}" for kind, seen, blind in rows]
     losses = "loss {loss:.4f}, with shuffled images {loss_shuffled:.4f}, with blank ones {loss_blank:.4f}"
     return "\n".join(

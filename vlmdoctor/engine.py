@@ -73,7 +73,7 @@ class Gatherer:
             raise Unavailable(f"no {_phase(evidence_class)} evidence was given")
         # Before the probe's module is imported, which may import torch.
         if DEPTHS.index(needed) > DEPTHS.index(self.depth):
-            raise Unavailable(f"it needs --depth {needed}, this was --depth {self.depth}")
+            raise Unavailable(f"needs --depth {needed}")
         probe = probe_of(evidence_class)
         self.progress(_phase(evidence_class))
         return probe(self.subject, self)

@@ -1,4 +1,4 @@
-"""What a rule has to say: one fault, where it is, what was measured, why, and how to mend it."""
+"""What a rule has to say: one fault, where it is, what was measured, why, and how to fix it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Certainty(StrEnum):
     """How it is known why a finding holds; that it holds is measured in any case."""
 
     MEASURED = "measured"  # what was measured leaves no other cause, or none was given
-    PROVEN = "proven"  # the repair was tried and the fault was gone
+    PROVEN = "proven"  # the fix was tried and the fault was gone
     INFERRED = "inferred"  # the likely one of several
 
 
@@ -38,7 +38,7 @@ class Inferred(str):
 
 @dataclass(frozen=True)
 class Fix:
-    """How to mend it: a sentence, and lines to paste (code or shell commands)."""
+    """How to fix it: a sentence, and lines to paste (code or shell commands)."""
 
     text: str
     commands: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Proof:
-    """A repair that was tried on a copy, with the same measurement before and after it.
+    """A fix that was tried on a copy, with the same measurement before and after it.
 
     Attributes:
         tried: What was done, in words that fit behind "with".
@@ -78,16 +78,16 @@ class Finding:
         at: Where: parameters, modules, token positions, environment variables, packages.
         file: A source file, where the fault has one.
         line: The line in `file`, counted from 1.
-        measured: What was seen, as plain values.
-        threshold: What it was compared with.
+        measured: What was measured, as plain values.
+        threshold: What was expected, as plain values.
         cause: Why it happens; says so when it is inferred and not proven.
         certainty: How that is known.
-        proof: The repair that was tried, if one was.
+        proof: The fix that was tried, if one was.
         fix: What to do.
         links: Pages that say more, beside those that the rule's own page links to, which the engine adds.
         step: The first optimizer step at which it held, for findings about a run.
         symptoms: Messages of other findings that this one explains, folded under it.
-        parameters: Canonical names of all the parameters that it is about, for trying the repair; not part
+        parameters: Canonical names of all the parameters that it is about, for trying the fix; not part
             of the report.
         rule: The rule's name; filled in by the engine.
         code: The rule's code; filled in by the engine.

@@ -24,7 +24,7 @@ class Report:
         findings: Most upstream first; symptoms are folded under their cause.
         ran: Names of the rules that gave a judgement.
         skipped: (rule, reason) of those that could not.
-        crashed: (rule, error) of those that failed; a crash means that no judgement is possible.
+        crashed: (rule, error) of those that failed; a crash means that the check could not run.
         facts: What else was established, as plain values.
         seconds: How long it took.
         fail_on: The least severity that fails: `error`, `warning` or `never`.
@@ -64,20 +64,20 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 nothing at or above `fail_on`, 1 findings, 2 no judgement possible."""
+        """0 nothing at or above `fail_on`, 1 findings, 2 could not run."""
         if self.crashed or not self.ran:
             return 2
         return 1 if self.failing else 0
 
     def raise_for_findings(self, fail_on: str = "error") -> None:
-        """Raises `FindingsError` for a finding at or above `fail_on`, or where nothing could be judged."""
+        """Raises `FindingsError` for a finding at or above `fail_on`, or where the checks could not run."""
         judged = Report(**{**vars(self), "fail_on": fail_on})
         if judged.failing:
             lines = [f"{f.severity}: {f.message} [{f.rule} {f.code}]" for f in judged.failing]
             raise FindingsError("\n".join(lines))
         if judged.verdict == "incomplete":
             reasons = [f"{name}: {error}" for name, error in (*self.crashed, *self.skipped)]
-            raise FindingsError("no judgement was possible: " + ("; ".join(reasons) or "no rule ran"))
+            raise FindingsError("could not run: " + ("; ".join(reasons) or "no rule ran"))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready plain values (schema in the documentation)."""

@@ -86,7 +86,7 @@ def test_evaluate_prints_both_accuracies(
 ) -> None:
     assert minivlm(monkeypatch, "evaluate", trained, "--samples", "24") == 0
     output = capsys.readouterr().out
-    assert "exactly right   without looking" in output
+    assert "accuracy   shuffled images" in output
     assert "left" in output and "24 questions about unseen images" in output
 
 

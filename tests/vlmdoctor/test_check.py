@@ -238,13 +238,14 @@ def test_the_command_prints_the_report_and_nothing_else(folder: Path) -> None:
         "✗ error   the forward pass raises RuntimeError: mat1 and mat2 shapes cannot    "
         "forward-raises CFG101",
         "          be multiplied (2x16 and 32x4)",
-        "    at    lm_head (Linear)  (model.py:13)",
-        "    saw   pixel values [2, 8] float32 cpu, input [2, 16] float32 cpu, weight [4, 32] float32 cpu",
-        "    why   raised in forward: return self.lm_head(self.vision_encoder(pixel_values)).mean()",
-        "    more  vlmdoctor rule forward-raises",
+        "    at        lm_head (Linear)  (model.py:13)",
+        "    measured  pixel values [2, 8] float32 cpu, input [2, 16] float32 cpu, weight [4, 32] float32 "
+        "cpu",
+        "    why       raised in forward: return self.lm_head(self.vision_encoder(pixel_values)).mean()",
+        "    more      vlmdoctor rule forward-raises",
         "",
     ]
-    assert lines[-1].startswith("1 error in 1 rule run")
+    assert lines[-1].startswith("1 error: 1 check ran")
     assert "this goes to standard error" in result.stderr and "and this" in result.stderr
 
 

@@ -75,17 +75,17 @@ def test_the_hidden_gpu_is_found_without_importing_torch() -> None:
 def test_the_repaired_script_passes_with_a_plain_statement() -> None:
     result = check_env("examples/hidden_gpu_fixed.py", "--select", "SRC")
     assert result.returncode == 0, result.stdout
-    assert "nothing found in 6 rules run" in result.stdout
+    assert "No issues: 6 checks ran" in result.stdout
     assert result.stdout.startswith(f"[✓] Python and packages: Python {sys.version.split()[0]} on ")
-    assert "It can train" in result.stdout
+    assert "Ready to train" in result.stdout
 
 
 def test_a_machine_without_a_gpu_passes_and_is_told_what_it_can_do() -> None:
     result = check_env("--from", MACHINES / "laptop.json")
     assert result.returncode == 0
     assert "Judged from a saved snapshot" in result.stdout
-    assert "It can train small models and run every check on the CPU" in result.stdout
-    assert "[-] not checked, because there is no NVIDIA driver to ask (NVML): 2 checks" in result.stdout
+    assert "Ready to train small models on the CPU" in result.stdout
+    assert "[-] skipped, there is no NVIDIA driver to ask (NVML): 2 checks" in result.stdout
 
 
 def test_json_holds_the_snapshot() -> None:

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.detection.shrink import tiny_config
 from vlmdoctor.dryrun.abstract import Abstract
 from vlmdoctor.dryrun.autocast import Autocast
-from vlmdoctor.dryrun.cost import RESERVED, cost_of
+from vlmdoctor.dryrun.cost import cost_of
 from vlmdoctor.dryrun.ledger import Ledger
 from vlmdoctor.dryrun.measure import measure
 from vlmdoctor.dryrun.meta_copy import meta_copy
@@ -36,7 +36,7 @@ from vlmdoctor.dryrun.ranks import blocks_of, ranks
 from vlmdoctor.dryrun.search import Largest, largest, largest_batch, largest_sequence, settings_that_fit
 from vlmdoctor.dryrun.step import dry_step
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.knowledge.gpus import GPUS, GpuModel
+from vlmdoctor.knowledge.gpus import CUDA_RESERVED, GPUS, GpuModel
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.sandbox.call import run
 from vlmdoctor.sandbox.restore import copy_of
@@ -449,7 +449,7 @@ def test_attention_in_one_kernel_is_offered_where_the_model_writes_it_out(family
     eager, fused = (measure(subject, Plan(attention=attention)) for attention in (None, "sdpa"))
     assert fused.peak < eager.peak and fused.parameters == eager.parameters
     between = (cost_of(eager, "sgd").peak + cost_of(fused, "sgd").peak) // 2
-    gpu = GpuModel((between + RESERVED) / (1 << 30), 1, 1)
+    gpu = GpuModel((between + CUDA_RESERVED) / (1 << 30), 1, 1)
     offered = settings_that_fit(subject, Plan(optimizer="sgd"), eager, gpu)
     assert offered[0]["kind"] == "fused attention" and offered[0]["options"] == 'attn_implementation="sdpa"'
     assert offered[0]["peak"] == cost_of(fused, "sgd").peak

@@ -290,5 +290,5 @@ def test_the_machine_is_stated_plainly(machine: Path) -> None:
     assert "torch 2.13.0+cu130 (built for CUDA 13.0)" in lines["Python and packages"]
     assert lines["GPUs and driver"] == "2 × NVIDIA L40S; driver 580.65.06"
     assert lines["Which GPUs torch sees"].endswith('is "0-1": torch sees 1 GPU (number 0) of 2')
-    assert ability(look_at(machine), ()) == "It can train on 2 GPUs."
-    assert ability(Environment(), ()).startswith("Nothing can be trained here before torch")
+    assert ability(look_at(machine), ()) == "Ready to train on 2 GPUs."
+    assert ability(Environment(), ()).startswith("Not ready to train: torch is not installed")

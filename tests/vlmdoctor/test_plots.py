@@ -126,7 +126,7 @@ def test_ticks_and_labels_tell_what_is_shown(tmp_path):
     loss = re.findall(r">([^<>\n]+)</text>", (tmp_path / "loss.svg").read_text())
     grads = re.findall(r">([^<>\n]+)</text>", (tmp_path / "grads.svg").read_text())
     assert "ln 680 = 6.52: every token equally likely" in loss
-    assert any(text.startswith("without looking ") for text in loss)
+    assert any(text.startswith("shuffled images ") for text in loss)
     assert "step 410: the answers are the same when the images are exchanged" in loss
     assert "minivlm:tiny on digits, 400 steps" in loss
     assert "Gradient norm by layer: model.language_model.layers" in grads

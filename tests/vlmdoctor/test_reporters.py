@@ -11,13 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmdoctor import reporters
-from vlmdoctor.engine import DEPTHS
 from vlmdoctor.errors import FindingsError, UserError
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
 from vlmdoctor.plain_text import plain_line
-from vlmdoctor.probes.dry_run.shapes import FOR_DRY_RUNS
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import closing_line
+from vlmdoctor.reporters.full import closing_line, render
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -151,7 +149,7 @@ def test_raise_for_findings():
     report_with(Severity.WARNING).raise_for_findings()
     with pytest.raises(FindingsError, match="warning: m"):
         report_with(Severity.WARNING).raise_for_findings(fail_on="warning")
-    with pytest.raises(FindingsError, match="no judgement"):
+    with pytest.raises(FindingsError, match="could not run"):
         report_with(ran=()).raise_for_findings()
 
 
@@ -159,15 +157,24 @@ def test_a_notebook_shows_the_findings():
     assert "the image never reaches the loss" in REPORT._repr_html_()
 
 
-def test_the_depths_that_were_not_gone_to_are_one_reason():
-    skipped = tuple(
-        (f"rule-{n}", f"it needs --depth {d}, this was --depth shapes") for n, d in enumerate(DEPTHS)
-    )
-    line = closing_line(dataclasses.replace(REPORT, skipped=skipped))
-    assert line.endswith(f"{len(DEPTHS)} not run (beyond --depth shapes: {len(DEPTHS)})")
+def test_the_closing_line_counts_the_checks():
+    ran, skipped = ("a",) * 91, (("b", "needs --depth steps"),) * 62
+    clean = Report(command="check", target="t", ran=ran, skipped=skipped)
+    assert closing_line(clean) == "No issues: 91 checks ran, 62 skipped"
+    assert closing_line(clean, hint=True) == "No issues: 91 checks ran, 62 skipped (`-v` lists why)"
+    assert closing_line(REPORT) == "1 error, 1 warning: 3 checks ran, 1 skipped"
+    one = Report(command="check", target="t", ran=("a",))
+    assert closing_line(one, hint=True) == "No issues: 1 check ran"
 
 
-def test_a_rule_for_dry_runs_is_not_beyond_a_depth():
-    skipped = (("a", FOR_DRY_RUNS), ("b", FOR_DRY_RUNS), ("c", "it needs a tokenizer"))
-    line = closing_line(dataclasses.replace(REPORT, skipped=skipped))
-    assert line.endswith("3 not run (only for dry runs: 2, it needs a tokenizer: 1)")
+def test_the_closing_line_says_what_could_not_run():
+    crashed = Report(command="check", target="t", ran=("a",), crashed=(("b", "KeyError"),))
+    assert closing_line(crashed) == "Could not run: 1 check ran, 1 could not run (b)"
+    nothing = Report(command="check", target="t", skipped=(("a", "needs a tokenizer"),))
+    assert closing_line(nothing) == "Could not run: 0 checks ran, 1 skipped"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_option_that_lists_the_skipped_is_named_where_it_was_not_given(verbose):
+    text = render(REPORT, color=False, verbose=verbose, quiet=False, width=100)
+    assert ("(`-v` lists why)" in text) is not verbose

@@ -86,7 +86,7 @@ def command(
         str | None, typer.Option(help="Dry run: what ranks share: ddp (only the work) or fsdp2 (all).")
     ] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="Dry run: ranks; what is told is for one of them.", metavar="N")
+        int | None, typer.Option(min=1, help="Dry run: ranks; the result is for one of them.", metavar="N")
     ] = None,
 ) -> None:
     """Examine a model before a long run: is it wired so that it can learn?"""
@@ -104,7 +104,7 @@ def command(
         world_size,
     )
     started = time.perf_counter()
-    # What the user's code prints would spoil the report.
+    # What the user's code prints would get into the report.
     with _progress_line(sys.stderr.isatty() and not output.quiet) as progress, redirect_stdout(sys.stderr):
         if wanted(target, depth, options):
             from vlmdoctor.examine import model_rules
@@ -144,7 +144,7 @@ def _examine(
 
     given: list[object] = []
     rules = model_rules()
-    output.rules(rules)  # a misspelt rule is told before the model is built
+    output.rules(rules)  # a misspelt rule is reported before the model is built
     progress("building the model")
     resolved = resolve(target, trust_remote_code=trust_remote_code, budget=budget)
     if resolved.subject.contract is None:

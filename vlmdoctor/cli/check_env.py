@@ -74,7 +74,7 @@ def command(
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long to wait for the driver's answer.")
     ] = 30.0,
 ) -> None:
-    """Check the machine and, with PATH, who hid its GPUs; torch is not imported."""
+    """Check the machine and, with PATH, what hides the GPUs; torch is not imported."""
     if diff is not None:
         _differences(Path(diff[0]), Path(diff[1]))
     started = time.perf_counter()
@@ -145,7 +145,7 @@ def _loaded(file: Path, rules: list[Rule], printer: _Printer) -> Environment:
 def _look(
     question: Question, live: bool, timeout: float, rules: list[Rule], printer: _Printer
 ) -> Environment:
-    """This machine's snapshot: what its files tell is shown while the driver is still being asked."""
+    """This machine's snapshot: what its files say is shown while the driver is still being asked."""
     from vlmdoctor.probes.machine.nvml import merged
     from vlmdoctor.probes.machine.snapshot import snapshot
 
@@ -218,7 +218,7 @@ class _Printer:
             self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def static(self, environment: Environment, rules: list[Rule]) -> None:
-        """What files tell."""
+        """What files say."""
         if self.wanted:
             from vlmdoctor.reporters.machine import static_sections
 
@@ -227,14 +227,14 @@ class _Printer:
             self._print(static_sections(environment), self._findings(environment, rules))
 
     def devices(self, environment: Environment, rules: list[Rule]) -> None:
-        """What the driver tells."""
+        """What the driver says."""
         if self.wanted:
             from vlmdoctor.reporters.machine import device_sections
 
             self._print(device_sections(environment), self._findings(environment, rules))
 
     def sources(self, source: Any, findings: Iterable[Finding]) -> None:
-        """What the files given tell."""
+        """What the files given say."""
         if self.wanted:
             from vlmdoctor.reporters.machine import source_section
 
@@ -251,7 +251,7 @@ class _Printer:
             reasons[reason] = reasons.get(reason, 0) + 1
         for reason, count in reasons.items():
             checks = "1 check" if count == 1 else f"{count} checks"
-            self.console.print(plain_line(f"[-] not checked, because {reason}: {checks}"), style="dim")
+            self.console.print(plain_line(f"[-] skipped, {reason}: {checks}"), style="dim")
         self.console.print()
         self.console.print(ability(environment, report.findings))
         self.console.print()
@@ -267,8 +267,8 @@ class _Printer:
         for section in sections:
             mark, word, style = section.mark(findings)
             # A mark and, where something is the matter, a word: colour is never the only carrier.
-            told = f" ({word})" if word not in ("ok", "note") else ""
-            self.console.print(Text.assemble((mark, style), f" {section.title}{told}: {section.line}"))
+            note = f" ({word})" if word not in ("ok", "note") else ""
+            self.console.print(Text.assemble((mark, style), f" {section.title}{note}: {section.line}"))
             if self.verbose:
                 for line in section.details:
                     self.console.print(Text(f"      {line}", style="dim"))

@@ -1,4 +1,4 @@
-"""`vlmdoctor init TARGET`: writes down what the run is meant to be, so that `check` can hold it to that."""
+"""`vlmdoctor init TARGET`: writes down what the run is meant to be; `check` compares the run with it."""
 
 from __future__ import annotations
 
@@ -48,5 +48,6 @@ def command(
     write_whole(path, with_contract(text, lines, path, force=force))
     print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
     print(
-        f"written to {path}: correct what is not meant; 'vlmdoctor check' holds runs to it", file=sys.stderr
+        f"written to {path}: correct what is not meant; 'vlmdoctor check' compares runs with it",
+        file=sys.stderr,
     )

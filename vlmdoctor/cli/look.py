@@ -35,12 +35,12 @@ def command(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks.")] = False,
 ) -> None:
-    """See what the model is given: who speaks each token, what the loss sees, and the images."""
+    """See what the model is given: who speaks each token, which tokens are supervised, and the images."""
     if output_format not in FORMATS:
         raise UserError(f"there is no output format '{output_format}'; choose one of {', '.join(FORMATS)}.")
     from vlmdoctor.look.target import subject_to_look_at
 
-    with redirect_stdout(sys.stderr):  # what the user's code prints would spoil the picture
+    with redirect_stdout(sys.stderr):  # what the user's code prints would get into the picture
         subject = subject_to_look_at(target, trust_remote_code)
         from vlmdoctor.look.samples import looks_of
 

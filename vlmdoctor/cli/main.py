@@ -38,7 +38,7 @@ def _main(
 ) -> None:
     """Finds in seconds what is wrong with a vision-language model's training run.
 
-    Exit status: 0 nothing found, 1 findings, 2 no judgement possible.
+    Exit status: 0 no issues, 1 findings, 2 could not run.
     """
 
 
@@ -67,7 +67,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 
 
 def run() -> None:
-    """Runs the command line and exits: 0 clean, 1 findings, 2 anything that allows no judgement."""
+    """Runs the command line and exits: 0 clean, 1 findings, 2 where it could not run."""
     arguments = sys.argv[1:]
     streams.prepare()
     said = sys.stderr  # the user's code may put others in its place
@@ -91,7 +91,7 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
         print("vlmdoctor: interrupted.", file=said)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        # The reader of our output has gone (`| head`): nobody is left to be told.
+        # The reader of our output has gone (`| head`): nobody is left to read it.
         streams.drop(sys.stdout)
     elif isinstance(error, OSError) and error.errno in _FULL:
         streams.drop(sys.stdout)
@@ -102,7 +102,7 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
             print(_traceback(error.__cause__), file=said)
     elif (file := _shadowing()) is not None:
         print(
-            f"vlmdoctor: {plain_line(str(file))} stands in front of the package '{file.stem}' that vlmdoctor "
+            f"vlmdoctor: {plain_line(str(file))} hides the package '{file.stem}' that vlmdoctor "
             f"needs, and fails as one ({raised(error)}); rename it, or run from another folder.",
             file=said,
         )

@@ -144,6 +144,6 @@ def deliver(report: Report, output: OutputOptions) -> NoReturn:
 
 
 def exit_status(report: Report, output: OutputOptions) -> int:
-    """The report's status, with `--exit-zero` in mind: findings are forgiven, a missing judgement is not."""
+    """The report's status; `--exit-zero` forgives findings, but not that a check could not run."""
     status = report.exit_status
     return 0 if output.exit_zero and status == 1 else status

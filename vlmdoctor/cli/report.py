@@ -24,7 +24,7 @@ def command(
     *,
     output: OutputOptions,
 ) -> None:
-    """Judge a recorded run: what it learned, what went wrong, since which step, and how to mend it.
+    """Judge a recorded run: what it learned, what went wrong, since which step, and how to fix it.
 
     It reads the run folder only: no model, no data, no GPU. A run that goes on, or was killed, is judged too.
     """
@@ -48,6 +48,6 @@ def command(
     def complain(sentence: str) -> None:
         print(f"vlmdoctor: {sentence}", file=sys.stderr)
 
-    taught = publish(run, report, complain) if draw else read_summary(run)
-    present(report, output, taught, run, ask=next_command(run, read_examples(run)))
+    summary = publish(run, report, complain) if draw else read_summary(run)
+    present(report, output, summary, run, ask=next_command(run, read_examples(run)))
     raise typer.Exit(exit_status(report, output))

@@ -1,4 +1,4 @@
-"""`vlmdoctor rule NAME`: what a finding means and how to mend it."""
+"""`vlmdoctor rule NAME`: what a finding means and how to fix it."""
 
 from __future__ import annotations
 

@@ -32,4 +32,4 @@ def command(
         table.add_row(candidate.code, candidate.name, candidate.summary)
     console = Console(highlight=False)
     console.print(table)
-    console.print("\n[dim]vlmdoctor rule NAME tells all about one.[/dim]")
+    console.print("\n[dim]vlmdoctor rule NAME explains one.[/dim]")

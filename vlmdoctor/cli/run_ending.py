@@ -1,4 +1,4 @@
-"""What a person is told at the end of a run, and which command shows more."""
+"""What is printed at the end of a run, and which command shows more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlmdoctor.runs.verdict import LearningSummary
 def present(
     report: Report,
     output: OutputOptions,
-    taught: LearningSummary | None,
+    summary: LearningSummary | None,
     folder: Path,
     *,
     ask: str | None = None,
@@ -32,13 +32,13 @@ def present(
     Standard output carries the report in the chosen format and nothing else, so that programs can read
     it; only the format for people has the words around it there.
     """
-    before, after = (_printed(lines, sys.stderr) for lines in (_opening(taught), _closing(folder, ask)))
+    before, after = (_printed(lines, sys.stderr) for lines in (_opening(summary), _closing(folder, ask)))
     text = render(report, output)
     if output.output_file is not None:
         write_whole(output.output_file, text)
         text = f"  report  {output.output_file}\n"
     elif output.output_format == "full":
-        before, after = (_printed(lines, sys.stdout) for lines in (_opening(taught), _closing(folder, ask)))
+        before, after = (_printed(lines, sys.stdout) for lines in (_opening(summary), _closing(folder, ask)))
         if output.quiet:
             before = after = ""
         sys.stdout.write(f"{before}{text}{after}")
@@ -51,13 +51,13 @@ def present(
     sys.stdout.flush()
 
 
-def _opening(taught: LearningSummary | None) -> list[RenderableType]:
+def _opening(summary: LearningSummary | None) -> list[RenderableType]:
     """What was learned."""
-    if taught is None:
+    if summary is None:
         return []
-    style = {True: "bold green", False: "bold yellow", None: "bold"}[taught.looks]
-    sentences = [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in taught.sentences]
-    return [Text(taught.headline, style), *sentences, Text()]
+    style = {True: "bold green", False: "bold yellow", None: "bold"}[summary.uses_images]
+    sentences = [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in summary.sentences]
+    return [Text(summary.headline, style), *sentences, Text()]
 
 
 def _closing(folder: Path, ask: str | None) -> list[RenderableType]:

@@ -64,7 +64,7 @@ def command(
     *,
     output: OutputOptions,
 ) -> None:
-    """Train the bundled minivlm and watch it learn: gradients by part and layer, and what looking is worth.
+    """Train the bundled minivlm and watch it learn: gradients by part and layer, and the use of its images.
 
     It ends with a verdict, plots and report.html in the run folder, and exit status 1 if something is wrong.
     """
@@ -141,7 +141,7 @@ def _train(config: TrainConfig, session: Session) -> BaseException | None:
     from vlmdoctor.live.session import PreflightStop
 
     try:
-        # Standard output is for the report: whatever a library prints must not spoil it.
+        # Standard output is for the report: whatever a library prints must not get into it.
         with redirect_stdout(sys.stderr):
             train(config, [session])
     except (Exception, KeyboardInterrupt, PreflightStop) as error:
@@ -152,7 +152,7 @@ def _train(config: TrainConfig, session: Session) -> BaseException | None:
 
 
 def _conclude(session: Session, error: BaseException | None, output: OutputOptions, seconds: float) -> int:
-    """Judges, draws and tells; the exit status."""
+    """Judges, draws and prints; the exit status."""
     from vlmdoctor.cli.main import is_user_error
     from vlmdoctor.cli.run_ending import next_command, present
     from vlmdoctor.live.session import PreflightStop
@@ -172,8 +172,8 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
         print(f"vlmdoctor: {error}", file=sys.stderr)
         return 2
     examples = _examples(session) if error is None else []
-    taught = publish(folder, report, _complain, environment=_environment())
-    present(report, output, taught, folder, ask=next_command(folder, examples))
+    summary = publish(folder, report, _complain, environment=_environment())
+    present(report, output, summary, folder, ask=next_command(folder, examples))
     if error is None:
         return exit_status(report, output)
     stopped = getattr(error, "exit_status", None) or (130 if isinstance(error, KeyboardInterrupt) else None)

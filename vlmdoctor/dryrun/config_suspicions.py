@@ -307,7 +307,7 @@ def _vocabulary(values: Values) -> Iterator[Suspicion]:
     ]
     for path, value in sorted(found, key=lambda entry: "image" not in entry[0]):
         yield Suspicion(
-            f"{path} {value} has no row in the table of tokens: {prefix}vocab_size is {size}",
+            f"{path} {value} is out of range of the embedding ({prefix}vocab_size {size})",
             {path: value, f"{prefix}vocab_size": size},
             {f"{prefix}vocab_size": max(v for _, v in found) + 1},
         )

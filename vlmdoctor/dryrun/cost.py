@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmdoctor.knowledge.gpus import GpuModel
+from vlmdoctor.knowledge.gpus import CUDA_RESERVED, GpuModel
 
 if TYPE_CHECKING:
     from vlmdoctor.dryrun.measure import StepCost
 
 UTILISATION = 0.4  # of the peak rate: what well-tuned training reaches
-RESERVED = 1 << 30  # CUDA's own context, and what the allocator can't hand out
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def cost_of(measured: StepCost, optimizer: str = "adamw") -> Cost:
 
 def room_on(gpu: GpuModel) -> int:
     """The bytes that a step may take."""
-    return int(gpu.memory * (1 << 30)) - RESERVED
+    return int(gpu.memory * (1 << 30)) - CUDA_RESERVED
 
 
 def fits(cost: Cost, gpu: GpuModel) -> bool:

@@ -9,7 +9,7 @@ from vlmdoctor.evidence.failure import Failure
 
 DEPTH = "shapes"
 PROBE = "vlmdoctor.probes.dry_run.shapes"
-FOR_DRY_RUNS = "it needs --depth shapes; the real passes tell more"
+FOR_DRY_RUNS = "only for dry runs"
 
 
 @dataclass(frozen=True, kw_only=True)

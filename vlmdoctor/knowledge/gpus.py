@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from vlmdoctor.errors import UserError
 
+CUDA_RESERVED = 1 << 30  # bytes: CUDA's own context, and what the allocator can't hand out
+
 
 @dataclass(frozen=True)
 class GpuModel:

@@ -18,7 +18,7 @@ from vlmdoctor.live.view import GLYPHS, draw
 from vlmdoctor.plain_text import first_line, plain_line
 from vlmdoctor.runs.numbers import percent
 
-# Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1 %.
+# Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1%.
 REFRESHES_PER_SECOND = 3
 
 
@@ -77,7 +77,7 @@ class PlainLines:
         self._unicode = signs_for(getattr(stream, "encoding", None) or "ascii") is UNICODE
 
     def start(self) -> None:
-        """There is nothing to tell yet."""
+        """There is nothing to say yet."""
 
     def begin(self) -> None:
         """Says what is trained."""
@@ -92,7 +92,7 @@ class PlainLines:
         self.say(step_line(record, self._state))
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """One line with what the model can do, with and without looking."""
+        """One line with the accuracy and the losses, with the images and with shuffled ones."""
         self.say(evaluation_line(record))
 
     def noticed(self, finding: Finding) -> None:
@@ -172,14 +172,14 @@ def step_line(record: Mapping[str, Any], state: LiveState) -> str:
 
 
 def evaluation_line(record: Mapping[str, Any]) -> str:
-    """`[Evaluate] step: 1999, right: 95.6 % looking, 11 % without looking, loss: 0.16, ...`."""
+    """`[Evaluate] step: 1999, accuracy: 95.6%, accuracy (shuffled images): 11%, loss: 0.16, ...`."""
     parts = [f"step: {record.get('step', 0)}"]
-    if isinstance(seen := record.get("accuracy"), int | float):
-        words = f"right: {percent(seen)} looking"
-        if isinstance(blind := record.get("accuracy_shuffled"), int | float):
-            words += f", {percent(blind)} without looking"
-        parts.append(words)
-    for name, label in (("loss", "loss"), ("loss_shuffled", "images exchanged"), ("loss_blank", "blank")):
+    if isinstance(accuracy := record.get("accuracy"), int | float):
+        parts.append(f"accuracy: {percent(accuracy)}")
+        if isinstance(shuffled := record.get("accuracy_shuffled"), int | float):
+            parts.append(f"accuracy (shuffled images): {percent(shuffled)}")
+    losses = {"loss": "loss", "loss_shuffled": "loss (shuffled images)", "loss_blank": "loss (blank images)"}
+    for name, label in losses.items():
         if isinstance(value := record.get(name), int | float):
             parts.append(f"{label}: {value:.3f}")
     return f"[Evaluate] {', '.join(parts)}"

@@ -89,7 +89,7 @@ def _progress(state: LiveState, width: int, signs: Signs) -> Text:
         return Text(f"{at}   {clock(state.seconds)}")
     at += f" of {state.total_steps:,}"
     left = state.seconds_left
-    ends = f"{100 * state.done:3.0f} %  "
+    ends = f"{100 * state.done:3.0f}%  "
     if (activity := state.activity) != "training":
         ends += activity
     elif left is not None:
@@ -143,7 +143,7 @@ def _parts(state: LiveState, width: int, signs: Signs) -> Iterator[Text]:
             (f"{bars:{columns}}  ", style),
             (f"{small(ratio):9}", _bad(ratio)),
             (f"{moves:{columns}}  ", style),
-            (_usual(ratio), "dim"),
+            (_range(ratio), "dim"),
         )
     yield from layers
 
@@ -154,11 +154,11 @@ def _gradient(norm: float | None) -> str:
     return "zero" if norm == 0 else figure(norm)
 
 
-def _usual(ratio: float | None) -> str:
+def _range(ratio: float | None) -> str:
     if ratio is None or not math.isfinite(ratio):
         return ""
     low, high = HEALTHY_RATIO
-    return "low" if ratio < low else "high" if ratio > high else "usual"
+    return "low" if ratio < low else "high" if ratio > high else "in range"
 
 
 def _layer_bars(state: LiveState, signs: Signs) -> Iterator[Text]:
@@ -186,12 +186,12 @@ def _layer_bars(state: LiveState, signs: Signs) -> Iterator[Text]:
 
 def _answers(state: LiveState, width: int, signs: Signs) -> Iterator[Text]:
     record = state.evaluation
-    seen, blind = record.get("accuracy"), record.get("accuracy_shuffled")
-    if not isinstance(seen, int | float):
+    accuracy, shuffled = record.get("accuracy"), record.get("accuracy_shuffled")
+    if not isinstance(accuracy, int | float):
         return
-    line = Text.assemble(_label("accuracy"), (percent(seen), "bold"), " looking")
-    if isinstance(blind, int | float):
-        line = Text.assemble(line, "   ", (percent(blind), "bold"), " without looking")
+    line = Text.assemble(_label("accuracy"), (percent(accuracy), "bold"))
+    if isinstance(shuffled, int | float):
+        line = Text.assemble(line, "   ", (percent(shuffled), "bold"), " with shuffled images")
     after = record.get("step")
     note = f"after step {after + 1:,}" if isinstance(after, int) else ""
     bars = sparkline(state.accuracies.values, 12, signs) if len(state.accuracies.values) > 1 else ""

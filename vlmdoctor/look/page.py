@@ -44,7 +44,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         ("samples", f"{len(looks)}", ""),
         ("tokens", f"{tokens:,}", f"{padding:,} of them padding" if padding else "no padding"),
         ("learned", f"{learned / tokens:.0%}" if tokens else "–", f"{learned:,} tokens"),
-        ("images", f"{images}", counted(sum(row.count("image") for row in rows), "placeholder")),
+        ("images", f"{images}", counted(sum(row.count("image") for row in rows), "image token")),
     )
     body = (
         f"<div class='crumb'><b>vlmdoctor look</b><span>{escape(target)}</span></div>",
@@ -55,7 +55,7 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         )
         + "</dl>",
         _findings(data_findings(data)),
-        f"<h2>What the loss sees</h2>{_summary(looks, data)}",
+        f"<h2>What is in the loss</h2>{_summary(looks, data)}",
         f"<h2>Sample by sample</h2>{_legend()}",
         *(_sample(look) for look in looks),
     )
@@ -105,8 +105,8 @@ def _sentence(text: str) -> str:
 
 def _legend() -> str:
     return (
-        "<div class='legend'><span><mark>text</mark> learned: the loss sees it</span>"
-        "<span><span class='t-image'>▣ &lt;image&gt; × 196</span> placeholders of an image</span>"
+        "<div class='legend'><span><mark>text</mark> learned: in the loss</span>"
+        "<span><span class='t-image'>▣ &lt;image&gt; × 196</span> image tokens</span>"
         "<span>⏎ line break</span><span>point at a token for its id</span></div>"
     )
 

@@ -15,7 +15,7 @@ assert set(SHOWN) == set(ROLES)
 
 @dataclass(frozen=True)
 class Share:
-    """How many tokens a role has, and how many of them the loss sees."""
+    """How many tokens a role has, and how many of them are supervised."""
 
     role: str
     tokens: int
@@ -60,7 +60,7 @@ def stop_line(rows: Sequence[Row], data: Data) -> str:
 
 
 def notes(data: Data) -> list[str]:
-    """What could not be told, and why."""
+    """What is not known, and why."""
     if data.roles_unknown is None:
         return []
     return [plain_line(f"who speaks is not known: {data.roles_unknown}")]

@@ -189,5 +189,5 @@ def _print_summary(console: Console, looks: Sequence[Look], data: Data, target: 
             )
         )
     console.print(
-        Text(f"  {OPEN}…{CLOSE} what the loss sees   ▣ an image's placeholders   ⏎ a line break", style="dim")
+        Text(f"  {OPEN}…{CLOSE} supervised: in the loss   ▣ image tokens   ⏎ a line break", style="dim")
     )

@@ -10,58 +10,59 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmdoctor.knowledge.gpus import CUDA_RESERVED
 from vlmdoctor.reporters.module_table import STYLE, counted, print_tables, sized, tables_html
 
 
-def print_dry_run(console: Console, told: Mapping[str, Any]) -> None:
+def print_dry_run(console: Console, facts: Mapping[str, Any]) -> None:
     """The table of modules and what the step costs."""
-    if "not_possible" in told:
-        console.print(Text(f"no dry run: {told['not_possible']}"))
+    if "not_possible" in facts:
+        console.print(Text(f"no dry run: {facts['not_possible']}"))
         console.print()
         return
-    print_tables(console, told)
+    print_tables(console, facts)
     lines = Table.grid(padding=(0, 2))
-    for name, value in cost_rows(told):
+    for name, value in cost_rows(facts):
         lines.add_row(Text(name, style="dim"), Text(value))
     console.print(lines)
     console.print()
 
 
-def dry_run_html(facts: Mapping[str, Any]) -> str:
+def dry_run_html(report_facts: Mapping[str, Any]) -> str:
     """The same as a fragment of HTML; empty where there was no dry run."""
-    told = facts.get("dry_run")
-    if told is None:
+    facts = report_facts.get("dry_run")
+    if facts is None:
         return ""
-    if "not_possible" in told:
-        return f"<p>no dry run: {escape(told['not_possible'])}</p>"
-    costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(told))
-    return f"<style>{STYLE}</style>{tables_html(told)}<dl>{costs}</dl>"
+    if "not_possible" in facts:
+        return f"<p>no dry run: {escape(facts['not_possible'])}</p>"
+    costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(facts))
+    return f"<style>{STYLE}</style>{tables_html(facts)}<dl>{costs}</dl>"
 
 
-def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def cost_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Labelled lines: the batch, the bytes, the GPU."""
-    for rope in told.get("rope", ()):
+    for rope in facts.get("rope", ()):
         yield "rope", rope_line(rope)
-    for idle in told.get("idle", ()):
+    for idle in facts.get("idle", ()):
         yield "no gradient", idle_line(idle)
-    if "frozen_by_contract" in told:
-        yield "frozen", f"{', '.join(told['frozen_by_contract'])}: [tool.vlmdoctor.contract] says so"
-    tokens = told["tokens"]
+    if "frozen_by_contract" in facts:
+        yield "frozen", f"{', '.join(facts['frozen_by_contract'])}: [tool.vlmdoctor.contract] says so"
+    tokens = facts["tokens"]
     if tokens is not None:
-        images = f", {told['image_tokens']} of them of images" if told["image_tokens"] else ""
-        room = f"; the context holds {told['context']}" if told["context"] else ""
-        yield "batch", f"{told['batch_size']} × {tokens} tokens{images}{room}"
-    if told["context"] and told["image_tokens"] and told["images"] and told["batch_size"]:
-        each = told["image_tokens"] / max(1, told["images"] // told["batch_size"])
-        yield "images", f"{each:.0f} tokens each: at most {int(told['context'] // each)} in a context"
-    if told.get("spread"):
-        yield "assumed", "which experts tokens choose is not known: all are taken as often"
-    if "images_are" in told:
-        yield "", told["images_are"]
-    cost = told.get("cost")
+        images = f", {facts['image_tokens']} of them image tokens" if facts["image_tokens"] else ""
+        room = f"; the context holds {facts['context']}" if facts["context"] else ""
+        yield "batch", f"{facts['batch_size']} × {tokens} tokens{images}{room}"
+    if facts["context"] and facts["image_tokens"] and facts["images"] and facts["batch_size"]:
+        each = facts["image_tokens"] / max(1, facts["images"] // facts["batch_size"])
+        yield "images", f"{each:.0f} tokens each: at most {int(facts['context'] // each)} in a context"
+    if facts.get("spread"):
+        yield "assumed", "expert routing is not known: all experts are used equally often"
+    if "images_are" in facts:
+        yield "", facts["images_are"]
+    cost = facts.get("cost")
     if cost is None:
-        if "cost_not_possible" in told:
-            yield "cost", f"not known: {told['cost_not_possible']}"
+        if "cost_not_possible" in facts:
+            yield "cost", f"not known: {facts['cost_not_possible']}"
         return
     parts = cost["bytes"]
     held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
@@ -74,14 +75,14 @@ def cost_rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     if "ranks" in cost:
         yield "each rank", _rank_line(cost["ranks"])
-    yield "work", f"{counted(parts['flops'])} floating-point operations a step"
+    yield "compute", f"{_flops(parts['flops'])} per step"
     gpu = cost.get("gpu")
     if gpu is None:
         fitting = cost.get("fits_on", [])
         one = "each on" if "ranks" in cost else "on one"
-        yield "fits", f"{one} {', '.join(fitting)}" if fitting else "on no GPU that is known here"
+        yield "fits", f"{one} {', '.join(fitting)}" if fitting else "on no known GPU"
         return
-    yield from _gpu_rows(gpu, cost["utilisation"])
+    yield from _gpu_rows(gpu, parts["peak"], cost["utilisation"])
 
 
 def _rank_line(ranks: Mapping[str, Any]) -> str:
@@ -95,9 +96,11 @@ def _rank_line(ranks: Mapping[str, Any]) -> str:
     )
 
 
-def _gpu_rows(gpu: Mapping[str, Any], utilisation: float) -> Iterator[tuple[str, str]]:
+def _gpu_rows(gpu: Mapping[str, Any], peak: int, utilisation: float) -> Iterator[tuple[str, str]]:
     fits = "fits" if gpu["fits"] else "does not fit"
-    yield gpu["name"], f"{fits} in {sized(gpu['memory'])}, of which 1.1 GB are left to CUDA"
+    usable = gpu["memory"] - CUDA_RESERVED
+    needed = f"{peak / 1e9:.1f}" if peak >= 1e8 else sized(peak)
+    yield gpu["name"], f"{fits}: {needed} of {sized(usable)} ({sized(CUDA_RESERVED)} reserved for CUDA)"
     if gpu["lacks_bfloat16"]:
         yield "", f"the {gpu['name']} has no bfloat16 units: float16 runs many times faster there"
     settings = gpu.get("settings", ())
@@ -105,26 +108,37 @@ def _gpu_rows(gpu: Mapping[str, Any], utilisation: float) -> Iterator[tuple[str,
         yield "would fit", f"{setting['options']}: {sized(setting['peak'])} ({setting['kind']})"
     if not gpu["fits"] and not settings:
         yield "would fit", "no setting that was tried"
-    for name, unit in (("batch", "a batch of {}"), ("sequence", "samples of {} tokens")):
-        found = gpu.get(name)
-        if found is None:
-            continue
-        what = unit.format(found["size"]) if found["size"] else f"no {name}"
-        how = "" if found["confirmed"] else ", reckoned from smaller ones"
-        whole = ", the whole context" if name == "sequence" and found["limit"] else ""
-        if found["size"] or gpu["fits"]:
-            yield "at most", f"{what}{whole}{how}"
+    largest = "; ".join(_largest(gpu))
+    if largest:
+        yield "limits", largest
     if gpu["fits"] and gpu["tokens_a_second"]:
         yield (
             "speed",
-            f"about {gpu['tokens_a_second']:,.0f} tokens a second at {utilisation:.0%} of the peak rate",
+            f"about {gpu['tokens_a_second']:,.0f} tokens/s at {utilisation:.0%} of the peak rate",
         )
 
 
+def _flops(count: float) -> str:
+    """`25.3 TFLOPs`."""
+    text = counted(count).replace("B", "G")
+    return f"{text}FLOPs" if text[-1].isalpha() else f"{text} FLOPs"
+
+
+def _largest(gpu: Mapping[str, Any]) -> Iterator[str]:
+    """`max batch size 22`, and `max sequence length 2048`, as far as they were searched for."""
+    for name, label in (("batch", "max batch size"), ("sequence", "max sequence length")):
+        found = gpu.get(name)
+        if found is None or not (found["size"] or gpu["fits"]):
+            continue
+        whole = " (the whole context)" if name == "sequence" and found["limit"] else ""
+        how = "" if found["confirmed"] else ", estimated from smaller ones"
+        yield f"{label} {found['size']}{whole}{how}"
+
+
 def rope_line(rope: Mapping[str, Any]) -> str:
-    """`text: 128 of 128 numbers in a head turn, theta 1e+06; mRoPE 16 + 24 + 24 = 64 pairs`."""
-    of = f" of {rope['head_dim']}" if rope["head_dim"] else ""
-    text = f"{rope['rotated']}{of} numbers in a head turn"
+    """`text: rotary dim 128/128, theta 1e+06; mRoPE 16 + 24 + 24 = 64 pairs`."""
+    of = f"/{rope['head_dim']}" if rope["head_dim"] else ""
+    text = f"rotary dim {rope['rotated']}{of}"
     if rope["theta"] is not None:
         text += f", theta {rope['theta']:g}"
     if rope["kind"] not in ("default", "axial"):
@@ -134,7 +148,7 @@ def rope_line(rope: Mapping[str, Any]) -> str:
         total = sum(rope["sections"])
         half = rope["rotated"] // 2
         text += f"; mRoPE {' + '.join(map(str, rope['sections']))} = {total}"
-        text += " pairs" if total == half else f", where {half} pairs turn"
+        text += " pairs" if total == half else f", expected {half} pairs"
     layers = f", {rope['layers'].replace('_', ' ')}" if rope["layers"] else ""
     return f"{rope['part']}{layers}: {text}"
 

@@ -1,4 +1,4 @@
-"""The report for a person at a terminal: each finding with where, what was seen, why, proof and fix."""
+"""The report for a person at a terminal: each finding with where, what was measured, why, proof and fix."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmdoctor.contract import shown
-from vlmdoctor.evidence.shapes import FOR_DRY_RUNS
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.plain_text import plain_line, shown_integer, without_commands
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.dry_run import print_dry_run
 
-MOST_REASONS = 4  # in the closing line
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -51,7 +49,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if not quiet:
         for text in report.facts.get("not_followed", ()):
             console.print(Text(f"note     {text}", style="dim"))
-        console.print(_closing(report, console.width))
+        console.print(_closing(report, console.width, verbose))
     # Rich pads cells with blanks, which only get in the way of copying.
     return without_commands("\n".join(line.rstrip() for line in stream.getvalue().split("\n")))
 
@@ -79,7 +77,7 @@ def _print_finding(console: Console, finding: Finding) -> None:
 
 
 def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
-    """The labelled lines under a finding's message: where, what was seen, why, proof, fix."""
+    """The labelled lines under a finding's message: where, measured, expected, why, proof, fix."""
     where = ", ".join(finding.at)
     if finding.file is not None:
         source = f"{finding.file}:{finding.line}" if finding.line else finding.file
@@ -89,9 +87,9 @@ def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
     if where:
         yield "at", where
     if finding.measured:
-        yield "saw", _values(finding.measured)
+        yield "measured", _values(finding.measured)
     if finding.threshold:
-        yield "limit", _values(finding.threshold)
+        yield "expected", _values(finding.threshold)
     if finding.cause:
         yield "why", finding.cause
     if finding.proof:
@@ -155,30 +153,17 @@ def _print_unrun(console: Console, report: Report) -> None:
     console.print()
 
 
-def closing_line(report: Report) -> str:
-    """`1 error in 31 rules run; 6 not run (no checkpoint given: 6)`."""
+def closing_line(report: Report, *, hint: bool = False) -> str:
+    """`1 error: 31 checks ran, 6 skipped`; with `hint`, also which option lists the skipped ones."""
     counts = Counter(finding.severity for finding in report.findings)
     found = [_count(counts[s], s.value) for s in reversed(Severity) if counts[s]]
-    parts = [f"{', '.join(found) or 'nothing found'} in {_count(len(report.ran), 'rule')} run"]
+    outcome = ", ".join(found) or ("Could not run" if report.exit_status == 2 else "No issues")
+    parts = [f"{_count(len(report.ran), 'check')} ran"]
     if report.skipped:
-        reasons = Counter(_reason(reason) for _, reason in report.skipped).most_common()
-        told = [f"{reason}: {count}" for reason, count in reasons[:MOST_REASONS]]
-        rest = sum(count for _, count in reasons[MOST_REASONS:])
-        told += [f"for other reasons, which -v lists: {rest}"] if rest else []
-        parts.append(f"{len(report.skipped)} not run ({', '.join(told)})")
+        parts.append(f"{len(report.skipped)} skipped{' (`-v` lists why)' if hint else ''}")
     if report.crashed:
-        parts.append(f"{len(report.crashed)} crashed ({', '.join(name for name, _ in report.crashed)})")
-    if report.exit_status == 2:
-        parts.append("no judgement is possible")
-    return "; ".join(parts)
-
-
-def _reason(reason: str) -> str:
-    """Why a rule was not run; the depths that were not gone to are one reason."""
-    needed, this_was, depth = reason.partition(", this was ")
-    if needed == FOR_DRY_RUNS:
-        return "only for dry runs"
-    return f"beyond {depth}" if this_was and needed.startswith("it needs --depth") else reason
+        parts.append(f"{len(report.crashed)} could not run ({', '.join(name for name, _ in report.crashed)})")
+    return f"{outcome}: {', '.join(parts)}"
 
 
 def _print_made(console: Console, report: Report) -> None:
@@ -191,9 +176,9 @@ def _print_made(console: Console, report: Report) -> None:
         console.print(Text(how, style="dim"))
 
 
-def _closing(report: Report, width: int) -> Text:
+def _closing(report: Report, width: int, verbose: bool) -> Text:
     style = {"pass": "green", "fail": "red", "incomplete": "yellow"}[report.verdict]
-    line, seconds = closing_line(report), f"{report.seconds:.1f} s"
+    line, seconds = closing_line(report, hint=not verbose), f"{report.seconds:.1f} s"
     gap = width - len(line) - len(seconds)
     return Text.assemble((line, style), " " * gap if gap >= 2 else "  ", (seconds, "dim"))
 

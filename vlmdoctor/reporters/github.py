@@ -16,13 +16,13 @@ SHOWN = 10
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """One `::error file=,line=,title=::text` for each finding; past GitHub's limit, plain lines."""
     lines = [
-        _command("error", {"title": f"{name} crashed"}, f"no judgement is possible: {error}")
+        _command("error", {"title": f"{name} crashed"}, f"could not run: {error}")
         for name, error in report.crashed
     ]
-    told = Counter({Severity.ERROR: len(lines)})
+    shown = Counter({Severity.ERROR: len(lines)})
     for finding in sorted(report.findings, key=lambda f: -f.severity.rank):
-        told[finding.severity] += 1
-        if told[finding.severity] <= SHOWN:
+        shown[finding.severity] += 1
+        if shown[finding.severity] <= SHOWN:
             lines.append(_annotation(finding))
         else:
             lines.append(_plain(f"{finding.severity}: {finding.message} [{finding.rule} {finding.code}]"))

@@ -64,18 +64,18 @@ def _tell(case: ElementTree.Element, kind: str, findings: Sequence[Finding]) -> 
         if first.line is not None:
             case.set("line", str(first.line))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    told = ElementTree.SubElement(
+    element = ElementTree.SubElement(
         case, kind, type=_possible(f"{first.severity} {first.code}"), message=_possible(first.message + more)
     )
-    told.text = _possible(_text(findings))
+    element.text = _possible(_text(findings))
 
 
 def _text(findings: Sequence[Finding]) -> str:
-    told = []
+    texts = []
     for finding in findings:
-        rows = [f"{name:<5} {value}" for name, value in finding_rows(finding)]
-        told.append("\n".join([f"{finding.severity}: {finding.message}", *rows]))
-    return "\n\n".join(told)
+        rows = [f"{name:<8} {value}" for name, value in finding_rows(finding)]
+        texts.append("\n".join([f"{finding.severity}: {finding.message}", *rows]))
+    return "\n\n".join(texts)
 
 
 def _possible(text: str) -> str:

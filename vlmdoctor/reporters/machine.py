@@ -56,7 +56,7 @@ class Section:
 
 
 def static_sections(environment: Environment) -> Iterator[Section]:
-    """What files alone tell, at once."""
+    """What files alone say, at once."""
     yield Section("Python and packages", ("ENV3",), *_packages(environment))
     yield Section("Machine", ("ENV5",), *_machine(environment))
 
@@ -69,12 +69,12 @@ def device_sections(environment: Environment) -> Iterator[Section]:
 
 
 def source_section(source: Source) -> Section:
-    """What the files given tell."""
+    """What the files given say."""
     files = "1 file" if source.files == 1 else f"{source.files} files"
     unread = f", {len(source.unread)} of them unreadable" if source.unread else ""
     details = tuple(f"{file}: {reason}" for file, reason in source.unread)
     return Section(
-        "Sources", ("SRC",), f"{files} searched for settings that hide GPUs or come too late{unread}", details
+        "Sources", ("SRC",), f"{files} searched for what hides the GPUs or comes too late{unread}", details
     )
 
 
@@ -214,27 +214,28 @@ def ability(environment: Environment, findings: Iterable[Finding]) -> str:
     """What the machine can and can't do, in one plain sentence."""
     from vlmdoctor.rules.env.demand_not_met import seen_gpus
 
+    findings = list(findings)
     if any(f.severity is Severity.ERROR and f.code.startswith(("ENV1", "ENV2", "ENV3")) for f in findings):
-        return "As it is, this machine does not train as it should: see below."
+        return f"Not ready to train: {_count(sum(f.severity is Severity.ERROR for f in findings), 'error')}."
     gpus = seen_gpus(environment)
     if "torch" in environment.unseen:
         return "Whether torch can use the GPUs is not shown by this report."
     if "gpus" in environment.unseen:
         return "Whether there is a GPU is not shown by this report."
     if environment.torch is None:
-        return "Nothing can be trained here before torch is installed."
+        return "Not ready to train: torch is not installed."
     if gpus and environment.torch.cuda:
         known = [gpu.memory for gpu in gpus if gpu.memory]
         room = f" with {min(known) / GIB:.0f} GiB each" if known and len(gpus) > 1 else ""
         room = f" with {known[0] / GIB:.0f} GiB" if known and len(gpus) == 1 else room
         old = [gpu for gpu in gpus if gpu.capability and gpu.capability < (8, 0)]
         precision = "; bf16 is slow on it, use fp16" if old else ""
-        return f"It can train on {_count(len(gpus), 'GPU')}{room}{precision}."
+        return f"Ready to train on {_count(len(gpus), 'GPU')}{room}{precision}."
     if environment.other_accelerator and (environment.torch.hip or "Apple" in environment.other_accelerator):
-        return f"It can train on {environment.other_accelerator}, as far as its torch supports the model."
+        return f"Ready to train on {environment.other_accelerator}, if its torch supports the model."
     return (
-        "It can train small models and run every check on the CPU; a VLM of billions of parameters needs "
-        "a GPU. 'vlmdoctor check TARGET --depth shapes' tells what one would need."
+        "Ready to train small models on the CPU, where every check runs too; a VLM of billions of "
+        "parameters needs a GPU. 'vlmdoctor check TARGET --depth shapes' computes what one would need."
     )
 
 

@@ -11,17 +11,17 @@ from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
 # A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
 _LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
-_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! incomplete"}
+_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! could not run"}
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
-    """A heading with the verdict, each finding with its rows, and what was not run."""
+    """A heading with the verdict, each finding with its rows, and what was skipped."""
     parts = [f"## {_VERDICTS[report.verdict]}: vlmdoctor {_text(report.command)} {_code(report.target)}"]
     parts += [_finding(finding) for finding in report.findings]
     if report.crashed:
         parts.append(_table("crashed", "error", report.crashed))
     if verbose and report.skipped:
-        parts.append(_table("not run", "reason", report.skipped))
+        parts.append(_table("skipped", "reason", report.skipped))
     if not quiet:
         parts.append(_text(closing_line(report)))
     return without_commands("\n\n".join(parts) + "\n")

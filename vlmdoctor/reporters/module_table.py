@@ -97,18 +97,18 @@ def part_rows(parts: Any) -> Iterator[dict[str, str]]:
         }
 
 
-def print_tables(console: Console, told: Mapping[str, Any]) -> None:
+def print_tables(console: Console, facts: Mapping[str, Any]) -> None:
     """Both, with the columns that the terminal has room for."""
-    _print(console, COLUMNS, list(module_rows(told["modules"])))
-    if told.get("parts"):
-        _print(console, PARTS, list(part_rows(told["parts"])), total=True)
+    _print(console, COLUMNS, list(module_rows(facts["modules"])))
+    if facts.get("parts"):
+        _print(console, PARTS, list(part_rows(facts["parts"])), total=True)
 
 
-def tables_html(told: Mapping[str, Any]) -> str:
+def tables_html(facts: Mapping[str, Any]) -> str:
     """Both as HTML, in full."""
-    parts = list(part_rows(told["parts"])) if told.get("parts") else []
+    parts = list(part_rows(facts["parts"])) if facts.get("parts") else []
     return (
-        f"<div class='modules'>{_html(_IN_PAGE, list(module_rows(told['modules'])))}</div>"
+        f"<div class='modules'>{_html(_IN_PAGE, list(module_rows(facts['modules'])))}</div>"
         f"{_html(PARTS, parts, total=True) if parts else ''}"
     )
 

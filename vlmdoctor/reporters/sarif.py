@@ -20,7 +20,7 @@ LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """One run with one result for each finding; what was skipped and crashed as notifications."""
     codes = list(dict.fromkeys(finding.code for finding in report.findings))
-    notifications = [_notification("note", name, f"not run: {why}") for name, why in report.skipped]
+    notifications = [_notification("note", name, f"skipped: {why}") for name, why in report.skipped]
     notifications += [_notification("error", name, f"crashed: {error}") for name, error in report.crashed]
     log = {
         "$schema": SCHEMA,

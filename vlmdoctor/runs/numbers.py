@@ -26,7 +26,7 @@ def clock(seconds: float) -> str:
 def percent(share: float) -> str:
     """A share in per cent, without pretending to more digits than the eye wants."""
     text = f"{100 * share:.1f}"
-    return f"{text.removesuffix('.0')} %"
+    return f"{text.removesuffix('.0')}%"
 
 
 def number(summary: Mapping[str, Any], name: str) -> float | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def summarise(recording: Recording) -> LearningSummary:
-    """What the run taught the model."""
+    """What the model learned in the run."""
     losses = recording.column("loss").values.tolist()
     return verdict(
         recording.summary,
@@ -31,7 +31,7 @@ def summarise(recording: Recording) -> LearningSummary:
 
 
 def read_summary(folder: Path) -> LearningSummary:
-    """What the run in a folder taught the model."""
+    """What the model learned in the run of a folder."""
     from vlmdoctor.runs.columns import read_recording
 
     return summarise(read_recording(folder))
@@ -56,22 +56,22 @@ def publish(
         from vlmdoctor.runs.columns import read_recording
 
         recording = read_recording(folder)
-        taught = summarise(recording)
-        recording = _with_verdict(recording, report, taught, environment)
+        learned = summarise(recording)
+        recording = _with_verdict(recording, report, learned, environment)
     except Exception as error:
         complain(f"{folder} could not be read back, so there are no plots and no report: {_said(error)}")
         return None
     jobs: tuple[tuple[str, Callable[[], None]], ...] = (
         ("summary.json", lambda: _write_summary(recording)),
-        ("loss.png and grads.png", lambda: _draw(recording, report, taught)),
-        ("report.html", lambda: _write_page(recording, report, taught)),
+        ("loss.png and grads.png", lambda: _draw(recording, report, learned)),
+        ("report.html", lambda: _write_page(recording, report, learned)),
     )
     for what, job in jobs:
         try:
             job()
         except Exception as error:
             complain(f"{what} could not be made: {_said(error)}")
-    return taught
+    return learned
 
 
 def _said(error: Exception) -> str:
@@ -80,11 +80,11 @@ def _said(error: Exception) -> str:
 
 
 def _with_verdict(
-    recording: Recording, report: Report, taught: LearningSummary, environment: Mapping[str, Any] | None
+    recording: Recording, report: Report, learned: LearningSummary, environment: Mapping[str, Any] | None
 ) -> Recording:
     added: dict[str, Any] = {
         "verdict": report.verdict,
-        "learned": taught.headline,
+        "learned": learned.headline,
         "findings": [finding.to_dict() for finding in report.findings],
     }
     added |= {"environment": dict(environment)} if environment else {}
@@ -98,20 +98,20 @@ def _write_summary(recording: Recording) -> None:
     write_whole(recording.folder / "summary.json", text + "\n")
 
 
-def _draw(recording: Recording, report: Report, taught: LearningSummary) -> None:
+def _draw(recording: Recording, report: Report, learned: LearningSummary) -> None:
     from vlmdoctor.runs.plots.grads import draw_grads
     from vlmdoctor.runs.plots.loss import draw_loss
     from vlmdoctor.runs.plots.marks import Mark
 
     marks = [Mark.of(finding) for finding in report.findings]
-    draw_loss(recording, recording.folder / "loss.png", headline=taught.headline, marks=marks)
+    draw_loss(recording, recording.folder / "loss.png", headline=learned.headline, marks=marks)
     if not draw_grads(
         recording, recording.folder / "grads.png", headline=grads_headline(recording), marks=marks
     ):
         (recording.folder / "grads.png").unlink(missing_ok=True)
 
 
-def _write_page(recording: Recording, report: Report, taught: LearningSummary) -> None:
+def _write_page(recording: Recording, report: Report, learned: LearningSummary) -> None:
     from vlmdoctor.runs.page import page
     from vlmdoctor.runs.plots.grads import draw_grads
     from vlmdoctor.runs.plots.loss import draw_loss
@@ -123,12 +123,12 @@ def _write_page(recording: Recording, report: Report, taught: LearningSummary) -
     with tempfile.TemporaryDirectory(prefix="vlmdoctor-") as scratch:
         for theme in (LIGHT, DARK):
             loss, grads = (Path(scratch) / f"{what}-{theme.name}.svg" for what in ("loss", "grads"))
-            draw_loss(recording, loss, headline=taught.headline, marks=marks, theme=theme)
+            draw_loss(recording, loss, headline=learned.headline, marks=marks, theme=theme)
             plots["Loss and answers"][theme.name] = loss
             if draw_grads(recording, grads, headline=grads_headline(recording), marks=marks, theme=theme):
                 plots["Gradients"][theme.name] = grads
         shown = {title: files for title, files in plots.items() if files}
-        write_whole(recording.folder / "report.html", page(recording, report, taught, shown))
+        write_whole(recording.folder / "report.html", page(recording, report, learned, shown))
 
 
 def grads_headline(recording: Recording) -> str:

@@ -21,9 +21,9 @@ from vlmdoctor.runs.numbers import clock, count, number, percent
 from vlmdoctor.runs.verdict import LearningSummary
 
 WORDS = {
-    "pass": "✓ nothing stands against it",
+    "pass": "✓ no issues found",
     "fail": "✗ findings to act on",
-    "incomplete": "– no judgement was possible",
+    "incomplete": "– could not run",
 }
 
 
@@ -62,7 +62,7 @@ def page(
 
 
 def escape(text: str) -> str:
-    """`text` as it may stand in the page: whatever the run's files hold, it is text and nothing else."""
+    """`text` as it may be in the page: whatever the run's files hold, it is text and nothing else."""
     return _escaped(plain_lines(text))
 
 
@@ -83,13 +83,15 @@ def _header(recording: Recording, report: Report, learned: LearningSummary, name
 
 def _tiles(recording: Recording) -> str:
     summary = recording.summary
-    seen, blind, loss = (number(summary, key) for key in ("accuracy", "accuracy_shuffled", "loss"))
+    accuracy, shuffled, loss = (number(summary, key) for key in ("accuracy", "accuracy_shuffled", "loss"))
     gate = number(recording.info, "required_accuracy")
     tiles = []
-    if seen is not None:
-        tiles.append(("right answers, looking", percent(seen), f"asked for {percent(gate)}" if gate else ""))
-    if blind is not None:
-        tiles.append(("without looking", percent(blind), "images exchanged"))
+    if accuracy is not None:
+        tiles.append(("accuracy", percent(accuracy), f"required {percent(gate)}" if gate else ""))
+    if shuffled is not None:
+        tiles.append(
+            ("accuracy (shuffled images)", percent(shuffled), "each question with another sample's image")
+        )
     if loss is not None:
         tiles.append(("test loss", f"{loss:.3f}", ""))
     elif len(losses := recording.column("loss").finite):
@@ -127,7 +129,7 @@ def _findings(report: Report) -> str:
         )
     if not cards:
         ran = len(report.ran)
-        cards.append(_p(f"None: {ran} rule{'s' * (ran != 1)} looked at this run."))
+        cards.append(_p(f"No issues: {ran} check{'s' * (ran != 1)} ran."))
     return f"<h2>Findings</h2>{''.join(cards)}"
 
 
@@ -157,8 +159,8 @@ def _kinds(summary: Mapping[str, Any]) -> str:
         for kind in kinds
     )
     return (
-        "<h2>Right answers by kind of question</h2><div class='scroll'><table>"
-        f"<tr><th>question</th><th>looking</th><th>without looking</th></tr>{rows}</table></div>"
+        "<h2>Accuracy by kind of question</h2><div class='scroll'><table>"
+        f"<tr><th>question</th><th>accuracy</th><th>accuracy (shuffled images)</th></tr>{rows}</table></div>"
     )
 
 
@@ -182,7 +184,7 @@ def _example(folder: Path, example: Mapping[str, Any]) -> str:
     question, wanted, given = (str(example.get(key) or "") for key in ("question", "answer", "prediction"))
     mark = "<span class='right'>✓ right</span>" if wanted == given else "<span class='wrong'>✗ wrong</span>"
     picture = (folder / str(example.get("image") or "")).resolve()
-    # Only pictures of the run itself: a list that somebody sent must not pull other files into the page.
+    # Only pictures of the run itself: a list from elsewhere must not pull other files into the page.
     ours = picture.suffix == ".png" and picture.is_relative_to(folder.resolve()) and picture.is_file()
     shown = f"<img src='{_data(picture)}' alt=''>" if ours else ""
     return f"<tr><td>{shown}</td>{_cells(question, wanted, given)}<td>{mark}</td></tr>"
@@ -224,15 +226,15 @@ def _numel(parameter: Mapping[str, Any]) -> int:
 
 
 def _details(recording: Recording, report: Report) -> str:
-    judged = [(name, "run") for name in report.ran]
-    judged += [(name, f"not run: {reason}") for name, reason in report.skipped]
+    judged = [(name, "ran") for name in report.ran]
+    judged += [(name, f"skipped: {reason}") for name, reason in report.skipped]
     judged += [(name, f"crashed: {error}") for name, error in report.crashed]
     config = [(k, v) for k, v in recording.config.items() if v is not None and v != [] and v != ""]
     environment = recording.summary.get("environment")
     pieces = [
         _fold("Configuration", config),
         _fold("Environment", environment.items() if isinstance(environment, Mapping) else ()),
-        _fold(f"Rules ({len(report.ran)} run)", judged),
+        _fold(f"Checks ({len(report.ran)} ran, {len(report.skipped)} skipped)", judged),
     ]
     command = recording.info.get("command")
     if command:

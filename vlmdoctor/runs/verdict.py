@@ -1,4 +1,4 @@
-"""What a run taught the model, in plain words."""
+"""What a model learned in a run, in plain words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LearningSummary:
     Attributes:
         headline: One line.
         sentences: The numbers behind it, one sentence each.
-        looks: Whether the answers depend on the image; None where that was not measured.
+        uses_images: Whether the answers depend on the image; None where that was not measured.
     """
 
     headline: str
     sentences: tuple[str, ...] = ()
-    looks: bool | None = None
+    uses_images: bool | None = None
 
 
 def verdict(
@@ -45,41 +45,44 @@ def verdict(
         total: How many were planned.
         finished: Whether the run came to its planned end.
     """
-    looks = _looks(summary)
-    headline = _headline(summary, looks, losses, steps)
+    uses_images = _uses_images(summary)
+    headline = _headline(summary, uses_images, losses, steps)
     # Numbers of a handful of steps would only read like a judgement.
     sentences = list(_sentences(summary)) if steps >= SHORT_RUN else []
     if any(not math.isfinite(loss) for loss in losses):
         sentences.append("The training loss was not a number in some steps.")
     if total and not finished and steps < total:
         sentences.insert(0, f"Stopped after {steps:,} of {total:,} steps.")
-    return LearningSummary(headline[:1].upper() + headline[1:], tuple(sentences), looks)
+    return LearningSummary(headline[:1].upper() + headline[1:], tuple(sentences), uses_images)
 
 
-def _looks(summary: Mapping[str, Any]) -> bool | None:
-    seen, blind = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
-    if seen is None or blind is None:
+def _uses_images(summary: Mapping[str, Any]) -> bool | None:
+    accuracy, shuffled_accuracy = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
+    if accuracy is None or shuffled_accuracy is None:
         return None
-    # Three standard errors of a difference of shares, so that luck on a small test set is not called sight.
+    # Three standard errors of a difference of shares, so that luck on a small test set does not count.
     samples = number(summary, "samples") or 0.0
-    luck = 3 * math.sqrt(max(seen * (1 - seen) + blind * (1 - blind), 0.05) / samples) if samples > 0 else 0.1
-    return seen - blind > max(luck, 0.03)
+    variance = accuracy * (1 - accuracy) + shuffled_accuracy * (1 - shuffled_accuracy)
+    luck = 3 * math.sqrt(max(variance, 0.05) / samples) if samples > 0 else 0.1
+    return accuracy - shuffled_accuracy > max(luck, 0.03)
 
 
-def _headline(summary: Mapping[str, Any], looks: bool | None, losses: Sequence[float], steps: int) -> str:
-    seen, blind = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
+def _headline(
+    summary: Mapping[str, Any], uses_images: bool | None, losses: Sequence[float], steps: int
+) -> str:
+    accuracy, shuffled_accuracy = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
     if steps < SHORT_RUN:
         return f"{steps} step{'s' * (steps != 1)} taken{_fall(losses)}; too few to judge what it learned"
-    if seen is None:
-        return f"{steps:,} steps taken{_fall(losses)}; what it can answer was not measured"
-    if blind is None:
-        return f"{percent(seen)} of the answers are right; whether it looks at the image was not measured"
-    numbers = f"{percent(seen)} right with the image, {percent(blind)} without"
-    if not looks:
-        return f"it does not look at the image: {numbers}"
-    if seen >= 0.8:
-        return f"it learned to look: {numbers}"
-    return f"it began to look: {numbers}"
+    if accuracy is None:
+        return f"{steps:,} steps taken{_fall(losses)}; the accuracy was not measured"
+    if shuffled_accuracy is None:
+        return f"{percent(accuracy)} accuracy; whether it uses its images was not measured"
+    numbers = f"{percent(accuracy)} accuracy, {percent(shuffled_accuracy)} with shuffled images"
+    if not uses_images:
+        return f"it does not use its images: {numbers}"
+    if accuracy >= 0.8:
+        return f"it uses its images: {numbers}"
+    return f"it begins to use its images: {numbers}"
 
 
 def _fall(losses: Sequence[float]) -> str:
@@ -91,28 +94,28 @@ def _fall(losses: Sequence[float]) -> str:
 
 
 def _sentences(summary: Mapping[str, Any]) -> Iterator[str]:
-    seen, blind = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
+    accuracy, shuffled_accuracy = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
     samples = number(summary, "samples")
-    if seen is not None:
+    if accuracy is not None:
         among = f" of {samples:,.0f} test questions" if samples else " of the test questions"
         kinds = [kind for kind in str(summary.get("accuracy_of") or "").split(", ") if kind]
         among += f" ({', '.join(kinds)})" if kinds else ""
-        line = f"Answered {percent(seen)}{among} exactly right"
-        if blind is not None:
-            line += f", and {percent(blind)} when shown the wrong image"
+        line = f"Answered {percent(accuracy)}{among} exactly right"
+        if shuffled_accuracy is not None:
+            line += f", and {percent(shuffled_accuracy)} with shuffled images"
         yield line + "."
         yield from _other_kinds(summary, kinds)
     real, shuffled, blank = (number(summary, f"loss{kind}") for kind in ("", "_shuffled", "_blank"))
     if real is not None and (shuffled is not None or blank is not None):
-        parts = [f"{real:.3f} with the right image"]
-        parts += [f"{shuffled:.3f} with another one"] if shuffled is not None else []
-        parts += [f"{blank:.3f} with a blank one"] if blank is not None else []
+        parts = [f"{real:.3f} with the right images"]
+        parts += [f"{shuffled:.3f} with shuffled images"] if shuffled is not None else []
+        parts += [f"{blank:.3f} with blank ones"] if blank is not None else []
         other = min(value for value in (shuffled, blank) if value is not None)
         line = "Test loss " + ", ".join(parts)
         if other - real > 0.05 * max(real, 0.2):
-            yield f"{line}: the image carries part of the answer."
+            yield f"{line}: the images carry part of the answer."
         else:
-            yield f"{line}: the image makes no difference."
+            yield f"{line}: the images make no difference."
 
 
 def _other_kinds(summary: Mapping[str, Any], counted: Sequence[str]) -> Iterator[str]:
@@ -125,4 +128,4 @@ def _other_kinds(summary: Mapping[str, Any], counted: Sequence[str]) -> Iterator
         if share is not None and kind not in counted
     ]
     if others and counted:
-        yield f"Harder or other questions, not counted there: {', '.join(others)}."
+        yield f"Other questions, not counted there: {', '.join(others)}."

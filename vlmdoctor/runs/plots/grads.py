@@ -35,7 +35,7 @@ from vlmdoctor.runs.plots.style import (
     summarise,
 )
 
-# Updates of a thousandth of the weights a step are the usual aim; a decade to each side is no concern.
+# Updates of a thousandth of the weights a step are the common aim; a decade to each side is no concern.
 HEALTHY_RATIO = (1e-4, 1e-2)
 # A log axis over more decades than this is unreadable; what lies lower is drawn at its lower edge.
 MOST_DECADES = 8
@@ -140,9 +140,9 @@ def _ratio_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
     _log_axis(axes, [band, *series.values()])
     axes.axhspan(low, high, color=theme.roles["language"], alpha=0.1, linewidth=0)
     across = axes.get_yaxis_transform()
-    usual = f"usual: {low:.4f} to {high:.2f}"
+    normal = f"normal: {low:.4f} to {high:.2f}"
     axes.text(
-        0.994, high * 0.86, usual, transform=across, ha="right", va="top", fontsize=8.5, color=theme.muted
+        0.994, high * 0.86, normal, transform=across, ha="right", va="top", fontsize=8.5, color=theme.muted
     )
     label_ends(axes, _role_curves(axes, series, theme))
 

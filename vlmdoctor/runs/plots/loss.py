@@ -1,4 +1,4 @@
-"""`loss.png`: the loss, what looking at the image is worth, and the learning rate."""
+"""`loss.png`: the loss, the accuracy with the images and with shuffled ones, and the learning rate."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def _test_losses(axes: Axes, recording: Recording, theme: Theme) -> list[tuple[f
     labels = []
     kinds = (
         ("loss", "test", theme.ink, "o"),
-        ("loss_shuffled", "test, images exchanged", theme.muted, "s"),
-        ("loss_blank", "test, images blank", theme.muted, "D"),
+        ("loss_shuffled", "test, shuffled images", theme.muted, "s"),
+        ("loss_blank", "test, blank images", theme.muted, "D"),
     )
     bottom, top = axes.get_ylim()
     for name, words, colour, marker in kinds:
@@ -181,17 +181,17 @@ def _nonfinite(axes: Axes, series: Series, theme: Theme) -> None:
 
 
 def _accuracy_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
-    dress(axes, theme, title="Exactly right answers on unseen test images", last=False)
-    looking = recording.evaluation("accuracy").finite
-    without = recording.evaluation("accuracy_shuffled").finite
+    dress(axes, theme, title="Accuracy on unseen test images (answers exactly right)", last=False)
+    accuracy = recording.evaluation("accuracy").finite
+    shuffled = recording.evaluation("accuracy_shuffled").finite
     labels = []
-    if len(without) and len(without) == len(looking):
+    if len(shuffled) and len(shuffled) == len(accuracy):
         axes.fill_between(
-            looking.steps, without.values, looking.values, color=theme.blue, alpha=0.12, linewidth=0
+            accuracy.steps, shuffled.values, accuracy.values, color=theme.blue, alpha=0.12, linewidth=0
         )
     for series, words, colour, dashes, face in (
-        (looking, "looking", theme.blue, "-", theme.blue),
-        (without, "without looking", theme.muted, (0, (3, 2)), theme.paper),
+        (accuracy, "accuracy", theme.blue, "-", theme.blue),
+        (shuffled, "shuffled images", theme.muted, (0, (3, 2)), theme.paper),
     ):
         if not len(series):
             continue
@@ -208,16 +208,16 @@ def _accuracy_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
             clip_on=False,
             zorder=3,
         )
-        labels.append((float(series.values[-1]), f"{words} {100 * series.values[-1]:.0f} %", colour))
+        labels.append((float(series.values[-1]), f"{words} {100 * series.values[-1]:.0f}%", colour))
     gate = recording.info.get("required_accuracy")
     if isinstance(gate, int | float):
         axes.axhline(gate, color=theme.ink, linewidth=0.9, linestyle=(0, (1, 2)))
         across = axes.get_yaxis_transform()
-        asked = f"asked for {100 * gate:.0f} %"
+        asked = f"required {100 * gate:.0f}%"
         axes.text(0.004, gate + 0.03, asked, transform=across, fontsize=8.5, color=theme.ink)
     axes.set_ylim(0, 1)
     axes.set_yticks((0, 0.25, 0.5, 0.75, 1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="%"))
     label_ends(axes, labels)
 
 
