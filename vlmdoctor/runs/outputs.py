@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.finding import plain
 from vlmdoctor.output_file import write_whole
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
 from vlmdoctor.runs.verdict import LearningSummary, verdict
 
@@ -75,8 +76,7 @@ def publish(
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if text.endswith(".") else f"{text}."
+    return f"{first_line(error)}."
 
 
 def _with_verdict(
