@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -104,7 +105,10 @@ def verify(checkpoint: Path) -> None:
         BrokenCheckpoint: Names the first file that is missing or differs.
     """
     try:
-        if (checkpoint / MANIFEST).stat().st_size > _MOST_MANIFEST:
+        found = (checkpoint / MANIFEST).stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and a device has no end
+            raise BrokenCheckpoint(f"{MANIFEST} is not a file")
+        if found.st_size > _MOST_MANIFEST:
             raise BrokenCheckpoint(f"{MANIFEST} is too large to be one")
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         for name in _NEEDED:
@@ -127,7 +131,11 @@ def verify(checkpoint: Path) -> None:
 def _inside(checkpoint: Path, name: str) -> Path:
     """The file of that name; a manifest may only list what is in its own folder."""
     file = checkpoint / name
-    if not file.resolve().is_relative_to(checkpoint.resolve()):
+    try:
+        place = file.resolve()
+    except RuntimeError as error:  # a loop of links, before Python 3.13
+        raise BrokenCheckpoint(f"{name} is not a file") from error
+    if not place.is_relative_to(checkpoint.resolve()):
         raise BrokenCheckpoint(f"{MANIFEST} lists {name!r}, which is outside of the checkpoint")
     if file.exists() and not file.is_file():
         raise BrokenCheckpoint(f"{name} is not a file")

@@ -118,8 +118,13 @@ def described(error: BaseException, most: int = LINE) -> str:
 
 
 def first_line(error: BaseException, most: int = 600) -> str:
-    """The first line of `described`, without a full stop at its end."""
-    return plain_line(described(error).split("\n", 1)[0].rstrip("."), most)
+    """The first line of `described`, without a full stop at its end.
+
+    Where validation wraps the reason, and the first line ends with a colon, the next one belongs to it.
+    """
+    lines = [line.strip() for line in described(error).split("\n") if line.strip()]
+    text = f"{lines[0]} {lines[1]}" if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    return plain_line(text.rstrip("."), most)
 
 
 def raised(error: BaseException, most: int = 300) -> str:

@@ -133,7 +133,7 @@ def test_fail_on_never_and_exit_zero() -> None:
         (["nowhere.py"], "nowhere.py"),
         (["--require", "vramm=40GB"], "did you mean 'vram'"),
         (["--require", "vram=40XB"], "is no unit"),
-        (["--from", "nowhere.json"], "can't read nowhere.json"),
+        (["--from", "nowhere.json"], "nowhere.json can't be opened: no such file"),
         (["--from", "README.md"], "is neither a snapshot"),
         (["--from", "README.md", "--live"], "can't be combined"),
         (["--save", "no/such/folder/x.json"], "can't write"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmdoctor.sandbox.files import Unreadable, is_regular, parse_json, read_bytes, read_json, read_text
+from vlmdoctor.boundary import Unreadable, is_file, parse_json, read_bytes, read_json, read_text
 
 
 def pipe(path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_is_no_small_regular_json_file_is_refused_in_one_sentence(tmp_path:
 def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "blob").write_text('{"a": 1, "a": 2}')
     (tmp_path / "link.json").symlink_to("blob")
-    assert is_regular(tmp_path / "link.json")
+    assert is_file(tmp_path / "link.json")
     assert read_json(tmp_path / "link.json") == {"a": 2}
     assert read_text(tmp_path / "link.json") == read_bytes(tmp_path / "blob").decode()
 
@@ -84,4 +84,4 @@ def test_a_name_that_comes_twice_is_refused_where_it_may_not() -> None:
 def test_a_name_with_a_null_byte_is_refused() -> None:
     with pytest.raises(Unreadable):
         read_bytes("a\0b")
-    assert not is_regular("a\0b")
+    assert not is_file("a\0b")

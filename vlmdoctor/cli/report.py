@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.plain_text import plain_line
 
 
 @with_output_options
@@ -31,23 +32,30 @@ def command(
     from vlmdoctor.cli.run_ending import next_command, present
     from vlmdoctor.runs.conclusion import judge_run, rules_for_runs
     from vlmdoctor.runs.examples import read_examples
-    from vlmdoctor.runs.outputs import publish, read_summary
-    from vlmdoctor.runs.reader import read_info, read_run
+    from vlmdoctor.runs.outputs import publish_recording, summarise
+    from vlmdoctor.runs.reader import read_files
 
-    parameters, steps = read_run(run)
+    files = read_files(run)
+    parameters, steps = files.evidence()
     report = judge_run(
         parameters,
         steps,
         output.rules(rules_for_runs()),
         command="report",
-        target=str(read_info(run).get("target") or run),
+        target=str((files.info or {}).get("target") or run),
         fail_on=output.fail_on,
         required_accuracy=require_accuracy,
     )
 
     def complain(sentence: str) -> None:
-        print(f"vlmdoctor: {sentence}", file=sys.stderr)
+        print(f"vlmdoctor: {plain_line(sentence)}", file=sys.stderr)
 
-    summary = publish(run, report, complain) if draw else read_summary(run)
-    present(report, output, summary, run, ask=next_command(run, read_examples(run)))
+    for note in files.notes:
+        complain(f"{note}.")
+    # The columns are numpy's; what can't be read has been said before it is imported.
+    from vlmdoctor.runs.columns import recording_of
+
+    recording = recording_of(files)
+    learned = publish_recording(recording, report, complain) if draw else summarise(recording)
+    present(report, output, learned, run, ask=next_command(run, read_examples(run)))
     raise typer.Exit(exit_status(report, output))

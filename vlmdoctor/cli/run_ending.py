@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vlmdoctor.cli.output import OutputOptions, render
 from vlmdoctor.output_file import write_whole
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.report import Report
 from vlmdoctor.runs.verdict import LearningSummary
 
@@ -71,12 +72,12 @@ def _closing(folder: Path, ask: str | None) -> list[RenderableType]:
     rows.append(("rows", str(folder / "run.jsonl")))
     if ask:
         rows.append(("next", ask))
-    return [Text(), *(Text.assemble((f"  {label:<7} ", "dim"), value) for label, value in rows)]
+    return [Text(), *(Text.assemble((f"  {label:<7} ", "dim"), plain_line(value)) for label, value in rows)]
 
 
 def next_command(folder: Path, examples: Sequence[Mapping[str, Any]]) -> str | None:
     """The command that asks the trained model about a picture; None where it has not learned to answer."""
-    asked = next((example for example in examples if example.get("image")), None)
+    asked = next((one for one in examples if one.get("image") and one.get("question")), None)
     if asked is None:
         return None
     image = shlex.quote(str(folder / str(asked["image"])))

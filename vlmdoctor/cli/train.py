@@ -15,7 +15,7 @@ from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
 from vlmdoctor.boundary import whole_number
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
-from vlmdoctor.plain_text import first_line
+from vlmdoctor.plain_text import first_line, plain_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,4 +214,4 @@ def _environment() -> dict[str, Any]:
 
 
 def _complain(sentence: str) -> None:
-    print(f"vlmdoctor: {sentence}", file=sys.stderr)
+    print(f"vlmdoctor: {plain_line(sentence)}", file=sys.stderr)

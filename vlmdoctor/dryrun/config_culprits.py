@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor.boundary import read_json
 from vlmdoctor.dryrun.config_search import contradictions
 from vlmdoctor.dryrun.plan import Plan, shapes_under
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.contradictions import Contradictions
-from vlmdoctor.sandbox.files import read_json
 from vlmdoctor.targets.meta_target import MetaTarget
 
 

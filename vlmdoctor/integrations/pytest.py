@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from vlmdoctor.plain_text import text_of
+
 
 @pytest.fixture(name="vlmdoctor")
 def doctor() -> Callable[..., Any]:
@@ -25,5 +27,5 @@ def _checked(*arguments: Any, **keywords: Any) -> Any:
     try:
         report.raise_for_findings(fail_on=keywords.get("fail_on", "error"))
     except FindingsError as error:
-        pytest.fail(str(error), pytrace=False)
+        pytest.fail(text_of(error), pytrace=False)
     return report

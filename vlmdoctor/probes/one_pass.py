@@ -15,6 +15,7 @@ import torch
 
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.plain_text import raised
 from vlmdoctor.probes import forward_result
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.probes.listening import Listening, Observer, Outcome
@@ -123,7 +124,7 @@ def _forget(outcome: Outcome) -> None:
 def _reason(error: Exception) -> Unavailable:
     """What is kept of an exception: its frames would keep the pass's tensors alive."""
     if not isinstance(error, Unavailable):
-        error = Unavailable(f"what was seen could not be read ({type(error).__name__}: {str(error)[:200]})")
+        error = Unavailable(f"what was seen could not be read ({raised(error, 200)})")
     reason = error.with_traceback(None)
     reason.__cause__ = reason.__context__ = None
     return reason

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlmdoctor.errors import UserError
+from vlmdoctor.evidence.parameters import Parameter
 from vlmdoctor.knowledge.parameter_names import ROLES
-
-GRAD_NORM, UPDATE_RATIO, LAYER = "grad_norm/", "update_ratio/", "grad_norm/layer/"
+from vlmdoctor.runs.reader import RunFiles, read_files
+from vlmdoctor.runs.schema import GRAD_NORM, LAYER
+from vlmdoctor.runs.typed import number
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Recording:
 
     Attributes:
         folder: The run folder.
-        info: `run.json`: configuration, parameters, planned steps; empty where it is missing.
-        tracks: `tracks.json`; empty where the run was not watched or cut off.
+        info: `run.json`: configuration, planned steps; empty where it is missing.
+        parameters: The model's parameters; none where they were not recorded.
         summary: `summary.json`; empty where the run was cut off before it was written.
         columns: Name of a step's column -> its series; a step that was repeated after a resume counts once.
         evaluations: Name of an evaluation's column -> its series.
@@ -55,7 +56,7 @@ class Recording:
 
     folder: Path
     info: Mapping[str, Any] = field(default_factory=dict)
-    tracks: Mapping[str, Any] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Series] = field(default_factory=dict)
     evaluations: Mapping[str, Series] = field(default_factory=dict)
@@ -67,12 +68,6 @@ class Recording:
     def config(self) -> Mapping[str, Any]:
         """The trainer's configuration."""
         return self.info.get("config") or {}
-
-    @property
-    def parameters(self) -> list[Mapping[str, Any]]:
-        """The model's parameters, as `vlmdoctor.evidence.parameters.Parameter` in plain values."""
-        # The list in tracks.json is newer: optimizers may be made, and parts unfrozen, after the start.
-        return self.tracks.get("parameters") or self.info.get("parameters") or []
 
     @property
     def last_step(self) -> int | None:
@@ -98,8 +93,8 @@ class Recording:
     @property
     def frozen_roles(self) -> list[str]:
         """The roles that have parameters, none of which is trainable."""
-        having = {p["role"] for p in self.parameters}
-        training = {p["role"] for p in self.parameters if p["requires_grad"]}
+        having = {p.role for p in self.parameters}
+        training = {p.role for p in self.parameters if p.requires_grad}
         return [role for role in ROLES if role in having - training]
 
     def column(self, name: str) -> Series:
@@ -115,9 +110,9 @@ class Recording:
         found: dict[str, list[tuple[int, Series]]] = {}
         for name, series in self.columns.items():
             if name.startswith(LAYER):
-                stack, _, number = name.removeprefix(LAYER).rpartition(".")
-                if number.isdigit():
-                    found.setdefault(stack, []).append((int(number), series))
+                stack, _, place = name.removeprefix(LAYER).rpartition(".")
+                if re.fullmatch("[0-9]{1,6}", place):
+                    found.setdefault(stack, []).append((int(place), series))
         return {stack: sorted(layers, key=lambda layer: layer[0]) for stack, layers in sorted(found.items())}
 
 
@@ -125,55 +120,35 @@ def read_recording(folder: Path) -> Recording:
     """Reads a run folder; a run that was killed leaves half a last line, which is passed over.
 
     Raises:
-        UserError: The folder holds no recorded run.
+        UserError: The folder holds no recorded run, or a file of it can't be read.
     """
-    path = folder / "run.jsonl"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no recorded run (no run.jsonl in it); give the --out folder of a watched run."
-        )
-    steps, evaluations, findings, end, broken = _Columns(), _Columns(), [], {}, 0
-    for row in _rows(path):
-        event = row.get("event")
-        if event == "step":
-            steps.add(row)
-        elif event == "evaluate":
-            evaluations.add(row)
-        elif event == "finding":
-            findings.append(row)
-        elif event == "end":
-            end = row
-        elif event is None:
-            broken += 1
+    return recording_of(read_files(folder))
+
+
+def recording_of(files: RunFiles) -> Recording:
+    """The columns of a run folder that was read."""
+    steps, evaluations, findings, end = _Columns(), _Columns(), [], {}
+    for row in files.rows:
+        match row["event"]:
+            case "step":
+                steps.add(row)
+            case "evaluate":
+                evaluations.add(row)
+            case "finding":
+                findings.append(row)
+            case "end":
+                end = row
     return Recording(
-        folder=folder,
-        info=_read_json(folder / "run.json"),
-        tracks=_read_json(folder / "tracks.json"),
-        summary=_read_json(folder / "summary.json"),
+        folder=files.folder,
+        info=files.info or {},
+        parameters=files.parameters or (),
+        summary=files.summary,
         columns=steps.series(),
         evaluations=evaluations.series(),
         findings=tuple(findings),
         end=end,
-        broken_lines=broken,
+        broken_lines=files.broken_lines,
     )
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = {}
-            yield row if isinstance(row, dict) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
 
 
 class _Columns:
@@ -184,14 +159,11 @@ class _Columns:
         self._values: dict[str, array] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        step = row.get("step")
-        if not isinstance(step, int):
-            return
         for name, value in row.items():
-            number = _number(value)
-            if number is not None and name != "step":
-                self._steps.setdefault(name, array("q")).append(step)
-                self._values.setdefault(name, array("d")).append(number)
+            found = number(value)
+            if found is not None and name != "step":
+                self._steps.setdefault(name, array("q")).append(row["step"])
+                self._values.setdefault(name, array("d")).append(found)
 
     def series(self) -> dict[str, Series]:
         found = {}
@@ -201,14 +173,3 @@ class _Columns:
             unique, place = np.unique(np.array(steps)[::-1], return_index=True)
             found[name] = Series(unique, np.array(self._values[name])[::-1][place])
         return found
-
-
-def _number(value: object) -> float | None:
-    """A number, also where JSON could not hold it and a word stands for it; None for anything else."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return float(value)
-    return None

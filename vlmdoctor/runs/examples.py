@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor import boundary
+from vlmdoctor.errors import UserError
 from vlmdoctor.output_file import write_whole
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 FOLDER, LIST = "examples", "examples.json"
 HOW_MANY = 10
 MOST_TOKENS = 32
+MOST_LIST = 4 << 20  # bytes of examples.json
+_TEXTS = ("question", "answer", "prediction", "kind", "image")
 
 
 def ask_examples(run_folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
@@ -63,9 +67,14 @@ def _is_one_question(sample: Any) -> bool:
 
 
 def read_examples(run_folder: Path) -> list[dict[str, Any]]:
-    """The examples of a run folder; none where it has none."""
+    """The examples of a run folder whose values are all texts; none where it has none."""
     try:
-        read = json.loads((run_folder / FOLDER / LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read = boundary.read_json(run_folder / FOLDER / LIST, MOST_LIST)
+    except UserError:
         return []
-    return [entry for entry in read if isinstance(entry, dict)] if isinstance(read, list) else []
+    entries = read if isinstance(read, list) else []
+    return [
+        entry
+        for entry in entries[: 10 * HOW_MANY]
+        if isinstance(entry, dict) and all(isinstance(entry.get(name, ""), str) for name in _TEXTS)
+    ]

@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmdoctor import boundary
+from vlmdoctor.errors import UserError
 from vlmdoctor.finding import plain
 from vlmdoctor.output_file import write_whole
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
+from vlmdoctor.runs.schema import GRAD_NORM, SUMMARY
 from vlmdoctor.runs.verdict import LearningSummary, verdict
 
 if TYPE_CHECKING:
@@ -30,13 +34,6 @@ def summarise(recording: Recording) -> LearningSummary:
     )
 
 
-def read_summary(folder: Path) -> LearningSummary:
-    """What the model learned in the run of a folder."""
-    from vlmdoctor.runs.columns import read_recording
-
-    return summarise(read_recording(folder))
-
-
 def publish(
     folder: Path,
     report: Report,
@@ -44,7 +41,7 @@ def publish(
     *,
     environment: Mapping[str, Any] | None = None,
 ) -> LearningSummary | None:
-    """Writes summary.json's verdict, loss.png, grads.png and report.html.
+    """Writes summary.json's verdict, loss.png, grads.png and report.html of a run folder.
 
     Each is tried by itself: a run is never lost, nor its exit status changed, because a picture could not be
     drawn. What failed is told to `complain` in one sentence. `environment` is noted in the summary.
@@ -56,11 +53,22 @@ def publish(
         from vlmdoctor.runs.columns import read_recording
 
         recording = read_recording(folder)
-        learned = summarise(recording)
-        recording = _with_verdict(recording, report, learned, environment)
     except Exception as error:
         complain(f"{folder} could not be read back, so there are no plots and no report: {_said(error)}")
         return None
+    return publish_recording(recording, report, complain, environment=environment)
+
+
+def publish_recording(
+    recording: Recording,
+    report: Report,
+    complain: Callable[[str], None],
+    *,
+    environment: Mapping[str, Any] | None = None,
+) -> LearningSummary:
+    """`publish` of a run folder that was read."""
+    learned = summarise(recording)
+    recording = _with_verdict(recording, report, learned, environment)
     jobs: tuple[tuple[str, Callable[[], None]], ...] = (
         ("summary.json", lambda: _write_summary(recording)),
         ("loss.png and grads.png", lambda: _draw(recording, report, learned)),
@@ -75,8 +83,7 @@ def publish(
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if text.endswith(".") else f"{text}."
+    return f"{first_line(error)}."
 
 
 def _with_verdict(
@@ -95,7 +102,10 @@ def _with_verdict(
 
 def _write_summary(recording: Recording) -> None:
     text = json.dumps(plain(recording.summary), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(recording.folder / "summary.json", text + "\n")
+    path = recording.folder / SUMMARY
+    if boundary.exists(path) and not boundary.is_file(path):
+        raise UserError(f"{path} is no regular file")  # a pipe would be waited for
+    write_whole(path, text + "\n")
 
 
 def _draw(recording: Recording, report: Report, learned: LearningSummary) -> None:
@@ -137,9 +147,9 @@ def grads_headline(recording: Recording) -> str:
 
     reached: list[str] = []
     unreached: list[str] = []
-    trainable = {p["role"] for p in recording.parameters if p["requires_grad"]}
+    trainable = {p.role for p in recording.parameters if p.requires_grad}
     for role in dict.fromkeys([*recording.roles, *sorted(trainable)]):
-        norms = recording.column(f"grad_norm/{role}").finite.values
+        norms = recording.column(GRAD_NORM + role).finite.values
         (reached if np.any(norms > 0) else unreached).append(role)
     if unreached:
         return f"No gradient reaches {_listed(unreached)}"

@@ -15,9 +15,10 @@ from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.full import GLYPHS, finding_rows
 from vlmdoctor.reporters.html import inert
-from vlmdoctor.runs.columns import UPDATE_RATIO, Recording
+from vlmdoctor.runs.columns import Recording
 from vlmdoctor.runs.examples import read_examples
 from vlmdoctor.runs.numbers import clock, count, number, percent
+from vlmdoctor.runs.schema import UPDATE_RATIO
 from vlmdoctor.runs.verdict import LearningSummary
 
 WORDS = {
@@ -193,15 +194,15 @@ def _example(folder: Path, example: Mapping[str, Any]) -> str:
 def _parts(recording: Recording) -> str:
     rows = []
     for role in ROLES:
-        mine = [p for p in recording.parameters if p["role"] == role]
+        mine = [p for p in recording.parameters if p.role == role]
         if not mine:
             continue
-        total = sum(_numel(p) for p in mine)
-        training = sum(_numel(p) for p in mine if p["requires_grad"])
+        total = sum(p.numel for p in mine)
+        training = sum(p.numel for p in mine if p.requires_grad)
         state = (
             "trainable" if training == total else "frozen" if not training else f"{count(training)} trainable"
         )
-        rates = sorted({p["lr"] for p in mine if p.get("lr") is not None and p["requires_grad"]})
+        rates = sorted({p.lr for p in mine if p.lr is not None and p.requires_grad})
         rate = " to ".join(f"{lr:.2g}" for lr in dict.fromkeys((rates[0], rates[-1]))) if rates else ""
         moves = recording.column(UPDATE_RATIO + role).finite.values
         ratio = f"{sorted(moves)[len(moves) // 2]:.1e}" if len(moves) else ""
@@ -216,13 +217,6 @@ def _parts(recording: Recording) -> str:
         "<th class='number'>learning rate</th><th class='number'>median update / weights</th></tr>"
     )
     return f"<h2>Parts of the model</h2><div class='scroll'><table>{heads}{''.join(rows)}</table></div>"
-
-
-def _numel(parameter: Mapping[str, Any]) -> int:
-    total = 1
-    for size in parameter["shape"]:
-        total *= size
-    return total
 
 
 def _details(recording: Recording, report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.runs.numbers import number, percent
 
 # Losses of fewer steps than this say how training starts, not what was learned.
@@ -26,6 +27,11 @@ class LearningSummary:
     headline: str
     sentences: tuple[str, ...] = ()
     uses_images: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Names of kinds of questions come from a file: they are made plain here."""
+        object.__setattr__(self, "headline", plain_line(self.headline))
+        object.__setattr__(self, "sentences", tuple(plain_line(sentence) for sentence in self.sentences))
 
 
 def verdict(

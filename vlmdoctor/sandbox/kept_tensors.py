@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import NotRestored, Unavailable
+from vlmdoctor.plain_text import first_line, text_of
 from vlmdoctor.probes.machine.host import free_memory
 from vlmdoctor.sandbox.kept_file import KeptFile
 
@@ -208,14 +209,13 @@ def _expect_memory(size: int) -> None:
 
 def _is_about_memory(error: BaseException) -> bool:
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "allocate" in str(error)  # torch has no exception of its own for the host's memory
+    return known or "allocate" in text_of(error)  # torch has no exception of its own for the host's memory
 
 
 def _no_room(size: int, error: BaseException) -> str:
-    first = str(error).strip().splitlines()
     return (
         f"{size / 2**20:,.0f} MiB of weights have to be kept meanwhile, and neither the folder for temporary "
-        f"files nor the memory has room for them ({first[0][:200] if first else type(error).__name__}); "
+        f"files nor the memory has room for them ({first_line(error, 200)}); "
         "set TMPDIR to a folder on a disk with more space"
     )
 

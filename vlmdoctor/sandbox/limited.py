@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line
 
-SECONDS = 30.0  # of wall clock: loading the tokenizer of a large vocabulary takes two
-MEMORY = 2 << 30  # bytes beside what the process has: the same takes half a gigabyte
+SECONDS = 30.0  # of wall clock, which passes on a busy machine
+WORK = 8  # seconds of CPU time at most: loading the tokenizer of a large vocabulary takes two
+MEMORY = 1 << 30  # bytes beside what the process has: the same takes half a gigabyte
 MOST_ANSWER = 1 << 20  # bytes
 # What no tokenizer, template or image processor needs: other machines, and other programs.
 REFUSED = (
@@ -57,7 +59,7 @@ def limited(work: Callable[[], Any], *, seconds: float = SECONDS, memory: int = 
 
     Args:
         work: Is called without arguments, in the child.
-        seconds: Of wall clock, and of CPU time.
+        seconds: Of wall clock, and (up to WORK) of CPU time.
         memory: Bytes of address space beside what the parent has.
 
     Raises:
@@ -111,7 +113,7 @@ def _result(content: bytes | None, status: int, seconds: float, memory: int) -> 
     except ValueError:
         ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if ended == signal.SIGXCPU:
-            raise OutOfBounds(f"it took more than {seconds:g} s") from None
+            raise OutOfBounds(f"it took more than {min(seconds, WORK):g} s of work") from None
         reason = f"signal {ended}" if ended else f"exit status {os.WEXITSTATUS(status)}"
         raise OutOfBounds(
             f"it ended the process that tried it ({reason}; limit {memory / 2**30:.3g} GiB of memory)"
@@ -131,8 +133,7 @@ def _be_child(work: Callable[[], Any], end: int, seconds: float, memory: int) ->
         except MemoryError:
             answer = {"raised": f"it took more than {memory / 2**30:.3g} GiB of memory"}
         except BaseException as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            answer = {"raised": (lines[0][:400] if lines else type(error).__name__).rstrip(".")}
+            answer = {"raised": first_line(error, 400)}
             answer["whole"] = isinstance(error, UserError)
         content = json.dumps(answer).encode()
         while content:
@@ -161,7 +162,7 @@ def _limit(seconds: float, memory: int) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     bounds = {
-        resource.RLIMIT_CPU: max(1, int(seconds) + 1),
+        resource.RLIMIT_CPU: max(1, min(WORK, int(seconds) + 1)),
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }

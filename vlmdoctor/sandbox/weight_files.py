@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from vlmdoctor.sandbox.files import Unreadable, is_regular, open_regular, parse_json, read_json
+from vlmdoctor.boundary import Unreadable, is_file, open_regular, parse_json, read_json
 
 MOST_HEADER = 8 << 20  # bytes: of some 80,000 tensors, in one file
 _LENGTH = struct.Struct("<Q")
@@ -63,7 +63,7 @@ def shards(index: Path, suffix: str = ".safetensors") -> list[Path]:
             raise Unreadable(
                 f"the checkpoint's index {index} names {name[:200]!r}, which is no {suffix} file."
             )
-    missing = [name for name in names if not is_regular(index.parent / name)]
+    missing = [name for name in names if not is_file(index.parent / name)]
     if missing:
         others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise Unreadable(

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor.boundary import is_file, read_json
 from vlmdoctor.errors import NotBuilt, UserError
+from vlmdoctor.plain_text import first_line, raised, text_of
 from vlmdoctor.sandbox.closed import nothing_fetched
-from vlmdoctor.sandbox.files import is_regular, read_json
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.config_values import Cleaned, chosen, cleaned, settle
 from vlmdoctor.targets.default_batch import with_batch
 from vlmdoctor.targets.loading import INDEX, SINGLE, loaded, quiet, weight_files
 from vlmdoctor.targets.meta_target import (
     MetaTarget,
-    first_line,
     one_size,
     package_missing,
     refuse_counts,
@@ -114,10 +114,10 @@ def _target(
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of the safetensors files that belong to the folder's model; 0 where there are none."""
-    if not any(is_regular(folder / name) for name in SAFE_WEIGHTS):
+    if not any(is_file(folder / name) for name in SAFE_WEIGHTS):
         return 0
     files = [folder / SAFE_WEIGHTS[0], *folder.glob("model-*.safetensors")]
-    return max(sum(file.stat().st_size for file in files if is_regular(file)), 1)
+    return max(sum(file.stat().st_size for file in files if is_file(file)), 1)
 
 
 def too_large(folder: Path) -> bool:
@@ -177,9 +177,8 @@ def _config(config_file: Path, values: dict[str, Any], trust_remote_code: bool) 
     except UserError:
         raise
     except Exception as error:
-        raised = first_line(error)
         raise NotBuilt(
-            f"{config_file} makes no model configuration: {raised}.", f"{type(error).__name__}: {raised}"
+            f"{config_file} makes no model configuration: {first_line(error, 300)}.", raised(error)
         ) from error
 
 
@@ -263,9 +262,9 @@ def _loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any],
         except UserError:
             raise
         except Exception as error:
-            if "ignore_mismatched_sizes" in str(error):
+            if "ignore_mismatched_sizes" in text_of(error):
                 return load(ignore_mismatched_sizes=True)  # which do not fit, a rule will tell
-            raise UserError(f"the weights in {folder} can't be loaded: {first_line(error)}.") from error
+            raise UserError(f"the weights in {folder} can't be loaded: {first_line(error, 300)}.") from error
 
 
 def _laid_out(model_class: Any, config: Any) -> Any | None:
@@ -298,8 +297,7 @@ def _initialised(model_class: Any, config: Any) -> Any:
         raise package_missing(model_class, error) from error
     except Exception as error:
         raise UserError(
-            f"{model_class.__name__} can't be built from its config.json: "
-            f"{type(error).__name__}: {first_line(error)}."
+            f"{model_class.__name__} can't be built from its config.json: {raised(error)}."
         ) from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line
 
 QUESTION, ANSWER = "What is in the picture?", "A slow change from dark to light."
 SIDE = 224
@@ -33,7 +34,7 @@ def processor_of(folder: Path, trust_remote_code: bool) -> Any:
             raise
         except Exception as error:
             last = error
-    raise UserError(f"the tokenizer in {folder} can't be loaded: {_line(last)}.") from last
+    raise UserError(f"the tokenizer in {folder} can't be loaded: {first_line(last)}.") from last
 
 
 def conversation(owner: Any, folder: Path, rows: int = 1) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def conversation(owner: Any, folder: Path, rows: int = 1) -> dict[str, Any]:
             raise
         except Exception as error:  # processors and templates raise what they like
             last = error
-    raise UserError(f"the chat template in {folder} can't render a conversation: {_line(last)}.") from last
+    raise UserError(
+        f"the chat template in {folder} can't render a conversation: {first_line(last)}."
+    ) from last
 
 
 def label_answers(subject: Any, *, always: bool = False) -> None:
@@ -111,7 +114,3 @@ def _image(turns: int) -> Any:
         ),
     )
     return image.rotate(90 * turns)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

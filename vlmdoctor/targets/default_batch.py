@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.plain_text import first_line, raised
 from vlmdoctor.sandbox.limited import SECONDS
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.conversation import conversation, has_tokenizer, label_answers, processor_of
@@ -49,14 +50,13 @@ def with_batch(
             made = "two conversations, encoded by the processor in the folder"
             return replace(target, facts={**target.facts, "batch": made})
         except UserError as error:
-            why = f"; {str(error).rstrip('.')}"
+            why = f"; {first_line(error)}"
     model = subject.model
     try:
         subject.batch = _by_configuration(model)
     except Exception as error:  # it asks the model, which may raise anything
-        told = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
         reason = (
-            f"no batch could be made for {type(model).__name__} ({type(error).__name__}: {told}); "
+            f"no batch could be made for {type(model).__name__} ({raised(error, 200)}); "
             f"give a function that returns (model, batch)"
         )
         return replace(target, missing_batch=reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmdoctor.sandbox.files import Unreadable, open_regular, read_json
+from vlmdoctor.boundary import Unreadable, open_regular, read_json
 
 # Bytes: the largest tokenizer.json that is known has 35 million.
 MOST_VOCABULARY, MOST_SETTINGS = 128 << 20, 4 << 20

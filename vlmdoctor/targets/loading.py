@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmdoctor.boundary import is_file, read_json
 from vlmdoctor.errors import UserError
-from vlmdoctor.sandbox.files import is_regular, read_json
+from vlmdoctor.plain_text import first_line
 from vlmdoctor.sandbox.weight_files import refuse_header, shards
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -22,9 +23,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: The index names what is no safetensors file of the folder, or a header is none.
     """
-    if is_regular(folder / SINGLE):
+    if is_file(folder / SINGLE):
         found = [folder / SINGLE]
-    elif is_regular(folder / INDEX):
+    elif is_file(folder / INDEX):
         found = shards(folder / INDEX)
     else:
         return []
@@ -52,7 +53,7 @@ def loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any], 
         pieces: dict[str, Any] = {}
         # Some classes keep a part in a file of its own; the names are the class's.
         named = [folder / name for name in getattr(type(config), "extra_files", ())]
-        more = [path for path in named if is_regular(path)]
+        more = [path for path in named if is_file(path)]
         for path in more:
             refuse_header(path)
         for path in (*weight_files(folder), *more):
@@ -100,7 +101,7 @@ def _generation(folder: Path, values: dict[str, Any]) -> Any:
     from transformers import GenerationConfig
 
     file = folder / "generation_config.json"
-    read = read_json(file, _MOST_SETTINGS) if is_regular(file) else None
+    read = read_json(file, _MOST_SETTINGS) if is_file(file) else None
     named = read if isinstance(read, dict) else values
     # A name of a method would take the method's place.
     kept = {
@@ -115,6 +116,4 @@ def _generation(folder: Path, values: dict[str, Any]) -> Any:
         made._original_object_hash = hash(made)  # by which transformers sees later changes
         return made
     except Exception as error:
-        from vlmdoctor.targets.meta_target import first_line
-
-        raise UserError(f"{file} makes no generation configuration: {first_line(error)}.") from error
+        raise UserError(f"{file} makes no generation configuration: {first_line(error, 300)}.") from error

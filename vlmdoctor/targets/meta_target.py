@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmdoctor.errors import NotBuilt, UserError
+from vlmdoctor.plain_text import first_line, raised, text_of
 from vlmdoctor.subject import Subject
 from vlmdoctor.targets.target import Target
 
@@ -16,7 +17,6 @@ MADE = "made from the configuration"
 # A dry run takes time by layers and memory by sequence: beyond this a mistake is likelier than a wish.
 _COUNTS = re.compile(r"layers?$|depths?$|n_layer|num_hidden|blocks?$|interval|experts$|levels$")
 _MOST_LAYERS = 10_000
-MOST_TEXT = 300  # of an exception: some list every model type that there is
 _LABELS = re.compile(r"num_labels|num_classes|n_classes")
 _MOST_LABELS = 1_000_000
 _SIZES = (
@@ -68,9 +68,9 @@ class MetaTarget:
         except ImportError as error:
             raise package_missing(model_class, error) from error
         except Exception as error:
-            raised = f"{type(error).__name__}: {first_line(error)}"
+            reason = raised(error)
             raise NotBuilt(
-                f"{model_class.__name__} can't be built from its config.json: {raised}.", raised
+                f"{model_class.__name__} can't be built from its config.json: {reason}.", reason
             ) from error
         facts = {**facts, "weights": "none: a dry run needs none", "batch": MADE}
         subject = Subject(model)
@@ -79,9 +79,9 @@ class MetaTarget:
         except UserError:
             raise
         except Exception as error:
-            raised = f"{type(error).__name__}: {first_line(error)}"
-            reason = f"no batch could be made from its configuration ({raised})"
-            return Target(subject, text, facts, missing_batch=reason, raised=raised)
+            reason = raised(error)
+            missing = f"no batch could be made from its configuration ({reason})"
+            return Target(subject, text, facts, missing_batch=missing, raised=reason)
         return Target(subject, text, facts)
 
     def batch(self, model: Any, config: Any) -> dict[str, Any]:
@@ -148,23 +148,14 @@ def _count(value: int) -> str:
 
 def package_missing(model_class: Any, error: ImportError) -> UserError:
     """What to tell where transformers says that a model needs a package."""
-    named = re.search(r"requires the (\w[\w.-]*) library", str(error))
+    named = re.search(r"requires the (\w[\w.-]*) library", text_of(error))
     if named is None:
         return UserError(
-            f"{model_class.__name__} needs a package that is not installed: {first_line(error)}."
+            f"{model_class.__name__} needs a package that is not installed: {first_line(error, 300)}."
         )
-    installed = re.search(r"pip install ([\w.-]*\w)", str(error))
+    installed = re.search(r"pip install ([\w.-]*\w)", text_of(error))
     package = installed[1] if installed else named[1]
     return UserError(
         f"{model_class.__name__} needs the package {named[1]}, which is not installed; "
         f"install it with: pip install {package}"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What it says, in a line; where validation of transformers wraps the reason, both."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if len(lines) > 1 and text.endswith(":"):
-        text = f"{text} {lines[1]}"
-    return (text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…").rstrip(".")

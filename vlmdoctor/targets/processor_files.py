@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor.sandbox.files import Unreadable, read_json
+from vlmdoctor.boundary import Unreadable, read_json
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST = 1 << 14

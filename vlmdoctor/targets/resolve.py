@@ -84,7 +84,7 @@ def _no_factory_named(path: Path) -> UserError:
 
 def _functions_in(path: Path) -> list[str]:
     try:
-        tree = ast.parse(boundary.read_text(path, LARGEST))
+        tree = ast.parse(boundary.read_text(path, LARGEST).removeprefix("\ufeff"))
     except (UserError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]

@@ -177,12 +177,14 @@ def _wait(pid: int, seconds: float) -> bool:
 
 
 def _work(pid: int) -> float:
-    """Seconds of work of a process, with those of its children that have ended."""
+    """Seconds of work of a process and its children, of those that have ended as well."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(_work(int(child)) for child in children)
 
 
 def _show_stack(pid: int) -> None:

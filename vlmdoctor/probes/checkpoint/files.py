@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import torch
 
+from vlmdoctor.boundary import size_of
 from vlmdoctor.errors import Unavailable, UserError
-from vlmdoctor.plain_text import text_of
-from vlmdoctor.sandbox.files import size_of
+from vlmdoctor.plain_text import first_line, text_of
 from vlmdoctor.sandbox.weight_files import refuse_header, shards
 
 # In a folder, the first that is there: whole models before adapters, safetensors before pickles.
@@ -77,7 +77,7 @@ class CheckpointFiles:
             file = self._open.enter_context(safe_open(str(path), framework="pt"))
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"the checkpoint {path} is no whole safetensors file ({_first_line(error)})."
+                f"the checkpoint {path} is no whole safetensors file ({first_line(error)})."
             ) from error
         for name in file.keys():  # noqa: SIM118 (no dictionary)
             piece = file.get_slice(name)
@@ -102,7 +102,7 @@ class CheckpointFiles:
                     f"is never run; save its state dict as safetensors."
                 ) from error
             raise UserError(
-                f"the checkpoint {path} can't be read by torch.load ({_first_line(error)})."
+                f"the checkpoint {path} can't be read by torch.load ({first_line(error)})."
             ) from error
         self.take_tensors(state_dict_in(content))
 
@@ -213,8 +213,3 @@ def sample_of(source: Any, shape: tuple[int, ...], shared_rows: int) -> torch.Te
         step = max(1, (shared_rows - 1) // (ROWS - 1)) if shared_rows > ROWS else 1
         rows = [source[row : row + 1] for row in range(0, shared_rows, step)][:ROWS]
         return torch.cat([row.detach().flatten()[:COLUMNS].float().cpu() for row in rows])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = text_of(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

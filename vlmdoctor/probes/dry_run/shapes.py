@@ -75,10 +75,10 @@ def shapes_of(
     except ValueUnknown as error:
         raise Unavailable(f"the dry run can't carry {first_line(error)}") from error
     except NotImplementedError as error:
-        raise Unavailable(f"the dry run can't carry an operator: {_first_line(error)}") from error
+        raise Unavailable(f"the dry run can't carry an operator: {first_line(error)}") from error
     failure = None if step.error is None else failure_of(step.error, twin)
     if isinstance(step.error, NotImplementedError):
-        raise Unavailable(f"the dry run can't carry an operator: {_first_line(step.error)}")
+        raise Unavailable(f"the dry run can't carry an operator: {first_line(step.error)}")
     tensors = dict(twin.named_parameters())
     learning = {name: p for name, p in tensors.items() if p.requires_grad}
     reached = step.reached
@@ -131,10 +131,6 @@ def _untouched(model: Any) -> Iterator[None]:
             parameter.grad = grad
     if reached:
         raise Unavailable("the dry run can't carry a forward that belongs to another object than the model")
-
-
-def _first_line(error: BaseException) -> str:
-    return first_line(error)
 
 
 def _size_of(batch: Any) -> tuple[int | None, int | None]:

@@ -27,6 +27,11 @@ def asked(function, *arguments):
         return None
 
 
+def said(error):
+    """The text of an exception, or its type where it has none; the parent makes it plain."""
+    return asked(str, error) or type(error).__name__
+
+
 def text(value):
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
@@ -103,12 +108,12 @@ def main():
     try:
         import pynvml as n
     except Exception as error:
-        return {"nvml": {"state": "absent", "reason": f"nvidia-ml-py can't be imported ({error})"}}
+        return {"nvml": {"state": "absent", "reason": f"nvidia-ml-py can't be imported ({said(error)})"}}
     try:
         n.nvmlInit()
         count = n.nvmlDeviceGetCount()
     except n.NVMLError as error:
-        return {"nvml": {"state": "refused", "code": error.value, "reason": str(error)}}
+        return {"nvml": {"state": "refused", "code": error.value, "reason": said(error)}}
     gpus = []
     for i in range(count):
         try:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from vlmdoctor.knowledge.parameter_names import role_of
-from vlmdoctor.runs.columns import GRAD_NORM, UPDATE_RATIO, Recording, Series
+from vlmdoctor.runs.columns import Recording, Series
 from vlmdoctor.runs.plots.heat import GREY, cells, colours, painted
 from vlmdoctor.runs.plots.marks import Mark, flags, key_inches
 from vlmdoctor.runs.plots.style import (
@@ -34,6 +34,7 @@ from vlmdoctor.runs.plots.style import (
     subtitle,
     summarise,
 )
+from vlmdoctor.runs.schema import GRAD_NORM, UPDATE_RATIO
 
 # Updates of a thousandth of the weights a step are the common aim; a decade to each side is no concern.
 HEALTHY_RATIO = (1e-4, 1e-2)
@@ -82,7 +83,7 @@ def _norm_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
         curve = np.exp(smooth(np.log(middle)))
         axes.plot(steps, curve, color=theme.ink, linewidth=1.0, zorder=2)
         labels.append((float(curve[-1]), f"all {_sig(curve[-1])}", theme.ink))
-    trainable = {p["role"] for p in recording.parameters if p["requires_grad"]}
+    trainable = {p.role for p in recording.parameters if p.requires_grad}
     bottom = axes.get_ylim()[0]
     labels += [(bottom, f"{role}: no gradient", theme.error) for role in sorted(trainable - set(series))]
     labels += [(bottom, f"{role} [frozen]", theme.muted) for role in recording.frozen_roles]
