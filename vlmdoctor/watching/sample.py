@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vlmdoctor.evidence.steps import Step
 from vlmdoctor.watching.index import Index
-from vlmdoctor.watching.measure import Moved, to_host
+from vlmdoctor.watching.measure import Number, to_host
+from vlmdoctor.watching.movement import Moved
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Gathered:
         supervised: Numbers of supervised labels, one for each micro-batch.
     """
 
-    norms: dict[int, Tensor] = field(default_factory=dict)
-    after: dict[int, Tensor] = field(default_factory=dict)
+    norms: dict[int, Number] = field(default_factory=dict)
+    after: dict[int, Number] = field(default_factory=dict)
     scalars: dict[str, Tensor] = field(default_factory=dict)
     supervised: list[Tensor] = field(default_factory=list)
 
