@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmdoctor.sandbox import examining
-from vlmdoctor.watching.measure import Number, dense, norms, to_host
-
-Tensors = Callable[[], Sequence[Tensor | None]]  # asked for anew whenever they are needed
+from vlmdoctor.watching.index import Index
+from vlmdoctor.watching.measure import Number, dense, norms
 
 
 class Gradients:
@@ -33,7 +32,7 @@ class Gradients:
         self.in_backward = False
         self.residue: Tensor | None = None
         self.residue_known = False
-        self._tensors: Tensors = list
+        self._index: Index | None = None
         self._probe = 0
         self._checks = examining.anywhere()  # of which this one may be a part
         self._arrived: list[int] = []
@@ -42,11 +41,11 @@ class Gradients:
         self._requeue = guard(lambda: torch.autograd.Variable._execution_engine.queue_callback(self._ended))
         self._before_first = guard(self._note_residue)
 
-    def arm(self, tensors: Tensors, probe: int | None) -> None:
+    def arm(self, index: Index, probe: int | None) -> None:
         """Watches the parameters that require gradients; `probe` is one to be looked at for a gradient
         left over from the step before."""
-        self._tensors = tensors
-        now = tensors()
+        self._index = index
+        now = index.tensors()
         for place, tensor in enumerate(now):
             if tensor is not None and tensor.requires_grad and tensor.is_leaf:
                 self._handles.append(tensor.register_post_accumulate_grad_hook(_Arrival(self, place)))
@@ -61,7 +60,7 @@ class Gradients:
             handle.remove()
         self._handles = []
         # An interruption may have come between a hook and its handle.
-        for tensor in self._tensors():
+        for tensor in self._index.tensors() if self._index is not None else ():
             for name in ("_post_accumulate_grad_hooks", "_backward_hooks"):
                 registered = getattr(tensor, name, None) or {}
                 for key in [key for key, hook in registered.items() if _is_of(hook, self)]:
@@ -76,7 +75,7 @@ class Gradients:
 
     def measure(self, places: Iterable[int]) -> dict[int, Number]:
         """Norms of the present gradients of these parameters; those without one are left out."""
-        tensors = self._tensors()
+        tensors = self._index.tensors() if self._index is not None else ()
         have: list[int] = []
         gradients: list[Tensor] = []
         for place in places:
@@ -84,16 +83,16 @@ class Gradients:
                 have.append(place)
                 gradients.append(values)
         taken = norms(gradients)
-        return dict(zip(have, to_host(taken) if self.on_host else taken, strict=True))
+        return dict(zip(have, [n.item() for n in taken] if self.on_host else taken, strict=True))
 
     def arrived(self, place: int) -> None:
         """The gradient of a parameter was accumulated."""
-        self._arrived.append(place)
         if not self.in_backward:
             self.in_backward = True
             # Twice queued, so that it runs after what others queue meanwhile: DDP averages the
             # gradients in a callback of its own.
             torch.autograd.Variable._execution_engine.queue_callback(self._requeue)
+        self._arrived.append(place)
 
     def before_first(self, grad: Tensor) -> None:
         """A gradient is about to be accumulated."""
@@ -115,7 +114,7 @@ class Gradients:
         if self.residue_known or self.norms:
             return
         self.residue_known = True
-        probe = self._tensors()[self._probe]
+        probe = self._index.tensor(self._probe) if self._index is not None else None
         left = None if probe is None else dense(probe.grad)
         if left is not None:
             with torch.no_grad():
@@ -124,6 +123,8 @@ class Gradients:
 
 class _Arrival:
     """Autograd holds hooks where the garbage collector can't see: it may not hold the watcher."""
+
+    __slots__ = ("gradients", "place")
 
     def __init__(self, gradients: Gradients, place: int) -> None:
         self.gradients, self.place = weakref.ref(gradients), place

@@ -40,6 +40,7 @@ class Index:
         # One module has several, one after the other; modules are not compared, for theirs may be any `==`.
         groups = [list(group) for _, group in itertools.groupby(found, key=lambda one: id(one[0]))]
         self._owners = [(group[0][0], [(name, identity) for _, name, identity in group]) for group in groups]
+        self._places = [(owner, name) for owner, name, _ in found]
         self._at_hand: list[Tensor | None] | None = None
         self._looking = False
         self.names = [name for name, _ in named]
@@ -62,6 +63,13 @@ class Index:
         if self._looking:
             self._at_hand = found
         return found
+
+    def tensor(self, place: int) -> Tensor | None:
+        """One of them."""
+        owner, name = self._places[place]
+        module = owner()
+        tensor = None if module is None else module._parameters.get(name)
+        return tensor if id(tensor) == self.ids[place] else None
 
     @contextlib.contextmanager
     def at_hand(self) -> Iterator[None]:

@@ -61,26 +61,17 @@ def on_host(devices: Iterable[torch.device]) -> bool:
     return all(device.type == "cpu" for device in devices)
 
 
-def to_host(values: Sequence[Number]) -> list[float]:
+def to_host(values: Sequence[Tensor]) -> list[float]:
     """Scalars and vectors as one list of numbers: joined on their device and copied once."""
-    devices = {value.device for value in values if type(value) is not float}
+    devices = {value.device for value in values}
     if on_host(devices):
         # Nothing to copy, and joining hundreds of scalars takes longer than reading them.
-        found: list[float] = []
-        for value in values:
-            if type(value) is float:
-                found.append(value)
-            elif value.ndim:
-                found += value.tolist()
-            else:
-                found.append(value.item())
-        return found
-    values = [torch.tensor(value) if type(value) is float else value for value in values]
+        return [n for value in values for n in (value.tolist() if value.ndim else (value.item(),))]
     if len(devices) == 1:
         return torch.cat([value.reshape(-1) for value in values]).tolist()
-    parts: dict[int, list[float]] = {}
-    for device in {value.device for value in values}:
+    found: dict[int, list[float]] = {}
+    for device in devices:
         places = [place for place, value in enumerate(values) if value.device == device]
         numbers = iter(to_host([values[place] for place in places]))
-        parts |= {place: [next(numbers) for _ in range(values[place].numel())] for place in places}
-    return [number for place in range(len(values)) for number in parts[place]]
+        found |= {place: [next(numbers) for _ in range(values[place].numel())] for place in places}
+    return [number for place in range(len(values)) for number in found[place]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class Movement:
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
         self._places: list[int] = []
-        self._form: list[Any] = []
+        self._sizes: list[int | None] = []
         self._addresses: list[int | None] = []
         self._groups: list[_Group] = []
         self._copies: list[Tensor] = []
@@ -58,10 +57,10 @@ class Movement:
     def before(self, places: list[int]) -> None:
         """Copies the samples."""
         tensors = self._local(places)
-        form = [None if t is None else _form(t) for t in tensors]
+        sizes = [None if tensor is None else tensor.numel() for tensor in tensors]
         addresses = _addresses(tensors)
-        if addresses != self._addresses or form != self._form or places != self._places:
-            self._places, self._form, self._addresses = places, form, addresses
+        if addresses != self._addresses or sizes != self._sizes or places != self._places:
+            self._places, self._sizes, self._addresses = places, sizes, addresses
             self._groups = _grouped(tensors)
         self._copies = [group.sample(tensors) for group in self._groups]
 
@@ -140,10 +139,6 @@ class _Group:
         groups = _grouped([t if number in own else None for number, t in enumerate(tensors)])
         same = len(groups) == 1 and groups[0].members == members and groups[0].sizes == self.sizes
         return groups[0] if same else None
-
-
-def _form(tensor: Tensor) -> Any:
-    return tensor.numel() if tensor.is_contiguous() else (tensor.shape, tensor.stride())
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:

@@ -129,8 +129,8 @@ class Sampling:
             first: Whether it is the first step of all.
 
         Returns:
-            `step` with what was measured, or `step` itself where the scaler skipped it; and of each gradient
-            its norm.
+            `step` with what was measured, or `step` itself where the scaler skipped it; and gradient norms
+            that were not read `before`.
         """
         gathered = self._gathered
         with torch.no_grad():
@@ -154,7 +154,8 @@ class Sampling:
             sample.changed_share,
             sample.has_gradient,
         )
-        norms = dict(zip(gathered.norms, sample.grad_norms[list(gathered.norms)].tolist(), strict=True))
+        unread = {} if self.on_host else gathered.norms
+        norms = dict(zip(unread, sample.grad_norms[list(unread)].tolist(), strict=True))
         return sample.completes(step, self.index), norms
 
     # Between steps
@@ -187,7 +188,7 @@ class Sampling:
             self.gradients.disarm()
             self.on = False
         if due and not self.on:
-            self.gradients.arm(self.index.tensors, self._probe(tensors))
+            self.gradients.arm(self.index, self._probe(tensors))
         self.on, self._flags = due, flags
 
     def _take_index(self, index: Index) -> None:

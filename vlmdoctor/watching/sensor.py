@@ -265,8 +265,7 @@ class Sensor:
         sampled = self.sampling.measured
         if sampled:
             measured, norms = self.sampling.after(step, self.passes.supervised, first=not self._completed)
-            if not self.sampling.on_host:
-                self._report_gradients(norms)
+            self._report_gradients(norms)
             sampled = measured is not step
             step = measured
         self.step += 1
