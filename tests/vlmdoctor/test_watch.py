@@ -12,8 +12,8 @@ from watched import VOCABULARY, Model, adamw, hooks_on, make_batch, run
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.steps import Step
-from vlmdoctor.watching import history as histories
-from vlmdoctor.watching.measure import SAMPLE, strided_sample
+from vlmdoctor.watching import recent_steps as histories
+from vlmdoctor.watching.movement import SAMPLE, strided_sample
 from vlmdoctor.watching.recent_steps import RecentSteps
 from vlmdoctor.watching.tracks import KEPT, Tracks
 from vlmdoctor.watching.watcher import Watcher

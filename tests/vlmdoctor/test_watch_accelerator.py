@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from watched import Model, adamw, make_batch, run
 
-from vlmdoctor.watching import measure, sensor
+from vlmdoctor.watching import measure, sampling
 from vlmdoctor.watching.watcher import Watcher
 
 READ = "aten._local_scalar_dense.default"
@@ -17,7 +17,7 @@ READ = "aten._local_scalar_dense.default"
 def pretend(monkeypatch):
     """Lets everything take the way of an accelerator."""
     monkeypatch.setattr(measure, "on_host", lambda devices: False)
-    monkeypatch.setattr(sensor, "on_host", lambda devices: False)
+    monkeypatch.setattr(sampling, "on_host", lambda devices: False)
 
 
 class Counting(TorchDispatchMode):
@@ -65,7 +65,7 @@ def test_the_measurements_are_the_same(monkeypatch):
 
     here = evidence()
     monkeypatch.setattr(measure, "on_host", lambda devices: False)
-    monkeypatch.setattr(sensor, "on_host", lambda devices: False)
+    monkeypatch.setattr(sampling, "on_host", lambda devices: False)
     there = evidence()
     assert [step.loss for step in there.steps].count(None) == 2  # the unsampled ones
     for a, b in zip(here.sampled, there.sampled, strict=True):

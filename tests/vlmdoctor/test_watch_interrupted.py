@@ -131,7 +131,7 @@ def test_a_handler_s_exception_passes_at_whatever_moment_it_comes(handler, caplo
         assert (passed, raised) == (1, 1), moment
 
 
-PLACES = ("measure.Gradients.disarm", "hook._drop", "measure.Movement.forget")
+PLACES = ("gradients.Gradients.disarm", "hook._drop", "movement.Movement.forget")
 
 
 @pytest.mark.parametrize("first", PLACES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Iterator
 
@@ -35,7 +36,11 @@ class Index:
             for module in model.modules()
             for name, parameter in module._parameters.items()
         }
-        self._owners = [owners.get(id(parameter), (_nowhere, "", 0)) for _, parameter in named]
+        found = [owners.get(id(parameter), (_nowhere, "", 0)) for _, parameter in named]
+        # One module has several, one after the other; modules are not compared, for theirs may be any `==`.
+        groups = [list(group) for _, group in itertools.groupby(found, key=lambda one: id(one[0]))]
+        self._owners = [(group[0][0], [(name, identity) for _, name, identity in group]) for group in groups]
+        self._places = [(owner, name) for owner, name, _ in found]
         self._at_hand: list[Tensor | None] | None = None
         self._looking = False
         self.names = [name for name, _ in named]
@@ -49,13 +54,22 @@ class Index:
         if self._at_hand is not None:
             return self._at_hand
         found: list[Tensor | None] = []
-        for owner, name, identity in self._owners:
+        for owner, own in self._owners:
             module = owner()
-            tensor = None if module is None else module._parameters.get(name)
-            found.append(tensor if id(tensor) == identity else None)
+            registered = {} if module is None else module._parameters
+            for name, identity in own:
+                tensor = registered.get(name)
+                found.append(tensor if id(tensor) == identity else None)
         if self._looking:
             self._at_hand = found
         return found
+
+    def tensor(self, place: int) -> Tensor | None:
+        """One of them."""
+        owner, name = self._places[place]
+        module = owner()
+        tensor = None if module is None else module._parameters.get(name)
+        return tensor if id(tensor) == self.ids[place] else None
 
     @contextlib.contextmanager
     def at_hand(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vlmdoctor.evidence.steps import Step
 from vlmdoctor.watching.index import Index
-from vlmdoctor.watching.measure import Moved, to_host
+from vlmdoctor.watching.measure import Number, to_host
+from vlmdoctor.watching.movement import Moved
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Gathered:
         supervised: Numbers of supervised labels, one for each micro-batch.
     """
 
-    norms: dict[int, Tensor] = field(default_factory=dict)
-    after: dict[int, Tensor] = field(default_factory=dict)
+    norms: dict[int, Number] = field(default_factory=dict)
+    after: dict[int, Number] = field(default_factory=dict)
     scalars: dict[str, Tensor] = field(default_factory=dict)
     supervised: list[Tensor] = field(default_factory=list)
 
@@ -41,10 +42,7 @@ class Gathered:
             moved.weights,
             moved.changed,
         ]
-        numbers = np.array(to_host([value for part in parts for value in part]), dtype=np.float64)
-        measured = len(moved.places)
-        cuts = np.cumsum([*map(len, parts[:4]), measured, measured])
-        told, labels, norms, after, updates, weights, changed = np.split(numbers, cuts)
+        told, labels, norms, after, updates, weights, changed = _read(parts)
         facts = dict(zip(self.scalars, told.tolist(), strict=True))
         count = len(index.names)
         scale = facts.get("scale", 1.0)
@@ -112,6 +110,19 @@ class HostSample:
             role_update_ratios={role: updates[role] / weights[role] for role in updates if weights[role] > 0},
             supervised_tokens=self.supervised,
         )
+
+
+def _read(parts: list[list[Number]]) -> list[np.ndarray]:
+    """Each part as numbers, vectors and scalars joined; what is read already is not read again."""
+    unread = [not part or type(part[0]) is not float for part in parts]
+    numbers = to_host([value for part, new in zip(parts, unread, strict=True) if new for value in part])
+    found, start = [], 0
+    for part, new in zip(parts, unread, strict=True):
+        if new:
+            end = start + sum(value.numel() for value in part)
+            part, start = numbers[start:end], end
+        found.append(np.array(part, dtype=np.float64))
+    return found
 
 
 def _spread(count: int, places: list[int], values: np.ndarray, missing: float) -> np.ndarray:

@@ -172,13 +172,13 @@ class Watcher:
         """What was seen so far."""
         return self._parameters(), Steps(
             steps=self._journal.steps,
-            tracks=self._sensor.tracks.tracks(),
+            tracks=self._sensor.sampling.tracks.tracks(),
             evaluations=tuple(self._evaluations),
             nonfinite=self._nonfinite,
             planned_steps=self._total_steps,
             finished=self._finished,
             resumed=self._resumed,
-            accumulates_without_reset=self._sensor.accumulates_without_reset,
+            accumulates_without_reset=self._sensor.sampling.accumulates_without_reset,
             required_accuracy=self._required_accuracy,
         )
 
