@@ -12,7 +12,7 @@ from watched import VOCABULARY, Model, adamw, hooks_on, make_batch, run
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.steps import Step
-from vlmdoctor.watching import history as histories
+from vlmdoctor.watching import recent_steps
 from vlmdoctor.watching.measure import SAMPLE, strided_sample
 from vlmdoctor.watching.recent_steps import RecentSteps
 from vlmdoctor.watching.tracks import KEPT, Tracks
@@ -395,13 +395,13 @@ def test_arguments_are_checked():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(histories, "KEPT", 1000)
+    monkeypatch.setattr(recent_steps, "KEPT", 1000)
     history = RecentSteps()
     for number in range(20_000):
         history.add(Step(step=number, loss=1.0, grad_norm=1.0 if number % 10 == 0 else None))
     numbers = [step.step for step in history.steps]
     assert len(numbers) <= 1000 and numbers == sorted(set(numbers))
-    assert numbers[: histories.START] == list(range(histories.START)) and numbers[-1] == 19_999
+    assert numbers[: recent_steps.START] == list(range(recent_steps.START)) and numbers[-1] == 19_999
     assert sum(step.grad_norm is not None for step in history.steps) > 50
 
 
