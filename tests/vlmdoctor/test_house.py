@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,10 @@ def test_rules_ask_for_kinds_of_evidence_alone() -> None:
 
 def test_both_packages_say_that_they_are_typed() -> None:
     assert (ROOT / "py.typed").is_file() and (ROOT.parent / "minivlm" / "py.typed").is_file()
+    settings = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    both = {"vlmdoctor", "minivlm"}
+    assert set(settings["hatch"]["build"]["targets"]["wheel"]["packages"]) == both
+    assert set(settings["mypy"]["packages"]) == both
 
 
 def test_minivlm_imports_nothing_of_the_doctor() -> None:
