@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vlmdoctor.errors import Unavailable
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 
 DEPTH = "static"
 PROBE = "vlmdoctor.probes.data.read"
-IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Row:
     @property
     def seen(self) -> tuple[bool, ...]:
         """Whether each label counts in a loss that compares a token with the label of the next one."""
-        return tuple(i > 0 and label != IGNORED for i, label in enumerate(self.labels or ()))
+        return tuple(i > 0 and label != IGNORE_INDEX for i, label in enumerate(self.labels or ()))
 
     def count(self, role: str, *, supervised: bool = False) -> int:
         """How many tokens have the role, or how many of them the loss sees."""

@@ -9,6 +9,7 @@ import torch
 
 from vlmdoctor import subject as subjects
 from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.probes.batch.fields import standard
 from vlmdoctor.probes.failure.traceback import failure_of, frames_of
 from vlmdoctor.probes.listening import Outcome
@@ -17,8 +18,6 @@ from vlmdoctor.probes.positions.rotary_mismatch import rotary_of
 from vlmdoctor.sandbox.call import run
 from vlmdoctor.sandbox.restore import copy_of
 from vlmdoctor.subject import Subject
-
-IGNORED_LABEL = -100
 
 
 def read(subject: Subject, outcome: Outcome) -> Forward:
@@ -55,4 +54,4 @@ def supervised_tokens(batch: Any) -> int | None:
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if labels is None or getattr(labels, "ndim", 0) != 2:
         return None
-    return int((labels[:, 1:] != IGNORED_LABEL).sum())
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())

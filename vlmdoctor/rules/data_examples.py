@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vlmdoctor.evidence.data import IGNORED, Data, Picture, Row, Words
+from vlmdoctor.evidence.data import Data, Picture, Row, Words
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 
 _ROLES = {
     "m": "marker",
@@ -46,7 +47,7 @@ def sample_row(letters: str, number: int = 0, **changes: Any) -> Row:
         name=f"row {number} of the batch",
         ids=ids,
         roles=tuple(_ROLES[letter.lower()] for letter in letters),
-        labels=tuple(i if letter.isupper() else IGNORED for i, letter in zip(ids, letters, strict=True)),
+        labels=tuple(i if letter.isupper() else IGNORE_INDEX for i, letter in zip(ids, letters, strict=True)),
         attended=tuple(letter.lower() != "p" for letter in letters),
         roles_known="a" in letters.lower(),
     )

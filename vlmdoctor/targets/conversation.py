@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmdoctor.errors import UserError
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.plain_text import first_line
 
 QUESTION, ANSWER = "What is in the picture?", "A slow change from dark to light."
 SIDE = 224
-IGNORED = -100
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -78,7 +78,7 @@ def label_answers(subject: Any, *, always: bool = False) -> None:
         return
     wanted = ("assistant", "stop") if known else ("system", "user", "assistant", "stop", "marker", "other")
     labels = [
-        [i if role in wanted else IGNORED for i, role in zip(row.ids, row.roles, strict=True)]
+        [i if role in wanted else IGNORE_INDEX for i, role in zip(row.ids, row.roles, strict=True)]
         for row in data.rows
     ]
     subject.batch["labels"] = torch.tensor(labels)

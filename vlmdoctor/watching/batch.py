@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-IGNORED = -100
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 
 # What a text-only call consists of. Only where all names are known can "no images" be told from
 # images under another name.
@@ -25,7 +25,7 @@ def supervised(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     labels = _named(args, kwargs).get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
-    return (labels != IGNORED).sum()
+    return (labels != IGNORE_INDEX).sum()
 
 
 def count_images(args: Any, kwargs: Mapping[str, Any]) -> int | None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmdoctor.probes.batch.roles import IGNORED, roles_of
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.probes.batch.roles import roles_of
 
 STANDARD = ("input_ids", "labels", "attention_mask", "pixel_values")
 _PLACEHOLDER = re.compile(
@@ -71,7 +72,7 @@ class Inputs:
         """[B, T]: where there is a token and not padding."""
         ids = self[self.ids]
         if self.reads_labels:
-            return ids != IGNORED
+            return ids != IGNORE_INDEX
         if self.mask is None:
             return torch.ones_like(ids, dtype=torch.bool)
         return self[self.mask] == 0 if self.hides else self[self.mask].bool()
@@ -122,7 +123,8 @@ class Inputs:
 def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, Any]:
     """The batch under the names that transformers has for its parts, whatever its own are.
 
-    Its other parts keep their names. Labels that are left out are `IGNORED`; a mask is 1 where there is text.
+    Its other parts keep their names. Labels that are left out are `IGNORE_INDEX`; a mask is 1 where there
+    is text.
     """
     if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
         return batch
@@ -135,8 +137,8 @@ def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, 
         if own is None or name in found:
             continue
         value = found.pop(own)
-        if name == "labels" and inputs.ignored != IGNORED:
-            value = value.masked_fill(value == inputs.ignored, IGNORED)
+        if name == "labels" and inputs.ignored != IGNORE_INDEX:
+            value = value.masked_fill(value == inputs.ignored, IGNORE_INDEX)
         found[name] = inputs.valid.long() if name == "attention_mask" else value
     return found
 

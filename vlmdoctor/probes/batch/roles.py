@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-IGNORED = -100
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 
 _IDS = ("input_ids", "ids", "token_ids", "tokens", "text_ids", "text", "idx")
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -49,7 +49,7 @@ class Roles:
     mask: str | None = None
     hides: bool = False
     images: tuple[str, ...] = ()
-    ignored: int = IGNORED
+    ignored: int = IGNORE_INDEX
 
 
 def roles_of(fields: Mapping[str, Any], model: Any = None) -> Roles:
@@ -69,19 +69,21 @@ def roles_of(fields: Mapping[str, Any], model: Any = None) -> Roles:
 def ignored_label(labels: torch.Tensor | None, model: Any) -> int:
     """The label that the loss leaves out: as a loss module of the model says, or the labels themselves."""
     if hasattr(getattr(model, "config", None), "model_type"):
-        return IGNORED
+        return IGNORE_INDEX
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    said = {getattr(module, "ignore_index", IGNORED) for module in modules}
-    said = {value for value in said if isinstance(value, int)} - {IGNORED}
+    said = {getattr(module, "ignore_index", IGNORE_INDEX) for module in modules}
+    said = {value for value in said if isinstance(value, int)} - {IGNORE_INDEX}
     if len(said) == 1:
         return said.pop()
     if labels is None or labels.is_meta:
-        return IGNORED
+        return IGNORE_INDEX
     below = labels[labels < 0].unique().tolist()
-    return below[0] if len(below) == 1 else IGNORED
+    return below[0] if len(below) == 1 else IGNORE_INDEX
 
 
-def shares_of_shifts(ids: torch.Tensor, labels: torch.Tensor, ignored: int = IGNORED) -> dict[int, float]:
+def shares_of_shifts(
+    ids: torch.Tensor, labels: torch.Tensor, ignored: int = IGNORE_INDEX
+) -> dict[int, float]:
     """For each shift that leaves enough labels to compare, the share of labels that are the token there."""
     shares, length = {}, ids.shape[1]
     for shift in _SHIFTS:
@@ -154,7 +156,7 @@ def _are_tokens_and_labels(ids: torch.Tensor, labels: torch.Tensor) -> bool:
     if bool((labels < 0).all()):
         return bool((ids >= 0).any())  # every label is left out
     below = labels[left_out].unique()
-    ignored = int(below[0]) if len(below) == 1 else IGNORED
+    ignored = int(below[0]) if len(below) == 1 else IGNORE_INDEX
     shares = shares_of_shifts(ids, labels, ignored)
     best = max(shares, key=lambda shift: shares[shift], default=0)
     if shares.get(best, 0.0) < _ALIKE:

@@ -8,7 +8,8 @@ import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
-from vlmdoctor.probes.batch.fields import IGNORED, Inputs, placeholders
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.probes.batch.fields import Inputs, placeholders
 from vlmdoctor.probes.influence.passes import PassOutput, PassRunner, distances
 from vlmdoctor.probes.loss.alignment import places_ahead
 from vlmdoctor.subject import Subject
@@ -128,7 +129,7 @@ class Baseline:
         if inputs.labels is None and (targets := self.trials.targets) is not None:
             found = places_ahead(inputs[inputs.ids], targets)
             if found is not None and found[0] == 1:
-                return (targets != IGNORED).cpu() & self.valid
+                return (targets != IGNORE_INDEX).cpu() & self.valid
         if inputs.labels is None and generates is not None and "token_type_ids" not in inputs.fields:
             return self.valid
         raise Unavailable("the labels are not the next tokens, so that the model may be meant to look ahead")

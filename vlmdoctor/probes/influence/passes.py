@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 from vlmdoctor import subject as subjects
-from vlmdoctor.probes.batch.fields import IGNORED, Inputs
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.probes.batch.fields import Inputs
 from vlmdoctor.probes.loss.calls import LossCall, token_losses, watched_losses
 from vlmdoctor.sandbox import call as invoke
 from vlmdoctor.sandbox.call import call, logits_in, loss_in
@@ -45,7 +46,8 @@ class PassRunner:
         listens: Whether the next pass listens to the losses that are called in it.
         seconds: How long the first pass took.
         unseen: How many logits at the end of each row were never seen, since the loss takes none there.
-        targets: What the loss compares with, [B, T], `IGNORED` where there is nothing; None where not seen.
+        targets: What the loss compares with, [B, T], `IGNORE_INDEX` where there is nothing; None where not
+            seen.
 
     Args:
         notes_types: Look at the float types that modules give out in the first pass, for `epsilon`.
@@ -155,8 +157,8 @@ class PassRunner:
         missing = rows * length - len(seen.targets)
         if missing not in (0, rows):
             return None
-        targets = seen.targets.masked_fill(seen.targets == seen.ignored, IGNORED)
-        return functional.pad(targets.unflatten(0, (rows, -1)), (0, missing // rows), value=IGNORED)
+        targets = seen.targets.masked_fill(seen.targets == seen.ignored, IGNORE_INDEX)
+        return functional.pad(targets.unflatten(0, (rows, -1)), (0, missing // rows), value=IGNORE_INDEX)
 
     def _step(self, logits: torch.Tensor) -> int:
         return max(1, logits.shape[-1] // COLUMNS)

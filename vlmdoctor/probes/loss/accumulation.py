@@ -10,6 +10,7 @@ import torch
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.accumulation import TIMES, Accumulation
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.plain_text import text_of
 from vlmdoctor.probes.checkpoint.names import innermost_model
 from vlmdoctor.probes.forward import passed
@@ -32,7 +33,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Accumulation:
     if forward.loss is None or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
         raise Unavailable("the batch has no labels, or the model gives no loss for them")
     # As the Trainer counts them: the first label of a row is nothing's target.
-    count = int((labels[..., 1:] != -100).sum())
+    count = int((labels[..., 1:] != IGNORE_INDEX).sum())
     if not count:
         raise Unavailable("all labels of the batch are masked")
 

@@ -13,8 +13,9 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.alignment import Alignment
 from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.probes.batch.fields import Inputs, standard
-from vlmdoctor.probes.batch.roles import IGNORED, shares_of_shifts
+from vlmdoctor.probes.batch.roles import shares_of_shifts
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.probes.listening import Listening, Outcome
@@ -167,7 +168,7 @@ def _which(loss: float, losses: Mapping[int, float]) -> int:
 
 
 def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:
-    """[B, L]: the target of each prediction, `IGNORED` where there is none; L as long as the logits."""
+    """[B, L]: the target of each prediction, `IGNORE_INDEX` where there is none; L as long as the logits."""
     rows, length, _ = logits.shape
     each, rest = divmod(len(call.targets), rows)
     if rest or not 0 < each <= length or call.rows not in (None, rows):
@@ -180,8 +181,8 @@ def _placed(call: LossCall, logits: torch.Tensor) -> torch.Tensor | None:
     ]
     if len(starts) != 1:
         return None
-    targets = call.targets.masked_fill(call.targets == call.ignored, IGNORED).unflatten(0, (rows, each))
-    placed = targets.new_full((rows, length), IGNORED)
+    targets = call.targets.masked_fill(call.targets == call.ignored, IGNORE_INDEX).unflatten(0, (rows, each))
+    placed = targets.new_full((rows, length), IGNORE_INDEX)
     placed[:, starts[0] : starts[0] + each] = targets
     return placed
 
@@ -190,7 +191,7 @@ def places_ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] 
     """(how many places ahead of their prediction the targets are, share of them that this explains)."""
     more = targets.shape[1] - ids.shape[1]
     if more == -1:  # the last token foretells nothing, and was not given to the model
-        targets, more = functional.pad(targets, (0, 1), value=IGNORED), 0
+        targets, more = functional.pad(targets, (0, 1), value=IGNORE_INDEX), 0
     if more < 0:
         return None
     # Features stand in front of the text, or have taken the place of one token in it: behind them the ids
@@ -200,7 +201,7 @@ def places_ahead(ids: torch.Tensor, targets: torch.Tensor) -> tuple[int, float] 
     shares = {}
     for shift in range(-1, max(FURTHEST, more + 1) + 1):
         compared = own.roll(-shift, dims=1)
-        known = targets != IGNORED
+        known = targets != IGNORE_INDEX
         if shift > 0:
             known[:, -shift:] = False
         if int(known.sum()) >= 4:

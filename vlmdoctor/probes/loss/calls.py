@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
+
 FUNCTIONS = {
     functional.cross_entropy: "cross_entropy",
     functional.nll_loss: "nll_loss",
@@ -93,6 +95,6 @@ def _call(given: dict[str, Any]) -> LossCall | None:
     rows = int(targets.shape[0]) if targets.ndim == 2 else None
     if scores.ndim > 2:
         scores = scores.movedim(1, -1)
-    ignored = given.get("ignore_index", -100)
+    ignored = given.get("ignore_index", IGNORE_INDEX)
     summed = given.get("reduction", "mean") == "sum"
     return LossCall(scores.detach().flatten(0, -2), targets.detach().flatten(), rows, int(ignored), summed)

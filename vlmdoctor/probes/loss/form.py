@@ -13,8 +13,8 @@ from torch import nn
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.loss_form import LossForm, Weights
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
-from vlmdoctor.probes.batch.fields import IGNORED
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence.passes import PassRunner
 from vlmdoctor.sandbox.call import call, logits_in, loss_in, seed
@@ -204,7 +204,7 @@ def _labels(trials: PassRunner, logits: torch.Tensor) -> tuple[int, ...]:
     labels = inputs[inputs.labels]
     if labels.shape != inputs[inputs.ids].shape or labels.shape[0] != logits.shape[0]:
         return ()
-    return tuple(int(n) for n in (labels[:, 1:] != IGNORED).sum(1))
+    return tuple(int(n) for n in (labels[:, 1:] != IGNORE_INDEX).sum(1))
 
 
 def _weighing(trials: PassRunner, rows: int) -> tuple[str, ...]:
@@ -235,10 +235,10 @@ def _without_a_row(
     counting = [row for row, count in enumerate(weights.rows) if count]
     if labels is None or len(counting) < 2 or labels.ndim != 2 or labels.shape[0] != len(weights.rows):
         return None, None
-    if not bool((labels == IGNORED).any()):
+    if not bool((labels == IGNORE_INDEX).any()):
         return None, None
     masked = labels.clone()
-    masked[counting[-1]] = IGNORED
+    masked[counting[-1]] = IGNORE_INDEX
     changed = inputs.with_(**{inputs.labels: masked})
     loss, logits, gradient = _run(subject, trials.model, changed)
     value = float(loss.detach())

@@ -9,12 +9,12 @@ from typing import Any
 from vlmdoctor.contract import PRECISIONS, ROLE_KEYS, state_seen
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.batch.fields import standard
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.batch import count_images
 
-IGNORED_LABEL = -100
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok(en)?_emb\w*|wte|word_embeddings|shared)\.")
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token")
 
@@ -86,13 +86,13 @@ def _supervised(subject: Subject, batch: Mapping[str, Any], ids: Any, image_toke
     labels: Any = batch.get("labels")
     if getattr(labels, "shape", None) != ids.shape:
         return None
-    counted = labels != IGNORED_LABEL
+    counted = labels != IGNORE_INDEX
     # The last label that counts, of each row that has one.
     last = [int(row[chosen][-1]) for row, chosen in zip(labels, counted, strict=True) if bool(chosen.any())]
     own = _at_their_tokens(ids, labels)
     if own is None:
         return None  # nothing supervised, or labels that are no tokens of their row
-    counted = own != IGNORED_LABEL
+    counted = own != IGNORE_INDEX
     text = ids == ids
     mask: Any = batch.get("attention_mask")
     if getattr(mask, "shape", None) == ids.shape:
@@ -112,8 +112,8 @@ def _at_their_tokens(ids: Any, labels: Any) -> Any | None:
     """The labels at the places of the tokens that they are, also where they were given one ahead."""
     for ahead in (0, 1):
         own = labels.roll(ahead, dims=1)
-        own[:, :ahead] = IGNORED_LABEL
-        counted = own != IGNORED_LABEL
+        own[:, :ahead] = IGNORE_INDEX
+        counted = own != IGNORE_INDEX
         if bool(counted.any()) and bool((own[counted] == ids[counted]).all()):
             return own
     return None

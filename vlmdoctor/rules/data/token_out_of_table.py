@@ -9,6 +9,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
 from vlmdoctor.rules.places import counted
@@ -74,7 +75,7 @@ def token_out_of_table(data: Data, forward: Forward | None) -> Iterator[Finding]
 @token_out_of_table.bad
 def added_and_not_resized() -> Data:
     ids = (1, 3, 3, 3, 3, 100, 11, 12, 1, 13, 14, 15, 2)
-    row = sample_row("miiiiuuumAAAS", ids=ids, labels=(-100,) * 9 + ids[9:])
+    row = sample_row("miiiiuuumAAAS", ids=ids, labels=(IGNORE_INDEX,) * 9 + ids[9:])
     return sample_data(row, words=words(tokenizer_size=102))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.data import IGNORED, Data, Row, count
+from vlmdoctor.evidence.data import Data, Row, count
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import IMAGE, healthy_data, sample_data, sample_row
 
@@ -64,9 +65,9 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
         ),
         fix=Fix(
             "mask their labels",
-            tuple(f"labels[input_ids == {i}] = {IGNORED}" for i in data.words.image_ids[:2])
+            tuple(f"labels[input_ids == {i}] = {IGNORE_INDEX}" for i in data.words.image_ids[:2])
             if placeholders
-            else (f"labels[labels == {data.words.image_ids[0]}] = {IGNORED}",),
+            else (f"labels[labels == {data.words.image_ids[0]}] = {IGNORE_INDEX}",),
         ),
     )
 

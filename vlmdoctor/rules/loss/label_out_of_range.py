@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data import IGNORED, Data
+from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
@@ -42,7 +43,10 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     if passed:
         rows = tuple(row for row in rows if row.origin != "batch")
     wrong = Counter(
-        label for row in rows for label in row.labels or () if label != IGNORED and not 0 <= label < limit
+        label
+        for row in rows
+        for label in row.labels or ()
+        if label != IGNORE_INDEX and not 0 <= label < limit
     )
     if not wrong:
         return
@@ -52,7 +56,7 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
     )
     negative = value < 0
     if negative:
-        cause = f"{value} is not a token id, and the loss ignores {IGNORED} only"
+        cause = f"{value} is not a token id, and the loss ignores {IGNORE_INDEX} only"
     elif value in data.words.image_ids:
         cause = (
             f"{data.words.named(value)} is an image placeholder; the output head has {limit} rows, and none "
@@ -73,7 +77,7 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
             "mask them"
             if negative or value in data.words.image_ids
             else "resize the embeddings, or mask them",
-            (f"labels[labels == {value}] = {IGNORED}",)
+            (f"labels[labels == {value}] = {IGNORE_INDEX}",)
             if negative or value in data.words.image_ids
             else ("model.resize_token_embeddings(len(tokenizer))",),
         ),
@@ -84,7 +88,7 @@ def label_out_of_range(data: Data, forward: Forward | None) -> Iterator[Finding]
 def minus_one() -> Data:
     row = sample_row("miiiiuuumAAAS")
     return sample_data(
-        sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORED else v for v in row.labels or ()))
+        sample_row("miiiiuuumAAAS", labels=tuple(-1 if v == IGNORE_INDEX else v for v in row.labels or ()))
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 
@@ -39,7 +40,7 @@ def labels_of_another_row(data: Data) -> Iterator[Finding]:
     exchanged = []
     for row in rows:
         others = [other for other in rows if other is not row and other.origin == row.origin]
-        shown = [label for label in row.labels or () if label != IGNORED]
+        shown = [label for label in row.labels or () if label != IGNORE_INDEX]
         if len(shown) < FEWEST or len(set(shown)) < KINDS or _share(row, row.ids) > OWN_AT_MOST:
             continue
         found = next((other for other in others if _share(row, other.ids) >= OTHER_AT_LEAST), None)
@@ -75,7 +76,7 @@ def _share(row: Row, ids: Sequence[int]) -> float:
         pairs = [
             (label, ids[at + shift])
             for at, label in enumerate(row.labels or ())
-            if label != IGNORED and at + shift < len(ids)
+            if label != IGNORE_INDEX and at + shift < len(ids)
         ]
         shares.append(sum(label == token for label, token in pairs) / len(pairs) if pairs else 0.0)
     return max(shares)
@@ -84,7 +85,7 @@ def _share(row: Row, ids: Sequence[int]) -> float:
 def _numbered(number: int, labels_of: int) -> Row:
     """Row `number` of 16 tokens, eight of which are supervised, with the labels of row `labels_of`."""
     ids, own = ((*range(20 + 20 * row, 35 + 20 * row), 2) for row in (number, labels_of))
-    labels = (*(IGNORED,) * 8, *own[8:])
+    labels = (*(IGNORE_INDEX,) * 8, *own[8:])
     return sample_row("oooooooOOOOOOOOO", number, roles_known=False, ids=ids, labels=labels)
 
 

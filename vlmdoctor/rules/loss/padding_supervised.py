@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
 
@@ -46,7 +47,7 @@ def padding_supervised(data: Data) -> Iterator[Finding]:
         measured={"labels": supervised, "at_padding": wrong, "rows": len(rows)},
         threshold={"at_padding": 0},
         cause="the labels of padding are not masked",
-        fix=Fix("mask the labels by the attention mask", (f"labels[attention_mask == 0] = {IGNORED}",)),
+        fix=Fix("mask the labels by the attention mask", (f"labels[attention_mask == 0] = {IGNORE_INDEX}",)),
         links=("https://github.com/merveenoyan/smol-vision/issues/11",),
     )
 

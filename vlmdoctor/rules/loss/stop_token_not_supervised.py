@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.data import IGNORED, Data, Row
+from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Severity
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row, words
 from vlmdoctor.rules.places import counted
@@ -104,7 +105,7 @@ def _behind_the_last_label(data: Data) -> Iterator[Finding]:
         certainty=Certainty.MEASURED if same else Certainty.INFERRED,
         fix=Fix(
             "mask labels by the attention mask, not by the padding id",
-            (f"labels[attention_mask == 0] = {IGNORED}",),
+            (f"labels[attention_mask == 0] = {IGNORE_INDEX}",),
         ),
     )
 
@@ -112,7 +113,7 @@ def _behind_the_last_label(data: Data) -> Iterator[Finding]:
 def _ends_hidden(row: Row, ends: set[int], padding: int | None) -> bool:
     """Whether the real token after the row's last label ends the text."""
     labels = row.labels or ()
-    after = max(at for at, label in enumerate(labels) if label != IGNORED) + 1
+    after = max(at for at, label in enumerate(labels) if label != IGNORE_INDEX) + 1
     if after >= len(row.ids) or row.ids[after] not in ends:
         return False
     if row.attended is not None:
@@ -148,7 +149,7 @@ def _fix(by_padding: bool, there: int) -> Fix:
     if by_padding:
         return Fix(
             "mask by the attention mask, or give padding a token of its own",
-            (f"labels[attention_mask == 0] = {IGNORED}", "tokenizer.pad_token = tokenizer.unk_token"),
+            (f"labels[attention_mask == 0] = {IGNORE_INDEX}", "tokenizer.pad_token = tokenizer.unk_token"),
         )
     if there:
         return Fix("keep the stop token after each answer in the labels")
@@ -190,7 +191,7 @@ def text_in_pieces_for_pretraining() -> Data:
 
 def _ended_row(number: int, *, end: int) -> Row:
     ids = (1, *range(20 + number, 34 + number), 2)
-    labels = (*(IGNORED,) * 8, *ids[8:15], end)
+    labels = (*(IGNORE_INDEX,) * 8, *ids[8:15], end)
     return sample_row("ooooooooOOOOOOOo", number, roles_known=False, ids=ids, labels=labels)
 
 
@@ -198,7 +199,7 @@ def _ended_row(number: int, *, end: int) -> Row:
 def masked_with_the_padding_and_no_tokenizer() -> Data:
     known = words(padding_id=2, pad_is_eos=True, eos_ids=(2,))
     return sample_data(
-        _ended_row(0, end=IGNORED), _ended_row(1, end=IGNORED), words=known, tokenizer_given=False
+        _ended_row(0, end=IGNORE_INDEX), _ended_row(1, end=IGNORE_INDEX), words=known, tokenizer_given=False
     )
 
 

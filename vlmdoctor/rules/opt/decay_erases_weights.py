@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -12,7 +12,7 @@ MOST, ALL = 0.05, 0.5  # of a weight, in one step
 
 
 @rule("decay-erases-weights", "OPT111", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
-def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
+def decay_erases_weights(optimizer: Optimizer) -> Iterator[Finding]:
     """Weight decay too high: with the learning rate it takes a twentieth of the weights in one step.
 
     ## Why it matters
@@ -30,7 +30,7 @@ def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
     # In Adam the decay is part of the gradient, which is then scaled to the rate.
     coupled = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta")
     worst = max(
-        (g for g in settings.groups if g.lr and g.weight_decay and g.optimizer not in coupled),
+        (g for g in optimizer.groups if g.lr and g.weight_decay and g.optimizer not in coupled),
         key=lambda g: (g.lr or 0) * (g.weight_decay or 0),
         default=None,
     )
@@ -50,20 +50,20 @@ def decay_erases_weights(settings: OptimizerSettings) -> Iterator[Finding]:
 
 
 @decay_erases_weights.bad
-def a_tenth() -> OptimizerSettings:
-    return OptimizerSettings(
+def a_tenth() -> Optimizer:
+    return Optimizer(
         groups=(Group(optimizer="AdamW", lr=1e-2, weight_decay=10.0, tensors=3, first="vision_proj.weight"),)
     )
 
 
 @decay_erases_weights.bad
-def everything() -> OptimizerSettings:
-    return OptimizerSettings(groups=(Group(optimizer="SGD", lr=1.0, weight_decay=1.0, tensors=3),))
+def everything() -> Optimizer:
+    return Optimizer(groups=(Group(optimizer="SGD", lr=1.0, weight_decay=1.0, tensors=3),))
 
 
 @decay_erases_weights.good
-def usual() -> OptimizerSettings:
-    return OptimizerSettings(
+def usual() -> Optimizer:
+    return Optimizer(
         groups=(
             Group(optimizer="AdamW", lr=1e-3, weight_decay=0.1, tensors=3),
             Group(optimizer="Muon", lr=0.02, weight_decay=0.1, tensors=3),

@@ -8,7 +8,7 @@ from statistics import median
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.backward import Backward, Gradient
-from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
@@ -20,7 +20,7 @@ TIMES = 1e3  # the gradients
 
 @rule("epsilon-swamps-gradient", "OPT145", explains=("weights-not-moving", "batch-not-learned"))
 def epsilon_swamps_gradient(
-    settings: OptimizerSettings, backward: Backward, parameters: Parameters
+    optimizer: Optimizer, backward: Backward, parameters: Parameters
 ) -> Iterator[Finding]:
     """Adam's epsilon is a thousand times larger than the gradients, or more.
 
@@ -37,7 +37,7 @@ def epsilon_swamps_gradient(
     ## What to do
     Use the optimizer's default eps, unless you know of a reason.
     """
-    kinds = [g for g in settings.groups if g.optimizer.lower().startswith("adam") and (g.eps or 0) >= LARGE]
+    kinds = [g for g in optimizer.groups if g.optimizer.lower().startswith("adam") and (g.eps or 0) >= LARGE]
     if not kinds:
         return
     sizes = {p.name: p.numel for p in parameters.parameters}
@@ -63,7 +63,7 @@ def epsilon_swamps_gradient(
     )
 
 
-def _measured(eps: float) -> tuple[OptimizerSettings, Backward, Parameters]:
+def _measured(eps: float) -> tuple[Optimizer, Backward, Parameters]:
     parameters = sample_parameters()
     gradients = tuple(
         Gradient(
@@ -73,22 +73,22 @@ def _measured(eps: float) -> tuple[OptimizerSettings, Backward, Parameters]:
     )
     groups = (Group(optimizer="AdamW", lr=1e-3, eps=eps, tensors=4),)
     return (
-        OptimizerSettings(groups=groups),
+        Optimizer(groups=groups),
         Backward(loss=6.5, gradients=gradients, trainable=len(gradients), parameters=len(gradients)),
         parameters,
     )
 
 
 @epsilon_swamps_gradient.bad
-def a_minus_forgotten() -> tuple[OptimizerSettings, Backward, Parameters]:
+def a_minus_forgotten() -> tuple[Optimizer, Backward, Parameters]:
     return _measured(1e8)
 
 
 @epsilon_swamps_gradient.good
-def as_usual() -> tuple[OptimizerSettings, Backward, Parameters]:
+def as_usual() -> tuple[Optimizer, Backward, Parameters]:
     return _measured(1e-8)
 
 
 @epsilon_swamps_gradient.good
-def large_and_below_the_gradients() -> tuple[OptimizerSettings, Backward, Parameters]:
+def large_and_below_the_gradients() -> tuple[Optimizer, Backward, Parameters]:
     return _measured(1e-3)

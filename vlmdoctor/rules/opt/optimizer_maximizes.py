@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
 @rule("optimizer-maximizes", "OPT110", explains=("loss-not-falling", "weights-not-moving", "loss-runs-away"))
-def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterator[Finding]:
+def optimizer_maximizes(optimizer: Optimizer, forward: Forward) -> Iterator[Finding]:
     """Optimizer with `maximize=True` and a positive loss.
 
     ## Why it matters
@@ -24,7 +24,7 @@ def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterat
     ## What to do
     Leave `maximize` at False, its default; add an objective to maximise to the loss with a minus sign.
     """
-    climbing = [group for group in settings.groups if group.maximize]
+    climbing = [group for group in optimizer.groups if group.maximize]
     if not climbing or forward.loss is None or forward.loss <= 0:
         return
     yield Finding(
@@ -39,21 +39,19 @@ def optimizer_maximizes(settings: OptimizerSettings, forward: Forward) -> Iterat
 
 
 @optimizer_maximizes.bad
-def climbs() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
+def climbs() -> tuple[Optimizer, Forward]:
+    return Optimizer(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
         loss=4.6, finite=True
     )
 
 
 @optimizer_maximizes.good
-def descends() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),)), Forward(
-        loss=4.6, finite=True
-    )
+def descends() -> tuple[Optimizer, Forward]:
+    return Optimizer(groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),)), Forward(loss=4.6, finite=True)
 
 
 @optimizer_maximizes.good
-def reward() -> tuple[OptimizerSettings, Forward]:
-    return OptimizerSettings(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
+def reward() -> tuple[Optimizer, Forward]:
+    return Optimizer(groups=(Group(optimizer="AdamW", lr=1e-4, maximize=True, tensors=3),)), Forward(
         loss=-0.3, finite=True
     )

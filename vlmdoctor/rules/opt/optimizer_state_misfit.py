@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.optimizer_state import OptimizerState
+from vlmdoctor.evidence.optimizer import Optimizer, OptimizerState
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -12,7 +12,7 @@ NAMED = 4
 
 
 @rule("optimizer-state-misfit", "OPT146", explains=("resume-not-exact", "weights-not-moving"))
-def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
+def optimizer_state_misfit(optimizer: Optimizer) -> Iterator[Finding]:
     """Optimizer state has other shapes than the parameters.
 
     ## Why it matters
@@ -28,6 +28,7 @@ def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
     ## What to do
     Make the groups as in the run that was saved, in the same order, before loading.
     """
+    state = optimizer.needing_state()
     if not state.misfits:
         return
     name, own, kept = state.misfits[0]
@@ -44,12 +45,16 @@ def optimizer_state_misfit(state: OptimizerState) -> Iterator[Finding]:
 
 
 @optimizer_state_misfit.bad
-def another_order() -> OptimizerState:
-    return OptimizerState(tensors=40, misfits=(("lm_head.weight", (680, 96), (96,)),), steps=500)
+def another_order() -> Optimizer:
+    return Optimizer(
+        state=OptimizerState(tensors=40, misfits=(("lm_head.weight", (680, 96), (96,)),), steps=500)
+    )
 
 
 @optimizer_state_misfit.good
-def as_saved() -> OptimizerState:
-    return OptimizerState(
-        tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+def as_saved() -> Optimizer:
+    return Optimizer(
+        state=OptimizerState(
+            tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+        )
     )

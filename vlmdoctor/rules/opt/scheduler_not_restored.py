@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.optimizer_state import OptimizerState
+from vlmdoctor.evidence.optimizer import Optimizer, OptimizerState
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -13,7 +13,7 @@ FEW = 1  # steps
 
 
 @rule("scheduler-not-restored", "OPT147", formerly=("warmup-again",))
-def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
+def scheduler_not_restored(optimizer: Optimizer) -> Iterator[Finding]:
     """Scheduler not restored: the warm-up begins again after a resume.
 
     ## Why it matters
@@ -29,6 +29,7 @@ def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
     ## What to do
     Save and load the scheduler's state dict with the optimizer's.
     """
+    state = optimizer.needing_state()
     if state.last_epoch != 0 or state.steps <= FEW or not state.initial_lr or state.lr is None:
         return
     if state.lr >= LOW * state.initial_lr:
@@ -50,17 +51,27 @@ def scheduler_not_restored(state: OptimizerState) -> Iterator[Finding]:
 
 
 @scheduler_not_restored.bad
-def scheduler_not_loaded() -> OptimizerState:
-    return OptimizerState(tensors=40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0)
-
-
-@scheduler_not_restored.good
-def both_loaded() -> OptimizerState:
-    return OptimizerState(
-        tensors=40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+def scheduler_not_loaded() -> Optimizer:
+    return Optimizer(
+        state=OptimizerState(
+            tensors=40, steps=500, lr=0.0, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=0
+        )
     )
 
 
 @scheduler_not_restored.good
-def stepped_once_an_epoch() -> OptimizerState:
-    return OptimizerState(tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0)
+def both_loaded() -> Optimizer:
+    return Optimizer(
+        state=OptimizerState(
+            tensors=40, steps=500, lr=1e-4, initial_lr=2e-4, scheduler="LambdaLR", last_epoch=500
+        )
+    )
+
+
+@scheduler_not_restored.good
+def stepped_once_an_epoch() -> Optimizer:
+    return Optimizer(
+        state=OptimizerState(
+            tensors=40, steps=500, lr=2e-4, initial_lr=2e-4, scheduler="StepLR", last_epoch=0
+        )
+    )

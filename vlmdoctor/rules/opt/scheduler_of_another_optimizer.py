@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
 
 @rule("scheduler-of-another-optimizer", "OPT112")
-def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Finding]:
+def scheduler_of_another_optimizer(optimizer: Optimizer) -> Iterator[Finding]:
     """Scheduler belongs to another optimizer.
 
     ## Why it matters
@@ -23,22 +23,22 @@ def scheduler_of_another_optimizer(settings: OptimizerSettings) -> Iterator[Find
     ## What to do
     Make the scheduler after the optimizer, for that same optimizer.
     """
-    if settings.scheduler is None or not settings.scheduler_foreign:
+    if optimizer.scheduler is None or not optimizer.scheduler_foreign:
         return
     yield Finding(
-        f"the {settings.scheduler} was made for another optimizer: the rates of this one stay constant",
+        f"the {optimizer.scheduler} was made for another optimizer: the rates of this one stay constant",
         Severity.ERROR,
-        at=(settings.scheduler,),
-        measured={"groups_that_it_schedules": 0, "groups": len(settings.groups)},
-        threshold={"groups_that_it_schedules": len(settings.groups)},
+        at=(optimizer.scheduler,),
+        measured={"groups_that_it_schedules": 0, "groups": len(optimizer.groups)},
+        threshold={"groups_that_it_schedules": len(optimizer.groups)},
         cause="none of its optimizer's groups is one of this optimizer's",
         fix=Fix("make the scheduler for this optimizer, after it"),
     )
 
 
 @scheduler_of_another_optimizer.bad
-def of_the_first_optimizer() -> OptimizerSettings:
-    return OptimizerSettings(
+def of_the_first_optimizer() -> Optimizer:
+    return Optimizer(
         groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),),
         scheduler="CosineAnnealingLR",
         scheduler_foreign=True,
@@ -46,8 +46,8 @@ def of_the_first_optimizer() -> OptimizerSettings:
 
 
 @scheduler_of_another_optimizer.good
-def of_its_own() -> OptimizerSettings:
-    return OptimizerSettings(
+def of_its_own() -> Optimizer:
+    return Optimizer(
         groups=(Group(optimizer="AdamW", lr=1e-4, tensors=3),),
         scheduler="CosineAnnealingLR",
         scheduler_foreign=False,

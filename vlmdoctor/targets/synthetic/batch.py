@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vlmdoctor.knowledge.config_fields import field, image_marks, image_token, special_tokens, text_config
-from vlmdoctor.targets.synthetic.extras import IGNORED, extras
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.targets.synthetic.extras import extras
 from vlmdoctor.targets.synthetic.features import features_of
 from vlmdoctor.targets.synthetic.pixels import image_inputs
 
@@ -62,10 +63,10 @@ def batch_for(
     start = min(2, ids.shape[1] - taken - images)
     for block in shown:
         ids[:, start : start + len(block)] = torch.tensor(block)
-        labels[:, start : start + len(block)] = IGNORED
+        labels[:, start : start + len(block)] = IGNORE_INDEX
         start += len(block) + 1  # a word between two images: families tell them apart by it
     if answer is not None:
-        labels[:, :-answer] = IGNORED
+        labels[:, :-answer] = IGNORE_INDEX
         if field(config, "is_encoder_decoder"):
             labels = labels[:, -answer:].contiguous()
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels, "labels": labels}

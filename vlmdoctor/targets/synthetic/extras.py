@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from vlmdoctor.knowledge.config_fields import field, kind_of
+from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.targets.synthetic.drawn import pixels
 
-IGNORED = -100
 _RESIDUES = 8  # amino acids of a protein, each a token
 
 
@@ -28,7 +28,7 @@ def extras(
     if "token_type_ids" in names and token is not None:
         # PaliGemma's mark what attends causally (the answer), Gemma 3's the image.
         answers = kind_of(config) == "paligemma"
-        more["token_type_ids"] = (batch["labels"] != IGNORED).long() if answers else marked
+        more["token_type_ids"] = (batch["labels"] != IGNORE_INDEX).long() if answers else marked
     if "cross_attention_mask" in names and "pixel_values" in batch:
         _, images, tiles = batch["pixel_values"].shape[:3]
         mask = batch["aspect_ratio_mask"][:, None].expand(rows, length, images, tiles)
@@ -45,7 +45,7 @@ def extras(
                 batch[name] = batch[name][:, :1].expand(rows, latent + 16).contiguous()
         mask = torch.zeros_like(batch["input_ids"])
         mask[:, 1 : 1 + latent] = 1
-        batch["labels"] = batch["labels"].masked_fill(mask.bool(), IGNORED)
+        batch["labels"] = batch["labels"].masked_fill(mask.bool(), IGNORE_INDEX)
         more["image_embeds_position_mask"] = mask
     if "qformer_input_ids" in names:
         more["qformer_input_ids"] = torch.ones(rows, 4, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""What the optimizer's groups are set to, and whether the scheduler sets the rates of this optimizer."""
+"""The settings of the optimizer's groups, its state from earlier steps, and the scheduler of its rates."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from vlmdoctor.errors import Unavailable
-from vlmdoctor.evidence.optimizer_settings import Group, OptimizerSettings
+from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.optimizer.state import state_of
 from vlmdoctor.subject import Subject, optimizers
 
 
-def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
-    """Reads the groups; nothing is stepped."""
+def probe(subject: Subject, gather: Callable[[type], Any]) -> Optimizer:
+    """Reads groups, shapes and counters; nothing is stepped."""
     given = [one for one in optimizers(subject.optimizer) if isinstance(_groups(one), list)]
     if not given:
         raise Unavailable("no optimizer was given")
@@ -23,10 +24,11 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> OptimizerSettings:
     scheduled = [(one, groups) for one, groups in scheduled if isinstance(groups, list)]
     own = {id(group) for one in given for group in _groups(one)}
     foreign = [not own & set(map(id, groups)) for _, groups in scheduled]
-    return OptimizerSettings(
-        groups=tuple(_group(type(unwrapped(one)).__name__, g, names) for one in given for g in _groups(one)),
+    return Optimizer(
+        groups=tuple(_group(type(_unwrapped(one)).__name__, g, names) for one in given for g in _groups(one)),
         scheduler=type(scheduled[0][0]).__name__ if scheduled else None,
         scheduler_foreign=bool(foreign) and all(foreign),
+        state=state_of(map(_unwrapped, given), schedulers, names),
     )
 
 
@@ -54,10 +56,10 @@ def _optimizer_of(scheduler: Any) -> Any:
 
 
 def _groups(optimizer: Any) -> Any:
-    return getattr(unwrapped(optimizer), "param_groups", None)
+    return getattr(_unwrapped(optimizer), "param_groups", None)
 
 
-def unwrapped(optimizer: Any) -> Any:
+def _unwrapped(optimizer: Any) -> Any:
     """The optimizer inside accelerate's and other wrappers."""
     inner = getattr(optimizer, "optimizer", None)
     return inner if isinstance(getattr(inner, "param_groups", None), list) else optimizer
