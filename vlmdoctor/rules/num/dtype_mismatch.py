@@ -59,8 +59,8 @@ def dtype_mismatch(forward: Forward) -> Iterator[Finding]:
     else:
         return
     yield Finding(
-        message=f"{what[:-1]} mismatch: {' and '.join(kinds)} meet in {failure.module or 'the forward pass'}, "
-        "which raises",
+        message=f"{what[:-1]} mismatch: {' and '.join(kinds)} meet in "
+        f"{failure.module or 'the forward pass'}, which raises",
         severity=Severity.ERROR,
         at=(f"{failure.module} ({failure.module_class})",) if failure.module else (),
         file=failure.file,
