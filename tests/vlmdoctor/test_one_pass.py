@@ -83,7 +83,7 @@ def alone(listen: Any) -> Any:
     def each(self: Any, subject: Subject, observers: dict[str, Any], *, first: bool = False) -> Any:
         outcome = listen(self, subject, {}, first=first)
         for name, observer in observers.items():
-            with one_pass.unchanged(subject.model):
+            with one_pass.restoring(subject):
                 listen(self, subject, {name: observer})
         return outcome
 

@@ -262,7 +262,7 @@ def with_repair(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]
     """A repair for the rule `trainable-not-in-optimizer` made of these functions."""
     module = ModuleType("vlmdoctor.repairs.trainable_not_in_optimizer")
     module.DEPTH, module.COPIES, module.OF_PARAMETERS = "backward", True, True  # type: ignore[attr-defined]
-    module.apply = functions.get("mend", lambda bench, finding, gather: Attempt("a try"))  # type: ignore[attr-defined]
+    module.apply = functions.get("apply", lambda bench, finding, gather: Attempt("a try"))  # type: ignore[attr-defined]
     measure = functions.get("measure", lambda bench, finding: Measurement("bad", False))
     if measure is not None:
         module.measure = measure  # type: ignore[attr-defined]
@@ -285,7 +285,7 @@ def raises(*_: Any) -> Any:
     raise ValueError("no such luck")
 
 
-@pytest.mark.parametrize("part", ["mend", "measure"])
+@pytest.mark.parametrize("part", ["apply", "measure"])
 def test_a_repair_that_raises_harms_nothing(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     with_repair(monkeypatch, **{part: raises})
     finding, report = found_half_held()

@@ -14,13 +14,14 @@ from typing import Annotated, TextIO
 import typer
 
 import vlmdoctor.cli
-from vlmdoctor import __version__, streams
+from vlmdoctor import __version__, boundary, streams
 from vlmdoctor.cli.lazy_convert import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import NotRestored, UserError
 from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, text_of, without_commands
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 INTERRUPTED = 130  # as shells have it
+RUN_MODELS = {"check", "init", "look", "report", "train"}
 NOT_COMMANDS = {"lazy_convert", "main", "output", "run_ending"}
 
 
@@ -72,6 +73,8 @@ def run() -> None:
     said = sys.stderr  # the user's code may put others in its place
     try:
         try:
+            if arguments and arguments[0] in RUN_MODELS and "--help" not in arguments:
+                boundary.current_folder()  # where it is gone, torch's own libraries end the process on import
             build_app(arguments[0] if arguments else None)(args=arguments)
         finally:
             sys.stdout.flush()

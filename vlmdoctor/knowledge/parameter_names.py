@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 ROLES = ("vision", "projector", "language", "head", "other")
-
+MOST_NAMES = 1 << 15  # that are remembered: each is asked for by many
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
@@ -17,6 +18,7 @@ _ADAPTERS_NAME = re.compile(rf"\.({_ADAPTER})\.(?!weight$|bias$)[^.]+(?=\.weight
 _IN_ADAPTER = re.compile(rf"(?:^|\.)(?:{_ADAPTER})(?:\.|$)")
 
 
+@functools.lru_cache(maxsize=MOST_NAMES)
 def canonical_name(name: str) -> str:
     """`name` without what torch.compile, DDP, FSDP, activation checkpointing and PEFT put into it.
 
@@ -72,6 +74,7 @@ _BLOCK = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=MOST_NAMES)
 def layer_of(name: str) -> tuple[str, int | None]:
     """The repeated block that a parameter sits in, and its number.
 
@@ -82,6 +85,7 @@ def layer_of(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else ("", None)
 
 
+@functools.lru_cache(maxsize=MOST_NAMES)
 def role_of(name: str) -> str:
     """The role of a canonical parameter or module name: one of `ROLES`.
 

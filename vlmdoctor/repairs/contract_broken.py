@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vlmdoctor.repairs.frozen_by_mistake import measure, mend
+from vlmdoctor.repairs.frozen_by_mistake import apply, measure
 
-__all__ = ["COPIES", "DEPTH", "OF_PARAMETERS", "measure", "mend"]
+__all__ = ["COPIES", "DEPTH", "OF_PARAMETERS", "apply", "measure"]
 
 DEPTH = "backward"
 COPIES = True

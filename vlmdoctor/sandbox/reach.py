@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 import types
@@ -50,6 +51,14 @@ class Reach:
         self._waiting: deque[tuple[Any, holders.Holder | None, Any, Path]] = deque()
         self._alive: list[Any] = []  # an identity is an object's only as long as it lives
         self.extend(roots)
+
+    def snapshot(self) -> Reach:
+        """What was reached so far, apart from what is reached later."""
+        made = copy.copy(self)
+        made.tensors, made.holders = dict(self.tensors), list(self.holders)
+        made.empty, made.sources = list(self.empty), list(self.sources)
+        made.moving, made.left_out = list(self.moving), list(self.left_out)
+        return made
 
     def extend(self, roots: Mapping[str, Any]) -> None:
         """Walks from further objects, by their names."""

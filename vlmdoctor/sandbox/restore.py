@@ -100,6 +100,7 @@ class Restoring:
         self._undo: list[Undo] = []
         self._signals = Interruptions()  # guarded from outside mostly: then this one does nothing
         self._reach: Reach | None = None
+        self._reach_of_run: Reach | None = None
 
     def __enter__(self) -> Restoring:
         try:
@@ -137,9 +138,13 @@ class Restoring:
         push = self._undo.append
         self._undo += reversed(process.random_states())
         # What is run comes first, so that it is known which tensors are theirs.
-        reach = self._reach = Reach({name: self.roots[name] for name in RUN if name in self.roots})
+        reach = self._walked()
         run = set(reach.tensors)
-        reach.extend({name: self.roots[name] for name in self.roots if name not in RUN})
+        further = {name: self.roots[name] for name in self.roots if name not in RUN}
+        if further:
+            self._reach_of_run = reach.snapshot()
+            reach.extend(further)
+        self._reach = reach
         self.not_kept += [(shown(path), f"{why}: not looked into") for path, why in reach.left_out]
         for kind, source, path in reach.sources:
             undo = sources.keep(kind, source)
@@ -163,6 +168,19 @@ class Restoring:
         self._undo += [holder.restore for holder in reach.holders]
         self._undo += reversed(process.settings())
         self._put_twins(reach)
+
+    def _walked(self) -> Reach:
+        """What is run, walked; the walk of a keeper around this one serves again.
+
+        It serves directly inside alone, where all that was done since was restored, and nothing has a twin.
+        """
+        roots = {name: self.roots[name] for name in RUN if name in self.roots}
+        around = [one for one in _entered() if one is not self]
+        walked = around[0]._reach_of_run if len(around) == 1 else None
+        if walked is None or walked.moving:
+            return Reach(roots)
+        same = all(around[0].roots.get(name) is root for name, root in roots.items())
+        return walked.snapshot() if same else Reach(roots)
 
     def _put_twins(self, reach: Reach) -> None:
         """A copy in the place of every iterator, and a refusal where there can be none."""

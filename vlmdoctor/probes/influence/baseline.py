@@ -23,7 +23,7 @@ class Baseline:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.trials = PassRunner(subject)
+        self.trials = PassRunner(subject, notes_types=True)
         self.inputs: Inputs = self.trials.inputs
         self.placeholders = placeholders(self.trials.model, subject.processor, subject.tokenizer)
         self.before: PassOutput = self.trials.run()

@@ -45,10 +45,14 @@ class PassRunner:
         seconds: How long the first pass took.
         unseen: How many logits at the end of each row were never seen, since the loss takes none there.
         targets: What the loss compares with, [B, T], `IGNORED` where there is nothing; None where not seen.
+
+    Args:
+        notes_types: Look at the float types that modules give out in the first pass, for `epsilon`.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, *, notes_types: bool = False) -> None:
         self.model = innermost(subject.model)
+        self._notes_types = notes_types
         self.inputs = Inputs(self.model, subject.batch, apart=subject.loss_fn is not None)
         self._subject = subject
         self._vocabulary = subjects.vocab_size(self.model)
@@ -92,7 +96,7 @@ class PassRunner:
     def _types_noted(self) -> Iterator[None]:
         """The float types that modules give out: under autocast they are coarser than weights and logits."""
         with contextlib.ExitStack() as hooks:
-            for module in self.model.modules() if not self.seconds else ():
+            for module in self.model.modules() if self._notes_types and not self.seconds else ():
                 hooks.enter_context(_hooked(module, self._note))
             yield
 

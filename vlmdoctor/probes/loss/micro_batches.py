@@ -82,7 +82,7 @@ class _Watch:
 def compared(subject: Subject) -> MicroBatches:
     """The batch and its parts, run; use inside `restoring`."""
     norms = _norms(subject)
-    trials = PassRunner(subject)
+    trials = PassRunner(subject, notes_types=True)
     for module in norms.values():
         module.training = True
     rows, parts = parts_of(trials.inputs, trials.model, subject)
