@@ -24,7 +24,7 @@ from vlmdoctor.subject import Subject
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a repair's measurement gave: in words, and whether it is as it should be."""
+    """What a repair's measurement gave: as text, and whether it is healthy."""
 
     text: str
     healthy: bool
@@ -47,8 +47,8 @@ class Repair(Protocol):
     """What a file under `vlmdoctor/repairs/` holds."""
 
     DEPTH: str
-    COPIES: bool  # whether it needs a copy: False where only the way of running the model is mended
-    OF_PARAMETERS: bool  # whether it mends only what a finding lists as its parameters
+    COPIES: bool  # whether it needs a copy: False where only the way of running the model is changed
+    OF_PARAMETERS: bool  # whether it changes only what a finding lists as its parameters
 
     def apply(self, bench: Any, finding: Finding, gather: Gatherer) -> Attempt:
         """Repairs the copy; raises `Unavailable` where it can't."""
@@ -121,7 +121,7 @@ def _tried(
     rules: Iterable[Rule],
     others: list[Finding],
 ) -> tuple[Finding, set[str]]:
-    """(the finding with its proof, the rules among the others' that no longer fire on the mended copy)."""
+    """(the finding with its proof, the rules among the others' that no longer fire on the repaired copy)."""
     import torch
 
     from vlmdoctor.proof.workbench import workbench_for
@@ -130,7 +130,7 @@ def _tried(
     with restoring(subject):
 
         def between() -> AbstractContextManager[object, bool | None]:
-            # The model itself must be as it was before each attempt: it may keep tensors of the last.
+            # The model itself must be unchanged before each attempt: it may keep tensors of the last.
             return nullcontext() if repair.COPIES else restoring(subject)
 
         def repaired() -> tuple[Any, Attempt]:
@@ -149,7 +149,7 @@ def _tried(
         before = measured(workbench_for(subject, copied=repair.COPIES))
         if before.healthy:
             raise Unavailable("the copy does not show the fault")
-        torch.set_rng_state(drawn)  # dropout alike in both
+        torch.set_rng_state(drawn)  # the same dropout in both
         bench, tried = repaired()
         after = measured(bench)
         proof = Proof(tried.text, before.text, after.text, works=after.healthy)
@@ -171,7 +171,7 @@ def _judged_again(subject: Subject, finding: Finding, rules: Iterable[Rule], dep
         [r for r in rules if r.name == finding.rule], Gatherer(subject, depth=depth), command="", target=""
     )
     if not judged.ran:
-        raise Unavailable("the rule can't be run on the mended copy")
+        raise Unavailable("the rule can't be run on the repaired copy")
     said = "; ".join(f.message for f in judged.findings)
     return Measurement(said or f"{finding.rule} finds nothing any more", not judged.findings)
 

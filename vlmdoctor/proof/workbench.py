@@ -1,4 +1,4 @@
-"""Somebody's model, batch and optimizer, mostly as a copy, on which repairs are tried and measured."""
+"""The user's model, batch and optimizer, mostly as a copy, on which repairs are tried and measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlmdoctor.sandbox.restore import copy_of
 from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.optimizers import innermost
 
-# A copy and its gradients take as much again each: larger models are left alone.
+# A copy and its gradients take as much memory again each: larger models are not tried.
 LARGEST_BYTES = 4 << 30
 STEPS = 8
 
@@ -95,7 +95,7 @@ class Workbench:
         return Reached(float(loss.detach()), names)
 
     def trained(self, steps: int = STEPS) -> Trained:
-        """The batch, learned again and again with the optimizers, as the trial of `check` does."""
+        """Trains on the batch for several steps with the optimizers, as the trial of `check` does."""
         if not self.optimizers:
             raise Unavailable("no optimizer was given")
         parameters = self.parameters()
@@ -160,7 +160,7 @@ def workbench_for(subject: Subject, *, copied: bool = True) -> Workbench:
         return Workbench(subject.model, copy_of(subject.batch), [], [], subject.loss_fn)
     size = sum(tensor.nbytes for tensor in tensors)
     if size > LARGEST_BYTES:
-        raise Unavailable(f"the model has {size / 2**30:.1f} GiB, too much for a copy to try repairs on")
+        raise Unavailable(f"the model has {size / 2**30:.1f} GiB, too large for a copy")
     given = [innermost(optimizer) for optimizer in optimizers(subject.optimizer)]
     try:
         # Copied together, so that the optimizers' copies hold the copied model's parameters.
@@ -169,7 +169,7 @@ def workbench_for(subject: Subject, *, copied: bool = True) -> Workbench:
         raise Unavailable(f"the model can't be copied ({raised(error)})") from error
     bench = Workbench(model, copy_of(subject.batch), own, schedulers, subject.loss_fn)
     if subject.loss_fn is not None and not _is_used(bench):
-        raise Unavailable("loss_fn does not run the model that it is given, so that no copy can be measured")
+        raise Unavailable("loss_fn does not run the given model, so no copy can be measured")
     return bench
 
 

@@ -1,4 +1,4 @@
-"""Loads the checkpoint under the names that fit, and measures the loss with its weights."""
+"""Loads the checkpoint under the names that match, and measures the loss with its weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Whatever tensor of the checkpoint has the shape of the parameter that it belongs to."""
+    """Every tensor of the checkpoint that has the shape of its parameter."""
     known: Checkpoint = gather(Checkpoint)
     given = getattr(gather.subject, "checkpoint", None)
     found = {w.name: w for w in known.weights if w.key is not None and w.key_shape == w.shape}
     if not found:
-        raise Unavailable("no tensor of the checkpoint fits one of the model's")
+        raise Unavailable("no tensor of the checkpoint matches one of the model's")
     before = _loss(bench)
     loaded = []
     with open_checkpoint(given) as files, torch.no_grad():
@@ -38,8 +38,8 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
                 loaded.append(weight)
     after = _loss(bench)
     return Attempt(
-        f"{len(loaded)} of the model's {len(known.weights)} tensors loaded{_how(loaded)}, which brings the "
-        f"loss from {before:.4g} to {after:.4g}"
+        f"{len(loaded)} of the model's {len(known.weights)} tensors loaded{_how(loaded)}, and the loss goes "
+        f"from {before:.4g} to {after:.4g}"
     )
 
 
@@ -49,12 +49,12 @@ def _loss(bench: Workbench) -> float:
 
 
 def _how(loaded: Sequence[Weight]) -> str:
-    """What the names took to fit."""
+    """How the names were changed to match."""
     pairs = Counter(w.renamed for w in loaded if w.renamed is not None).most_common(2)
     said = []
     for (theirs, ours), _ in pairs:
         if theirs and ours:
-            said.append(f"'{ours}' in place of '{theirs}'")
+            said.append(f"'{ours}' instead of '{theirs}'")
         else:
-            said.append(f"'{theirs}' taken off" if theirs else f"'{ours}' put on")
+            said.append(f"'{theirs}' removed" if theirs else f"'{ours}' added")
     return f" with {' and '.join(said)}" if said else ""

@@ -1,4 +1,4 @@
-"""Switches gradients on for what is frozen against the contract, and sees whether it learns."""
+"""Sets requires_grad for what is frozen against the contract, and measures whether it learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Switches gradients on for what is frozen, and sees whether it learns."""
+"""Sets requires_grad for what is frozen, and measures whether it learns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OF_PARAMETERS = True
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """requires_grad on, and into the optimizer where it is not there yet."""
+    """Sets requires_grad, and adds to the optimizer what is not in it."""
     chosen = bench.parameters(finding.parameters)
     for parameter in chosen.values():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     added = bench.add_to_optimizer(finding.parameters)
     also = f" and {added} of them added to the optimizer" if added else ""
-    return Attempt(f"requires_grad switched on for {len(chosen)} tensors{also}")
+    return Attempt(f"requires_grad set for {len(chosen)} tensors{also}")
 
 
 def measure(bench: Workbench, finding: Finding) -> Measurement:

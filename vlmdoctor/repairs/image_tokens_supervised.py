@@ -1,4 +1,4 @@
-"""Takes the image placeholders out of the labels."""
+"""Masks the image tokens in the labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Where a placeholder stands, and where one is the label."""
+    """Where a placeholder is, and where one is the label."""
     known: Data = gather(Data)
 
     def made(inputs: Inputs) -> torch.Tensor:
@@ -27,4 +27,4 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
         return without(inputs, torch.isin(ids, images) | torch.isin(labels, images))
 
     relabel(bench, gather, made)
-    return Attempt("the image placeholders set to -100 in the labels")
+    return Attempt("the image tokens set to -100 in the labels")

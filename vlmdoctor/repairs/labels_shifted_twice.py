@@ -18,7 +18,7 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Where the labels are ahead of the ids, and not where the model's own loss shifts too far."""
+    """Only where the labels are ahead of the ids, not where the model's own loss shifts too far."""
     ahead, more = finding.measured["labels_ahead_by"], finding.measured["loss_shifts_by"]
     too_far = min(ahead, ahead + more - 1)
     if too_far < 1:

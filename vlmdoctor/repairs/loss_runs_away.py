@@ -33,23 +33,23 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
             fix = Fix(
                 f"take a learning rate of {rate:.3g} or less, and give the scheduler if the run has one"
             )
-            return Attempt(f"a learning rate of {rate:.3g} in place of {given:.3g}", {"fix": fix})
-    raise NotProven(f"no rate down to {given * 10.0**-POWERS:.3g} lets the loss fall either")
+            return Attempt(f"a learning rate of {rate:.3g} instead of {given:.3g}", {"fix": fix})
+    raise NotProven(f"no rate down to {given * 10.0**-POWERS:.3g} lowers the loss either")
 
 
 def measure(bench: Workbench, finding: Finding) -> Measurement:
-    """Where a few steps on this batch bring the loss."""
+    """The loss after a few steps on this batch."""
     trained = bench.trained(STEPS)
     first, last = trained.losses[0], trained.losses[-1]
     top = max(trained.losses)
-    over = f", by way of {top:.4g}," if top > 2 * max(first, last) else ""
+    over = f" over {top:.4g}" if top > 2 * max(first, last) else ""
     return Measurement(
         f"the loss goes from {first:.4g}{over} to {last:.4g} in {STEPS} steps", _falls(trained)
     )
 
 
 def _falls(trained: Trained) -> bool:
-    """Whether the loss came down, and not by way of far higher ones."""
+    """Whether the loss fell, and not over far higher ones."""
     losses = trained.losses
     return all(math.isfinite(loss) for loss in losses) and trained.falls and max(losses) < JUMP * losses[0]
 

@@ -1,4 +1,4 @@
-"""Finds the line that cuts the gradient's way by running the model with each candidate taken out."""
+"""Finds the line that cuts the gradient's path by running the model without each candidate."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ COPIES = False
 OF_PARAMETERS = True
 # Each costs a forward and a backward pass.
 MOST_TRIED = 6
-_LIKELY = ("data", "no_grad", "checkpoint", "copy", "numbers", "detach")  # many a detach only serves a log
+_LIKELY = ("data", "no_grad", "checkpoint", "copy", "numbers", "detach")  # many detaches are for logging only
 
 _DONE = {
-    "detach": "the detach at {place} left out",
-    "data": "the .data at {place} left out",
-    "no_grad": "gradients left on at {place}",
-    "copy": "the tensor at {place} handed on instead of made anew",
-    "numbers": "the tensor at {place} handed on instead of its numbers",
-    "checkpoint": "the checkpoint at {place} run without reentry",
+    "detach": "the detach at {place} removed",
+    "data": "the .data at {place} removed",
+    "no_grad": "gradients enabled at {place}",
+    "copy": "the tensor at {place} used instead of a new one",
+    "numbers": "the tensor at {place} used instead of its numbers",
+    "checkpoint": "the checkpoint at {place} run with use_reentrant=False",
 }
 _CAUSES = {
     "detach": "a detach cuts the path",
-    "data": "what goes through .data leaves no graph",
-    "no_grad": "gradients are switched off there",
-    "copy": "a tensor is made anew from the numbers, which leaves no graph",
-    "numbers": "the way leads through numpy or a list, which keep no graph",
+    "data": "writing through .data keeps no graph",
+    "no_grad": "gradients are disabled there",
+    "copy": "a new tensor is made from the numbers, which keeps no graph",
+    "numbers": "the path goes through numpy or a list, which keep no graph",
     "checkpoint": "reentrant checkpointing gives no gradient where none of its inputs requires one",
 }
 _FIXES = {
-    "detach": Fix("take the detach out"),
+    "detach": Fix("remove the detach"),
     "data": Fix(
         "write with masked_scatter or torch.where instead of through .data",
         ("x = x.masked_scatter(mask[..., None], features)",),
     ),
-    "no_grad": Fix("run it with gradients; or freeze those parameters if they are not meant to learn"),
+    "no_grad": Fix("run it with gradients, or freeze those parameters if they should not learn"),
     "copy": Fix("use the tensor itself, or torch.stack and torch.cat"),
-    "numbers": Fix("hand on the tensor itself, and use torch's functions instead of numpy's"),
+    "numbers": Fix("pass the tensor itself, and use torch's functions instead of numpy's"),
     "checkpoint": Fix(
-        "checkpoint without reentry, or make the inputs require gradients",
+        "use use_reentrant=False, or make the inputs require gradients",
         ('gradient_checkpointing_kwargs={"use_reentrant": False}', "model.enable_input_require_grads()"),
     ),
 }
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Takes the fewest cuts out that let a gradient through to what the finding is about."""
+    """Removes the fewest cuts that let a gradient reach the finding's parameters."""
     wanted = set(finding.parameters)
     candidates = _candidates(bench)
     likely = sorted(candidates, key=lambda cut: _LIKELY.index(cut.kind))[:MOST_TRIED]
@@ -80,7 +80,7 @@ def measure(bench: Workbench, finding: Finding) -> Measurement:
 
 
 def _candidates(bench: Workbench) -> dict[Cut, nn.Module | None]:
-    """The cuts on the way, and those that only show once the first ones are out of it."""
+    """The cuts on the path, and those that only appear once the first ones are removed."""
     with torch.enable_grad():
         found = cuts_in(bench.loss)
         with contextlib.suppress(Exception):  # a model may rest on a cut
@@ -89,7 +89,7 @@ def _candidates(bench: Workbench) -> dict[Cut, nn.Module | None]:
 
 
 def _fewest(bench: Workbench, likely: Sequence[Cut], wanted: set[str]) -> tuple[Cut, ...]:
-    """The cuts to take out: one if one will do, several where a part is cut off in several places."""
+    """The cuts to remove: one if one is enough, several where a part is cut off in several places."""
     chosen: tuple[Cut, ...] = ()
     reached = 0
     for _ in likely:
@@ -100,7 +100,7 @@ def _fewest(bench: Workbench, likely: Sequence[Cut], wanted: set[str]) -> tuple[
         chosen, reached = (*chosen, best), alone[best]
         if reached == len(wanted):
             return chosen
-    # Where one behind the other alone lets nothing through.
+    # Where two cuts follow each other, removing one alone is not enough.
     if not chosen and _reached_without(bench, likely, wanted):
         return tuple(likely)
     return chosen
@@ -110,20 +110,20 @@ def _reached_without(bench: Workbench, cuts: Sequence[Cut], wanted: set[str]) ->
     bench.around.append(partial(mended, tuple(cuts)))
     try:
         return len(bench.reached().names & wanted)
-    except Exception:  # numpy refuses what has a gradient; a model may rest on a cut
+    except Exception:  # numpy refuses what has a gradient; a model may need a cut
         return 0
     finally:
         bench.around.pop()
 
 
 def _seen(bench: Workbench, finding: Finding, tried: int) -> str:
-    """What becomes of the output of the last module that the finding is about."""
+    """What happens to the output of the last module that the finding is about."""
     with torch.enable_grad():
         outputs = outputs_of(bench.model, finding.parameters, bench.loss)
     name, output = list(outputs.items())[-1] if outputs else ("", "")
-    met = f"leaving out the detaches and the like on the way ({tried} tried) let no gradient through"
+    met = f"removing the detaches and similar cuts on the path ({tried} tried) let no gradient through"
     if not tried:
-        met = "no detach or the like was met on the way"
+        met = "no detach or similar cut was found on the path"
     if output == "never":
         return f"the forward pass never calls {name}"
     if output == "graph":
@@ -141,8 +141,8 @@ def _told(
         place = f"{shown_path(cut.file)}:{cut.line}"
         code = line_of(cut.file, cut.line)
         if cut.function:
-            done.append(f"gradients left on in {cut.function}")
-            causes.append(f"gradients are switched off around {cut.function} by what it is wrapped in")
+            done.append(f"gradients enabled in {cut.function}")
+            causes.append(f"gradients are disabled around {cut.function} by its wrapper")
         else:
             done.append(_DONE[cut.kind].format(place=place))
             where = names.get(met_in[cut])

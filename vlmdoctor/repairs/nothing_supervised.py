@@ -1,4 +1,4 @@
-"""Takes the labels from the token ids, and sees whether the rest of the model would learn."""
+"""Takes the labels from the token ids, and measures whether the rest of the model would learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gives the optimizer the model's own parameters, and sees whether they move."""
+"""Gives the optimizer the model's own parameters, and measures whether they change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """One group with all trainable parameters and the settings of the first group there was."""
+    """One group with all trainable parameters and the settings of the first group."""
     if not bench.optimizers or not bench.optimizers[0].param_groups:
         raise Unavailable("no optimizer was given")
     optimizer = bench.optimizers[0]
@@ -25,12 +25,12 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     optimizer.state = defaultdict(dict)
     del bench.optimizers[1:]
     bench.schedulers.clear()  # they count the groups that were there when they were made
-    return Attempt(f"the optimizer made anew on the model's {len(trainable)} trainable tensors")
+    return Attempt(f"a new optimizer for the model's {len(trainable)} trainable tensors")
 
 
 def measure(bench: Workbench, finding: Finding) -> Measurement:
-    """How many of the trainable tensors move."""
+    """How many of the trainable tensors change."""
     trainable = {name for name, p in bench.parameters().items() if p.requires_grad}
     moved = bench.trained().moved & trainable
     every = "all " if moved == trainable else f"{len(moved)} of "
-    return Measurement(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved) > len(trainable))
+    return Measurement(f"{every}{len(trainable)} trainable tensors change", 2 * len(moved) > len(trainable))

@@ -1,4 +1,4 @@
-"""Takes padding out of the labels."""
+"""Masks padding in the labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """By the batch's own mask."""
+    """Uses the batch's own attention mask."""
 
     def made(inputs: Inputs) -> torch.Tensor:
         if inputs.mask is None:
-            raise Unavailable("the batch has no attention mask that tells what padding is")
+            raise Unavailable("the batch has no attention mask that shows its padding")
         return without(inputs, ~inputs.valid)
 
     relabel(bench, gather, made)

@@ -14,7 +14,7 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """As the model itself does it on loading."""
+    """Calls `tie_weights`, as the model itself does on loading."""
     tie = getattr(bench.model, "tie_weights", None)
     if tie is None:
         raise Unavailable("the model has no tie_weights()")

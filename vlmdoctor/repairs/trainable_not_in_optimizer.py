@@ -1,4 +1,4 @@
-"""Adds what the optimizer does not hold, and sees whether everything moves."""
+"""Adds the missing parameters to the optimizer, and measures whether everything changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OF_PARAMETERS = True
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Into the first optimizer, with its largest learning rate."""
+    """Adds them to the first optimizer, with its largest learning rate."""
     added = bench.add_to_optimizer(finding.parameters)
     if not added:
         raise Unavailable("the optimizer holds them, or there is none")
@@ -22,9 +22,11 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
 
 
 def measure(bench: Workbench, finding: Finding) -> Measurement:
-    """How many of the trainable tensors move, and of those that the finding is about."""
+    """How many of the trainable tensors change, and of those that the finding is about."""
     trainable = {name for name, p in bench.parameters().items() if p.requires_grad}
     moved = bench.trained().moved & trainable
     meant = set(finding.parameters)
     every = "all " if moved == trainable else f"{len(moved)} of "
-    return Measurement(f"{every}{len(trainable)} trainable tensors move", 2 * len(moved & meant) > len(meant))
+    return Measurement(
+        f"{every}{len(trainable)} trainable tensors change", 2 * len(moved & meant) > len(meant)
+    )

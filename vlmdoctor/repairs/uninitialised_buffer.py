@@ -1,4 +1,4 @@
-"""Makes the tables anew from their module's own configuration, and measures the loss with them."""
+"""Computes the tables again from their module's own configuration, and measures the loss with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_PARAMETERS = False
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """Every table that the finding names, where its module can be made anew."""
+    """Every table that the finding names, where its module can be created again."""
     before = _loss(bench)
     made = 0
     for prefix, module in bench.model.named_modules():
@@ -31,9 +31,9 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
                 module._buffers[name] = table.detach().to(held.device)
                 made += 1
     if made < len(finding.at):
-        raise Unavailable("the module can't be made anew from its own attributes")
+        raise Unavailable("the module can't be created again from its own attributes")
     tables = "the table" if made == 1 else f"the {made} tables"
-    return Attempt(f"{tables} made anew, which brings the loss from {before:.4g} to {_loss(bench):.4g}")
+    return Attempt(f"{tables} computed again, and the loss goes from {before:.4g} to {_loss(bench):.4g}")
 
 
 def _loss(bench: Workbench) -> float:

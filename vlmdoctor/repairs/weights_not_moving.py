@@ -1,4 +1,4 @@
-"""Mends what keeps weights from moving: not in the optimizer, a rate of 0, updates rounded away."""
+"""Fixes what keeps weights from changing: not in the optimizer, a rate of 0, updates rounded away."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USUAL_RATE = 1e-4
 
 
 def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
-    """The repair that fits what is known of the optimizer and the data type."""
+    """The repair that matches the optimizer and the data type."""
     known: Parameters = gather(Parameters)
     meant = [p for p in known.parameters if p.name in finding.parameters]
     if not bench.optimizers:
@@ -36,7 +36,7 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
         bench.model.float()
         bench.batch = _in_float32(bench.batch)
         return Attempt("the weights in float32")
-    raise Unavailable("which repair it takes is not known")
+    raise Unavailable("which repair is needed is not known")
 
 
 def _rate(bench: Workbench, known: Parameters) -> Attempt:
@@ -49,7 +49,7 @@ def _rate(bench: Workbench, known: Parameters) -> Attempt:
 
 
 def measure(bench: Workbench, finding: Finding) -> Measurement:
-    """How many of the tensors, and of their elements, are not what they were after a few steps."""
+    """How many of the tensors, and of their elements, have changed after a few steps."""
     before = {name: p.detach().clone() for name, p in bench.parameters(finding.parameters).items()}
     steps = len(bench.trained().losses) - 1
     after = bench.parameters(finding.parameters)
@@ -57,7 +57,7 @@ def measure(bench: Workbench, finding: Finding) -> Measurement:
     share = sum(changed.values()) / max(1, sum(p.numel() for p in after.values()))
     moved = sum(1 for count in changed.values() if count)
     return Measurement(
-        f"{moved} of {len(after)} move in {steps} steps, {share:.0%} of their numbers",
+        f"{moved} of {len(after)} change in {steps} steps, {share:.0%} of their elements",
         2 * moved > len(after) and share > MOVES,
     )
 

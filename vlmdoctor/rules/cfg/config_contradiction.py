@@ -1,4 +1,4 @@
-"""config-contradiction: values of config.json that can't go together."""
+"""config-contradiction: values of config.json contradict each other."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def config_contradiction(contradictions: Contradictions) -> Iterator[Finding]:
     """Configuration values contradict each other: the model can't be built or run.
 
     ## Why it matters
-    The exception names tensors (`The size of tensor a (30) must match the size of tensor b (32)`), or
-    nothing at all (`index out of range in self`), and comes after the download, on the GPU. Which field
-    of config.json is meant has to be worked out: heads that are no multiple of the key and value heads,
-    rotary sections or factors that don't add up to half a head, a vocabulary smaller than the id of the
-    image token, a feature layer that the tower does not have.
+    The exception names tensors (`The size of tensor a (30) must match the size of tensor b (32)`), or nothing
+    at all (`index out of range in self`), and comes after the download, on the GPU. The exception does not
+    name the field of config.json: heads that are no multiple of the key and value heads, rotary sections or
+    factors that don't add up to half a head, a vocabulary smaller than the id of the image token, a feature
+    layer that the tower does not have.
 
     ## Confidence and false positives
-    The model fails as it is, and runs a whole training step, without weights, once the one value in the
-    proof line is changed: both were tried. Which of the values that disagree is the wrong one can't be known;
-    the one that was changed is the one that makes the smaller change.
+    The model fails unchanged, and runs a whole training step, without weights, with the one value in the
+    proof line changed: both were tried. Which of the contradicting values is wrong can't be known; the
+    smaller change was tried.
 
     ## What to do
     Set one of the fields named, so that they agree.
@@ -56,7 +56,7 @@ def _value(value: object) -> str:
 
 def _others(one: Contradiction) -> list[str]:
     rest = [path for path in one.fields if path not in one.change]
-    return rest or ["what it has to agree with"]
+    return rest or ["the value that it has to agree with"]
 
 
 HEADS = Contradiction(

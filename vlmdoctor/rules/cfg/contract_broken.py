@@ -1,4 +1,4 @@
-"""contract-broken: the run is not what its contract says."""
+"""contract-broken: the run differs from its contract."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterat
     A contract of a few lines, written once by `vlmdoctor init TARGET` and corrected by hand, settles it.
 
     ## Confidence and false positives
-    Both sides are known: what the contract says, and what was read off the model, the optimizer, the batch
-    and the training arguments. A term that can't be told from what was given is not judged. Learning rates
-    are those before any schedule, and may differ by 1%.
+    Both sides are known: the contract, and what was read from the model, the optimizer, the batch and the
+    training arguments. A term that can't be determined from these is not judged. Learning rates are those
+    before any schedule, and may differ by 1%.
 
     ## What to do
-    Change the run, or the contract if the plan has changed (`vlmdoctor init TARGET --force` writes it anew).
+    Change the run, or the contract if the plan has changed (`vlmdoctor init TARGET --force` writes a new
+    one).
     """
     for key, expected in agreement.expected.items():
         seen = agreement.seen.get(key)
@@ -49,7 +50,7 @@ def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterat
             continue
         chosen, ways = _mistaken(key, expected, seen, parameters)
         yield Finding(
-            f"{_WORDS[key]}: the contract says '{expected}', it is '{seen}'",
+            f"{_WORDS[key]}: the contract says '{expected}', the run has '{seen}'",
             Severity.ERROR,
             at=places([p.name for p in chosen], [p.name for p in parameters.parameters]) or (key,),
             measured={key: seen},
@@ -63,9 +64,9 @@ def contract_broken(agreement: ContractStatus, parameters: Parameters) -> Iterat
 
 
 def _mistaken(key: str, expected: str, seen: str, parameters: Parameters) -> tuple[list[Parameter], Fix]:
-    """The parameters that are not as the contract has them, and what to do about it."""
+    """The parameters that differ from the contract, and what to do about it."""
     if key not in ROLE_KEYS:
-        return [], Fix("change it, or the contract")
+        return [], Fix("change the run, or the contract")
     part = list(parameters.role(key))
     learning = [p for p in part if p.requires_grad]
     stuck = [p for p in part if not p.requires_grad]
@@ -73,13 +74,13 @@ def _mistaken(key: str, expected: str, seen: str, parameters: Parameters) -> tup
     if meant == found:
         return learning, Fix(f"give its parameter group lr={rate_of(expected):g}, or change the contract")
     if meant == "train":
-        return stuck, Fix("switch gradients on before the optimizer is made, or change the contract")
+        return stuck, Fix("set requires_grad before the optimizer is made, or change the contract")
     if meant == "frozen":
-        return learning, Fix("switch gradients off (requires_grad_(False)), or change the contract")
+        return learning, Fix("freeze them (requires_grad_(False)), or change the contract")
     if meant == "lora":
         base = [p for p in learning if "lora_" not in p.name]
         return base or part, Fix("attach adapters and freeze the rest, or change the contract")
-    return part, Fix("freeze what is not to learn, or change the contract")
+    return part, Fix("freeze what should not learn, or change the contract")
 
 
 @contract_broken.bad

@@ -1,4 +1,4 @@
-"""dropout-too-high: a dropout throws away four fifths of the values or more."""
+"""dropout-too-high: a dropout drops four fifths of the values or more."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def dropout_too_high(tree: ModuleTree) -> Iterator[Finding]:
     """Dropout too high: 80% of the values or more are dropped.
 
     ## Why it matters
-    `nn.Dropout(p)` takes the share that is thrown away. Whoever has TensorFlow's old `keep_prob` in mind
-    writes 0.9 and keeps a tenth, ten times as large: the loss jumps about and hardly falls, while evaluation,
-    without dropout, looks better than training.
+    `nn.Dropout(p)` takes the share of dropped values. With TensorFlow's old `keep_prob` in mind one writes
+    0.9 and keeps a tenth, ten times as large: the loss is noisy and hardly falls, while evaluation, without
+    dropout, looks better than training.
 
     ## Confidence and false positives
-    The shares are read off the modules. Language and vision models use 0 to 0.5. It is a warning, since
+    The shares are read from the modules. Language and vision models use 0 to 0.5. It is a warning, since
     nothing forbids it, and 1.0 is a way to switch a branch off.
 
     ## What to do
@@ -33,15 +33,15 @@ def dropout_too_high(tree: ModuleTree) -> Iterator[Finding]:
         return
     most = max(share for _, share in high)
     yield Finding(
-        f"{counted(len(high), 'dropout')} of {len(tree.dropouts)} throw away {most:.0%} of the values"
+        f"{counted(len(high), 'dropout')} of {len(tree.dropouts)} drop {most:.0%} of the values"
         if len(high) > 1
-        else f"{high[0][0]} throws away {most:.0%} of the values",
+        else f"{high[0][0]} drops {most:.0%} of the values",
         Severity.WARNING,
         at=(*(f"{name} (p={share:g})" for name, share in high[:6]),),
         measured={"dropouts": len(high), "p": most},
         threshold={"p": TOO_HIGH},
-        cause="nn.Dropout takes the share that is dropped, not the one that is kept",
-        fix=Fix("give the share that is to be dropped", ("nn.Dropout(p=0.1)",)),
+        cause="nn.Dropout takes the share of dropped values, not of kept ones",
+        fix=Fix("give the share of values to drop", ("nn.Dropout(p=0.1)",)),
     )
 
 

@@ -21,11 +21,11 @@ def dropped_on_save(configuration: Configuration) -> Iterator[Finding]:
     """Shared weights dropped or refused by `save_pretrained`.
 
     ## Why it matters
-    safetensors writes each memory once. Where the configuration does not tell that two names are one weight,
-    saving ends the run at its first checkpoint ([unsloth
+    safetensors writes each memory once. Where the configuration does not declare that two names are one
+    weight, saving ends the run at its first checkpoint ([unsloth
     1105](https://github.com/unslothai/unsloth/issues/1105), [LlamaFactory
-    10137](https://github.com/hiyouga/LlamaFactory/issues/10137)), or leaves one name out, and loading
-    fills it with random values.
+    10137](https://github.com/hiyouga/LlamaFactory/issues/10137)), or leaves one name out, and loading fills
+    it with random values.
 
     ## Confidence and false positives
     transformers' own step that removes shared weights was run on the state dict, without writing anything.

@@ -16,8 +16,8 @@ def forward_raises(forward: Forward) -> Iterator[Finding]:
 
     ## Why it matters
     Nothing can be trained. The finding names the innermost module that was running, the line of your own code
-    (or of the library that holds the model), and the tensors that met there: most messages of torch name
-    sizes without saying whose they are.
+    (or of the library that holds the model), and the tensors there: most messages of torch name sizes without
+    their tensors.
 
     ## Confidence and false positives
     The exception is real: it was raised by your model on your batch. What it means is not judged here; where

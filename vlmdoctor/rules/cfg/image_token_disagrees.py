@@ -18,15 +18,15 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
     """Image token id of the configuration differs from the processor's.
 
     ## Why it matters
-    The model puts image features where it finds its own placeholder. If the tokenizer gives the
-    placeholder another id, cuts it into pieces or maps it to the unknown token, there is no such place: the
-    forward pass counts 0 image tokens, or the images are left out ([transformers
+    The model puts image features where it finds its own placeholder. If the tokenizer gives the placeholder
+    another id, splits it into pieces or maps it to the unknown token, the model finds no placeholder: the
+    forward pass counts 0 image tokens, or the images are ignored ([transformers
     34461](https://github.com/huggingface/transformers/issues/34461), [vllm
     49279](https://github.com/vllm-project/vllm/issues/49279)).
 
     ## Confidence and false positives
-    Certain for inputs that this processor makes: all ids that it or its tokenizer calls image tokens are
-    compared. Silent where the tokenizer's text for the configuration's id tells of an image all the same.
+    Certain for inputs from this processor: all ids that it or its tokenizer calls image tokens are compared.
+    Nothing is reported where the tokenizer's text for the configuration's id names an image.
 
     ## What to do
     Add the placeholder as a special token and set `image_token_id` to its id.
@@ -45,7 +45,7 @@ def image_token_disagrees(configuration: Configuration) -> Iterator[Finding]:
         threshold={"image_token_id": expected},
         cause="the tokenizer gives the placeholder another id than the configuration, or has no such token",
         fix=Fix(
-            "use the tokenizer's id, after adding the placeholder as a special token if it is none yet",
+            "use the tokenizer's id, after adding the placeholder as a special token if needed",
             ("model.config.image_token_id = processor.image_token_id",),
         ),
     )

@@ -1,4 +1,4 @@
-"""processor-misfit: the processor's images are not those that the vision tower takes."""
+"""processor-misfit: the processor's settings do not match the vision tower."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
 
     ## Why it matters
     The prompt gets as many placeholders as the processor's patch size and feature strategy say, the tower
-    makes as many features as its own do: 729 against 728, where a class token was dropped that the encoder
-    has not ([transformers 34447](https://github.com/huggingface/transformers/issues/34447)). An image of
-    another size does not fit the tower's table of positions ([LLaVA
+    makes as many features as its own do: 729 and 728, where a class token was dropped that the encoder does
+    not have ([transformers 34447](https://github.com/huggingface/transformers/issues/34447)). An image of
+    another size does not match the tower's position embeddings ([LLaVA
     1090](https://github.com/haotian-liu/LLaVA/issues/1090), [InternLM-XComposer
     492](https://github.com/InternLM/InternLM-XComposer/issues/492)).
 
@@ -33,14 +33,14 @@ def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
     pairs = {
         "patch size": (sizes.patch, sizes.tower_patch),
         "image size": (sizes.image, sizes.tower_image),
-        "tokens beside the patches": (sizes.extra_tokens, sizes.tower_extra_tokens),
+        "num_additional_image_tokens": (sizes.extra_tokens, sizes.tower_extra_tokens),
     }
     wrong = {what: pair for what, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     if not wrong:
         return
     yield Finding(
-        "the processor does not fit the vision tower: "
-        + listed(f"{what} {mine} against {tower}" for what, (mine, tower) in wrong.items()),
+        "the processor does not match the vision tower: "
+        + listed(f"{what}: {mine}, expected {tower}" for what, (mine, tower) in wrong.items()),
         Severity.ERROR,
         at=("processor", "config.vision_config"),
         measured={what: mine for what, (mine, _) in wrong.items()},

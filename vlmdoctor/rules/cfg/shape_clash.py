@@ -1,4 +1,4 @@
-"""shape-clash: parts of the full-size model that don't fit together, found without weights."""
+"""shape-clash: parts of the full-size model have shapes that don't match, found without weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def shape_clash(shapes: Shapes) -> Iterator[Finding]:
     """Shape mismatch in a training step of the full-size model, whatever weights it gets.
 
     ## Why it matters
-    A configuration can be built and still not run: the vision tower's output is as wide as one field says,
-    the text as another. The message that comes out names neither (`Image features and image tokens do
-    not match, tokens: 512, features: 512`), and it comes after the download and on the GPU. A dry run
-    gives it in seconds, with the values that disagree.
+    A configuration can be built and still not run: one field sets the width of the vision tower's output,
+    another that of the text. The exception names neither (`Image features and image tokens do not match,
+    tokens: 512, features: 512`), and it comes after the download and on the GPU. A dry run gives it in
+    seconds, with the values that disagree.
 
     ## Confidence and false positives
-    Forward and backward ran on the real shapes of this model, with the batch that was given, or else one
-    made from the configuration. The exception is what the model's own code raised. Which values of the
-    configuration are to blame is told by their numbers, which may stand in several places: all are listed.
-    A batch that was made from the configuration may differ from what your processor makes: where only it
-    may be to blame, this is a warning.
+    Forward and backward ran on the real shapes of this model, with the batch that was given, or else one made
+    from the configuration. The exception is what the model's own code raised. Which values of the
+    configuration cause it is inferred from their numbers, which may occur in several fields: all are listed.
+    A batch that was made from the configuration may differ from one of your processor: where only the batch
+    may be the cause, it is a warning.
 
     ## What to do
     Change one of the values named, so that both agree, and run it again.

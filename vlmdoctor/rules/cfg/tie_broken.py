@@ -15,16 +15,17 @@ def tie_broken(configuration: Configuration) -> Iterator[Finding]:
     """Tied weights are not tied: the output head has its own copy of the embedding.
 
     ## Why it matters
-    The two are trained apart, and whoever loads or merges the result ties them again: the head is
-    overwritten by the embedding and the model collapses, long after training. PEFT's
-    `modules_to_save=["embed_tokens", "lm_head"]` unties them so, as does assigning a new parameter ([peft
+    The two are trained separately, and loading or merging the result ties them again: the embedding
+    overwrites the head and the model collapses, long after training. PEFT's `modules_to_save=["embed_tokens",
+    "lm_head"]` unties them, and so does assigning a new parameter ([peft
     1750](https://github.com/huggingface/peft/issues/1750), [peft
     2803](https://github.com/huggingface/peft/issues/2803), [transformers
     45127](https://github.com/huggingface/transformers/issues/45127)).
 
     ## Confidence and false positives
-    That the configuration ties them and that they are two tensors is read off the model. A warning, since a
-    loader that finds both may keep both apart; silent where neither learns and the values are the same.
+    That the configuration ties them and that they are two tensors is read from the model. It is a warning,
+    since a loader that finds both may keep both; nothing is reported where neither learns and the values are
+    the same.
 
     ## What to do
     Tie them again (`model.tie_weights()`, PEFT's `ensure_weight_tying=True`), or set
@@ -42,11 +43,11 @@ def tie_broken(configuration: Configuration) -> Iterator[Finding]:
         measured={"tied": False, "equal_values": not differ},
         threshold={"tied": True},
         cause="they are two tensors"
-        + (" with different values" if differ else ", equal still, that will be trained apart")
+        + (" with different values" if differ else ", still equal, that will be trained separately")
         + "; whatever ties them again on loading or merging overwrites one with the other",
         fix=Fix(
-            "tie them again, or say in the configuration that they are not tied",
-            ("model.tie_weights()", "model.config.tie_word_embeddings = False  # if that is meant"),
+            "tie them again, or set tie_word_embeddings=False in the configuration",
+            ("model.tie_weights()", "model.config.tie_word_embeddings = False  # if that is intended"),
         ),
     )
 

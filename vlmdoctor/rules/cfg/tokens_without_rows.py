@@ -18,16 +18,16 @@ def tokens_without_rows(configuration: Configuration) -> Iterator[Finding]:
 
     ## Why it matters
     Tokens were added and the embedding was not resized (`len(tokenizer)` is not `tokenizer.vocab_size`): the
-    first text that has one ends in `index out of range` or a device-side assert ([transformers
+    first text with such a token ends in `index out of range` or a device-side assert ([transformers
     11102](https://github.com/huggingface/transformers/issues/11102), [tokenizers
-    1609](https://github.com/huggingface/tokenizers/issues/1609)). A token with a row in the embedding
-    and none in the head fails as a label ([transformers
+    1609](https://github.com/huggingface/tokenizers/issues/1609)). A token with a row in the embedding and
+    none in the head fails as a label ([transformers
     33819](https://github.com/huggingface/transformers/issues/33819)).
 
     ## Confidence and false positives
-    Ids and rows are counted. Whether the data will have such a token is not known: a warning. Placeholders
-    of images are left out, since models replace them before they look them up, and a head with fewer rows
-    is Mllama's design as long as only its placeholder lacks one.
+    Ids and rows are counted. Whether the data will have such a token is not known, so it is a warning. Image
+    placeholders are not judged, since models replace them before the embedding, and a head with fewer rows is
+    Mllama's design as long as only its placeholder lacks one.
 
     ## What to do
     `model.resize_token_embeddings(len(tokenizer))` after adding tokens, before making the optimizer.
@@ -48,8 +48,8 @@ def tokens_without_rows(configuration: Configuration) -> Iterator[Finding]:
         at=(table or what,),
         measured={"rows": rows, "tokenizer_size": configuration.tokens, "largest_id": missing[-1][1]},
         threshold={"rows": missing[-1][1] + 1},
-        cause="tokens were added to the tokenizer and the tables were not resized; a text with one of "
-        "them will raise, if there is any",
+        cause="tokens were added to the tokenizer and the tables were not resized; a text with one of them "
+        "will raise",
         fix=Fix(
             "resize the tables, then make the optimizer", ("model.resize_token_embeddings(len(tokenizer))",)
         ),

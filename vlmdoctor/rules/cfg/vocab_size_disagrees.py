@@ -20,8 +20,8 @@ def vocab_size_disagrees(configuration: Configuration) -> Iterator[Finding]:
     36590](https://github.com/huggingface/transformers/issues/36590)).
 
     ## Confidence and false positives
-    Both numbers are read. A warning, since a model of one's own may not use the configuration's; more rows
-    in the embedding than in the head are a design (Mllama) and not looked at.
+    Both numbers are read. It is a warning, since a custom model may not use the configuration's; more rows in
+    the embedding than in the head are a design (Mllama) and not judged.
 
     ## What to do
     Resize through the outermost model (`model.resize_token_embeddings`), which updates the configurations.
@@ -30,13 +30,13 @@ def vocab_size_disagrees(configuration: Configuration) -> Iterator[Finding]:
     if rows is None or size is None or rows == size:
         return
     yield Finding(
-        f"the output head has {rows:,} rows and the configuration's vocab_size is {size:,}",
+        f"the output head has {rows:,} rows, and the configuration's vocab_size is {size:,}",
         Severity.WARNING,
         at=(configuration.head or "output head",),
         measured={"head_rows": rows, "embedding_rows": configuration.embedding_rows},
         threshold={"vocab_size": size},
-        cause="the tables were replaced or resized without the configuration; what reshapes logits or loads "
-        "weights by vocab_size will not fit them",
+        cause="the tables were replaced or resized without the configuration; code that reshapes logits or "
+        "loads weights by vocab_size will not match them",
         fix=Fix(
             "resize through the outermost model, or correct the configuration",
             (f"model.config.get_text_config().vocab_size = {rows}",),

@@ -1,1 +1,1 @@
-"""Rules about checkpoints: were the weights loaded, and will what is saved come back?"""
+"""Rules on checkpoints: were the weights loaded, and can a run be saved and resumed?"""

@@ -21,18 +21,18 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Weights missing from the checkpoint: the model starts with random ones.
 
     ## Why it matters
-    A projector that was not saved, or not loaded with the adapters, leaves a model that talks well and
-    disregards the images ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474), [lmms-finetune
+    A projector that was not saved, or not loaded with the adapters, gives a model that writes well and
+    ignores the images ([LLaVA 474](https://github.com/haotian-liu/LLaVA/issues/474), [lmms-finetune
     53](https://github.com/zjysteven/lmms-finetune/issues/53)); the only sign is a line "newly initialized"
     among many ([LLaVA-Rad 25](https://github.com/microsoft/LLaVA-Rad/issues/25)).
 
     ## Confidence and false positives
     That the checkpoint has no tensor of their names is certain, and that their values look like those of a
     new module is measured (a uniform distribution up to 1/sqrt(inputs), or a normal one of deviation 0.02).
-    So it is where a tensor that nothing was loaded from has the same shape and a name that ends alike, and
-    unrelated values. Whether that is meant is not known: a warning. Silent where the checkpoint is one of a
-    single part, such as a language model that becomes a vision-language model, and where the values look
-    trained.
+    The same holds where an unused tensor of the checkpoint has the same shape, the same end of its name, and
+    unrelated values. Whether that is intended is not known, so it is a warning. Nothing is reported where the
+    checkpoint is one of a single part, such as a language model that becomes a vision-language model, and
+    where the values look trained.
 
     ## What to do
     If the part is new, nothing. Otherwise save it too (`modules_to_save`, `non_lora_trainables.bin`) and
@@ -44,7 +44,7 @@ def checkpoint_part_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
     held = {w.role for w in weights if w.key is not None}
     whole = [role for role, found in roles.items() if found and role not in held]
     if checkpoint.adapter_only:
-        # The base is another checkpoint: only what an adapter's run would have trained with it is asked for.
+        # The base is another checkpoint: only what an adapter's run would have trained with it is expected.
         whole = [role for role in whole if role == "projector"]
     elif not _whole_model(held, whole):
         return
@@ -84,7 +84,7 @@ def _seen(checkpoint: Checkpoint, count: int) -> str:
 
 
 def _whole_model(held: set[str], whole: Sequence[str]) -> bool:
-    """Whether the checkpoint is one of the whole model, and not of one part that it is built around."""
+    """Whether the checkpoint is one of the whole model, and not of one part."""
     if not whole:
         return True
     if whole == ["head"]:
@@ -107,9 +107,9 @@ def _finding(
             "all_tensors": checkpoint.counts(),
         },
         threshold={"newly_initialised": 0, "under_other_names": 0},
-        cause=f"the checkpoint has no tensor of such names{_alike(fresh)}; assumed, not known: that they "
-        "were not to start anew",
-        fix=Fix("save these weights too and load them; nothing, if they are new on purpose"),
+        cause=f"the checkpoint has no tensor with such names{_alike(fresh)}; assumed, not known: that they "
+        "should not be new",
+        fix=Fix("save and load these weights too; nothing, if they are new on purpose"),
     )
 
 

@@ -1,4 +1,4 @@
-"""checkpoint-shape-mismatch: the checkpoint's tensors do not fit into the model's."""
+"""checkpoint-shape-mismatch: the checkpoint's tensors have other shapes than the model's."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
 
     ## Why it matters
     Loaders skip such tensors with `ignore_mismatched_sizes=True`, with a hand-written filter on shapes, or
-    log them where nobody looks ([bumblebee 364](https://github.com/elixir-nx/bumblebee/issues/364)); the
+    log them where nobody reads it ([bumblebee 364](https://github.com/elixir-nx/bumblebee/issues/364)); the
     model keeps random weights there. The usual cause is a configuration that differs from the checkpoint's:
     another width, head size or number of experts ([candle
     2358](https://github.com/huggingface/candle/issues/2358)).
 
     ## Confidence and false positives
-    The shapes are read from the checkpoint. An error where most of a part does not fit, a warning for fewer.
-    Silent about rows that were added to or cut from a table whose other rows were loaded, about position
-    tables (they are interpolated), about heads that a new task replaces, and about tensors that hold as
-    many numbers in another order.
+    The shapes are read from the checkpoint. It is an error where most of a part does not match, a warning for
+    fewer. Not reported are rows that were added to or removed from a table whose other rows were loaded,
+    position tables (they are interpolated), heads that a new task replaces, and tensors with as many numbers
+    in another layout.
 
     ## What to do
     Build the model from the checkpoint's own configuration.
@@ -51,7 +51,7 @@ def checkpoint_shape_mismatch(checkpoint: Checkpoint) -> Iterator[Finding]:
     first = wrong[0]
     what = listed(called(role) for role in whole) if whole else counted(len(wrong), "tensor")
     yield Finding(
-        f"{what} can't have come from the checkpoint: the shapes differ",
+        f"shape mismatch: {what} can't have been loaded from the checkpoint",
         Severity.ERROR if whole else Severity.WARNING,
         at=places([w.name for w in wrong], [w.name for w in held]),
         measured={

@@ -15,18 +15,18 @@ def left_on_meta(tree: ModuleTree) -> Iterator[Finding]:
     """Parameters or buffers left on the meta device, beside others that have values.
 
     ## Why it matters
-    A model that is made on the meta device gets its values from the checkpoint. What the checkpoint lacks, a
-    projector or tables that are never saved (`persistent=False`), stays without any: the first forward pass
-    raises, or `to_empty` fills it with whatever was in memory (compare [transformers
+    A model that is made on the meta device gets its values from the checkpoint. What the checkpoint lacks,
+    such as a projector or tables that are never saved (`persistent=False`), has no values: the first forward
+    pass raises, or `to_empty` fills it with whatever was in memory (compare [transformers
     45902](https://github.com/huggingface/transformers/issues/45902)).
 
     ## Confidence and false positives
-    The devices are read off the tensors. Silent in a dry run (a factory that runs in one gives values to no
-    weight but those of `torch.ones` and the like), where all parameters are on the meta device, and where
-    accelerate's hooks fetch them when they are needed.
+    The devices are read from the tensors. Nothing is reported in a dry run (where only weights made by
+    `torch.ones` and similar functions have values), where all parameters are on the meta device, and where
+    accelerate's hooks load them when they are needed.
 
     ## What to do
-    Load the part that is missing, and compute the tables anew:
+    Load the missing part, and compute the tables again:
 
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     """
@@ -51,7 +51,8 @@ def left_on_meta(tree: ModuleTree) -> Iterator[Finding]:
         threshold={"parameters_on_meta": 0, "buffers_on_meta": 0},
         cause="they are on the meta device: the model was made there, and nothing was loaded into them",
         fix=Fix(
-            "load the checkpoint that holds them, or initialise them; make tables anew on the real device",
+            "load the checkpoint that holds them, or initialise them; compute tables again on the real "
+            "device",
             ("missing, unexpected = model.load_state_dict(state, strict=False, assign=True)",),
         ),
     )

@@ -1,4 +1,4 @@
-"""part-differs-from-checkpoint: all is the checkpoint's, but one part is another version of it."""
+"""part-differs-from-checkpoint: one part has other weights than the checkpoint, all others are equal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.ckpt.sample import called, sample_checkpoint
 from vlmdoctor.rules.places import places
 
-ROUNDED = 0.005  # relative distance: what a detour over bfloat16 leaves
+ROUNDED = 0.005  # relative distance: the rounding of a conversion to bfloat16 and back
 NEARLY_ALL = 0.9
 
 
@@ -19,35 +19,37 @@ def part_differs_from_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
     """One part has other weights than the checkpoint, while all others have exactly the checkpoint's.
 
     ## Why it matters
-    Models that build their vision tower from its own name on the hub put the public weights back over the
-    ones that were tuned, and say so in one line at most ([Q-Instruct
-    13](https://github.com/Q-Future/Q-Instruct/issues/13)). Both are good weights, so that nothing looks
-    broken; the model is worse than its checkpoint.
+    Models that build their vision tower from its own name on the hub load the public weights over the
+    fine-tuned ones, and log at most one line ([Q-Instruct
+    13](https://github.com/Q-Future/Q-Instruct/issues/13)). Both are good weights, so nothing looks broken;
+    the model is worse than its checkpoint.
 
     ## Confidence and false positives
     Measured: the part's values are related to the checkpoint's and not equal, in nearly all of its tensors
-    and by more than rounding, while those of the other parts are equal. That it was reloaded is assumed; a
-    part that was trained on its own since looks the same: a warning.
+    and by more than rounding, while those of the other parts are equal. That the part was reloaded is
+    assumed; a part that was trained alone since looks the same, so it is a warning.
 
     ## What to do
-    Load the checkpoint last, or keep the tower from loading itself (`delay_load`, no `mm_vision_tower` name
-    in the configuration).
+    Load the checkpoint last, or keep the tower from loading its own weights (`delay_load`, no
+    `mm_vision_tower` name in the configuration).
     """
-    told = [w for w in checkpoint.weights if w.key is not None and w.distance is not None and not w.adapter]
-    roles = dict.fromkeys(w.role for w in told)
-    parts = {role: [w for w in told if w.role == role] for role in roles}
+    compared = [
+        w for w in checkpoint.weights if w.key is not None and w.distance is not None and not w.adapter
+    ]
+    roles = dict.fromkeys(w.role for w in compared)
+    parts = {role: [w for w in compared if w.role == role] for role in roles}
     differing = [role for role, found in parts.items() if _nearly_all(found, equal=False)]
     if len(differing) != 1 or len(parts) < 2:
         return
     role = differing[0]
-    others = [w for w in told if w.role != role]
+    others = [w for w in compared if w.role != role]
     if not _nearly_all(others, equal=True):
         return
     changed = parts[role]
     yield Finding(
-        f"{called(role)} has other weights than the checkpoint, and all the rest has the checkpoint's",
+        f"{called(role)} has other weights than the checkpoint, and all other parts have the checkpoint's",
         Severity.WARNING,
-        at=places([w.name for w in changed], [w.name for w in told]),
+        at=places([w.name for w in changed], [w.name for w in compared]),
         measured={
             "tensors": len(changed),
             "median_distance": sorted(w.distance or 0.0 for w in changed)[len(changed) // 2],

@@ -1,4 +1,4 @@
-"""A checkpoint that fits its model, for the rules' examples, and what they say in common."""
+"""A checkpoint that fits its model, for the rules' examples, and the texts that they share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sample_checkpoint(change: Callable[[Weight], dict[str, Any]] | None = None, 
 
 
 def called(role: str) -> str:
-    """A role as it is spoken of."""
+    """A role's name in messages."""
     names = {"vision": "the vision encoder", "language": "the language model", "other": "the rest"}
     return names.get(role, f"the {role}")
 

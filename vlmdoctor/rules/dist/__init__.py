@@ -1,1 +1,1 @@
-"""Rules about training with several processes."""
+"""Rules on training with several processes."""

@@ -19,7 +19,7 @@ def accelerate_forces_cpu(environment: Environment) -> Iterator[Finding]:
     ## Why it matters
     `ACCELERATE_USE_CPU=true`, or `use_cpu: true` in the configuration that `accelerate config` once wrote,
     makes every Accelerator and every transformers Trainer that is launched by it use the CPU, on a machine
-    that may have got its GPU later.
+    even if that machine got its GPU later.
 
     ## Confidence and false positives
     The variable and the file are read; whether the next run uses accelerate at all is not known, hence a
@@ -33,9 +33,9 @@ def accelerate_forces_cpu(environment: Environment) -> Iterator[Finding]:
         return
     value = environment.variables.get("ACCELERATE_USE_CPU", "").lower()
     if value in _TRUE:
-        place, fix = "ACCELERATE_USE_CPU", Fix("take the variable away", ("unset ACCELERATE_USE_CPU",))
+        place, fix = "ACCELERATE_USE_CPU", Fix("unset the variable", ("unset ACCELERATE_USE_CPU",))
     elif environment.accelerate_cpu:
-        place, fix = environment.accelerate_cpu, Fix("configure accelerate anew", ("accelerate config",))
+        place, fix = environment.accelerate_cpu, Fix("configure accelerate again", ("accelerate config",))
     else:
         return
     yield Finding(

@@ -22,9 +22,8 @@ def allocator_setting(environment: Environment) -> Iterator[Finding]:
     (https://github.com/pytorch/pytorch/issues/183387).
 
     ## Confidence and false positives
-    Read as the allocator reads it. A key that resembles a known one, a value that it refuses or an `=`
-    instead of `:` is an error on a machine with a GPU, a warning without; a key that is simply not known here
-    is a warning.
+    The value is parsed as the allocator parses it. A misspelt key, a refused value or an `=` instead of `:`
+    is an error on a machine with a GPU, a warning without. A key that is not known here is a warning.
 
     ## What to do
     Write each option as `key:value`, separated by commas: `expandable_segments:True`.
@@ -49,7 +48,7 @@ def allocator_setting(environment: Environment) -> Iterator[Finding]:
             severity=Severity.WARNING,
             at=tuple(name for name in NAMES if name in variables),
             measured={name: variables[name] for name in NAMES if name in variables},
-            cause="torch reads only one of the names, which one depends on its version",
+            cause="torch reads only one of the names; which one depends on its version",
             fix=Fix(
                 "set the name that this torch reads",
                 ("export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",),

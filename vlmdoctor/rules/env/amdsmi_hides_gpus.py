@@ -21,7 +21,7 @@ def amdsmi_hides_gpus(environment: Environment) -> Iterator[Finding]:
 
     ## Confidence and false positives
     Both packages are installed: amdsmi and ROCm's own wheels (rocm-sdk-core). Whether this version of torch
-    still trips over them was not tried: a warning.
+    is still affected was not tried, so it is a warning.
 
     ## What to do
     Remove the package amdsmi; torch then asks HIP itself how many GPUs there are.
@@ -37,8 +37,8 @@ def amdsmi_hides_gpus(environment: Environment) -> Iterator[Finding]:
         severity=Severity.WARNING,
         at=("amdsmi", "rocm-sdk-core"),
         measured={"amdsmi": packages["amdsmi"], "rocm-sdk-core": packages["rocm-sdk-core"]},
-        cause="each brings a libamd_smi, and the one that is loaded first answers for both",
-        fix=Fix("remove the one that torch does not need", ("pip uninstall amdsmi",)),
+        cause="each brings a libamd_smi, and the one that is loaded first is used for both",
+        fix=Fix("remove the package that torch does not need", ("pip uninstall amdsmi",)),
     )
 
 

@@ -26,7 +26,7 @@ def compat_libcuda_in_use(environment: Environment) -> Iterator[Finding]:
     forward compatibility; or CUDA itself answered 804 (`--live`).
 
     ## What to do
-    Take the folder out of LD_LIBRARY_PATH, or use an image for a CUDA that the driver can do itself.
+    Take the folder out of LD_LIBRARY_PATH, or use an image for a CUDA version that the driver supports.
     """
     driver = environment.driver
     path = (driver.libcuda or "") if driver else ""
@@ -40,7 +40,7 @@ def compat_libcuda_in_use(environment: Environment) -> Iterator[Finding]:
         at=(path or "libcuda.so.1",),
         measured={"libcuda": path or None, "gpus": list(environment.names)},
         cause="forward compatibility works on data-centre GPUs only (error 804)",
-        fix=Fix("let the driver's own libcuda be found first", ("unset LD_LIBRARY_PATH",)),
+        fix=Fix("make the loader find the driver's own libcuda first", ("unset LD_LIBRARY_PATH",)),
     )
 
 

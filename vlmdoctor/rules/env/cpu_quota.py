@@ -16,16 +16,16 @@ def cpu_quota(environment: Environment) -> Iterator[Finding]:
     """CPU quota of the container below the number of processors.
 
     ## Why it matters
-    `os.cpu_count()` and the affinity tell of all processors of the machine, and so many DataLoader workers
-    are started; the quota then stops them all for most of the time
+    `os.cpu_count()` and the affinity give all CPUs of the machine, and that many DataLoader workers are
+    started; the quota then throttles them all for most of the time
     (https://github.com/springfall2008/batpred/issues/4771, https://github.com/python/cpython/issues/80235).
 
     ## Confidence and false positives
-    Quota and affinity are measured. Such a quota is usual in Kubernetes: a remark, and a warning where less
-    than two processors' time is left per GPU.
+    Quota and affinity are measured. Such a quota is usual in Kubernetes, so it is for information, and a
+    warning where fewer than two CPUs are left per GPU.
 
     ## What to do
-    Choose the workers by the quota: `num_workers` per GPU at most its share.
+    Set the number of workers by the quota: `num_workers` per GPU at most its share.
     """
     environment.need("host")
     host = environment.host
@@ -34,12 +34,12 @@ def cpu_quota(environment: Environment) -> Iterator[Finding]:
     gpus = max(1, len(environment.gpus))
     starved = bool(environment.gpus) and host.quota < 2 * gpus
     yield Finding(
-        message=f"of {host.cpus} processors this container may use the time of {host.quota:g}",
+        message=f"CPU quota: this container may use {host.quota:g} of {host.cpus} CPUs",
         severity=Severity.WARNING if starved else Severity.INFO,
         at=("cpu.max",),
         measured={"quota": host.quota, "shown": host.cpus},
-        cause="the control group limits the processor time",
-        fix=Fix(f"use num_workers={max(1, int(host.quota / gpus))} per GPU, or ask for more processors"),
+        cause="the control group limits the CPU time",
+        fix=Fix(f"use num_workers={max(1, int(host.quota / gpus))} per GPU, or request more CPUs"),
     )
 
 

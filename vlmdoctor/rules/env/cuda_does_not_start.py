@@ -11,7 +11,7 @@ from vlmdoctor.rules.env.machines import laptop, workstation
 
 _CODES = {
     2: "out of memory",
-    3: "not initialised: often a driver that is being replaced",
+    3: "not initialised: often during a driver update",
     46: "the devices are busy or unavailable",
     100: "no device is visible",
     101: "the device number is not valid",
@@ -27,16 +27,16 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
     """CUDA does not start: `cuInit` fails in a process of its own.
 
     ## Why it matters
-    The driver's own word is worth more than anything read from files: what `cuInit` answers is what torch
-    will get (https://github.com/deepspeedai/DeepSpeed/issues/2772 shows what happens to tools that try it in
-    their own process).
+    The answer of the driver is worth more than anything read from files: torch gets what `cuInit` returns
+    (https://github.com/deepspeedai/DeepSpeed/issues/2772 shows what happens to tools that try it in their own
+    process).
 
     ## Confidence and false positives
-    Measured, with `--live` only, or said by torch in a report of collect_env. Folded under the cause where
-    one is known. 100 on a machine without a GPU is no fault.
+    Measured, with `--live` only, or reported by torch in the output of collect_env. It is folded under the
+    cause where one is known. Code 100 on a machine without a GPU is no fault.
 
     ## What to do
-    See the code's meaning below; restart the machine if nothing else is named.
+    See the meaning of the code in the finding; restart the machine if no other cause is named.
     """
     environment.need("live")
     live = environment.live
@@ -46,7 +46,7 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
         what = "torch.cuda.is_available() is False"
     elif live.state == "refused":
         meaning = _CODES.get(live.code or 0, "see CUresult in the CUDA driver's documentation")
-        what = f"cuInit answers {live.code}: {meaning}"
+        what = f"cuInit returns {live.code}: {meaning}"
     else:
         what = f"cuInit {'does not return' if live.state == 'hung' else 'crashes'}"
     yield Finding(
@@ -54,9 +54,9 @@ def cuda_does_not_start(environment: Environment) -> Iterator[Finding]:
         severity=Severity.ERROR,
         at=("libcuda.so.1",),
         measured={"state": live.state, "code": live.code},
-        cause="torch says so in the report"
+        cause="torch reports it in the output of collect_env"
         if live.by_torch
-        else "the driver says so, tried in a process of its own",
+        else "the driver reports it, tried in a process of its own",
         fix=Fix("look at the kernel's log, and restart the machine", ("sudo dmesg | tail -50",)),
     )
 

@@ -10,10 +10,10 @@ from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import laptop, workstation
 
 SLOWS = {
-    "CUDA_LAUNCH_BLOCKING": "the processor waits for every kernel",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": "each tensor is asked of the driver",
-    "TORCH_CUDA_SANITIZER": "each kernel is checked for races",
-    "TORCH_DISTRIBUTED_DEBUG": "every collective is checked",
+    "CUDA_LAUNCH_BLOCKING": "every kernel launch blocks (a debug setting; slow)",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "each tensor is allocated by the driver (slow)",
+    "TORCH_CUDA_SANITIZER": "each kernel is checked for races (slow)",
+    "TORCH_DISTRIBUTED_DEBUG": "every collective is checked (slow)",
 }
 OFF = ("", "0", "off", "false", "info")
 
@@ -23,17 +23,17 @@ def debugging_left_on(environment: Environment) -> Iterator[Finding]:
     """Debug setting left on: it makes every run slower.
 
     ## Why it matters
-    CUDA_LAUNCH_BLOCKING=1 makes the processor wait for each kernel: a run can take several times as long
+    With CUDA_LAUNCH_BLOCKING=1 every kernel launch blocks: a run can take several times as long
     (https://github.com/ByteDance-Seed/VeOmni/issues/115,
     https://github.com/jishengpeng/WavTokenizer/issues/17). TORCH_DISTRIBUTED_DEBUG=DETAIL checks every
-    collective; PYTORCH_NO_CUDA_MEMORY_CACHING asks the driver for each tensor.
+    collective; with PYTORCH_NO_CUDA_MEMORY_CACHING the driver allocates each tensor.
 
     ## Confidence and false positives
-    The variables are set for every program that this shell starts. A warning, since it may be wanted right
-    now. Silent without a GPU.
+    The variables are set for every program that this shell starts. It is a warning, since it may be intended
+    right now. Nothing is reported without a GPU.
 
     ## What to do
-    Unset the variable in this shell when the debugging is over.
+    Unset the variable in this shell after debugging.
     """
     environment.need("variables")
     if not environment.gpus:
@@ -43,12 +43,12 @@ def debugging_left_on(environment: Environment) -> Iterator[Finding]:
         if value.lower() in OFF:
             continue
         yield Finding(
-            message=f"{name}={value} is left on: {effect}",
+            message=f"debug setting {name}={value} is left on: {effect}",
             severity=Severity.WARNING,
             at=(name,),
             measured={"value": value},
             cause="it is set in the environment that runs are started from",
-            fix=Fix("take it away", (f"unset {name}",)),
+            fix=Fix("unset the variable", (f"unset {name}",)),
         )
 
 

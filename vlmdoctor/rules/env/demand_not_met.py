@@ -1,4 +1,4 @@
-"""What the user requires of the machine, and it does not have."""
+"""Requirements of the user that the machine does not meet."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ def demand_not_met(environment: Environment, demands: Demands) -> Iterator[Findi
     """Requirements of `--require` not met by the machine.
 
     ## Why it matters
-    A job script that begins with `vlmdoctor check-env --require 8-gpus,bf16,disk=200GB` ends at once, with a
-    sentence, on the node that can't run it, and not after an hour in the queue and ten minutes of loading.
+    A job script that begins with `vlmdoctor check-env --require 8-gpus,bf16,disk=200GB` ends at once, with
+    one sentence, on a node that can't run it, and not after ten minutes of loading.
 
     ## Confidence and false positives
-    Each demand is held against what was measured. What could not be measured counts as not met, with the
-    reason: a gate never passes because it could not look. GPUs count if torch will see them
-    (CUDA_VISIBLE_DEVICES); `vram` is that of the smallest, in GB of 10^9 bytes; `disk` that of the working
-    folder.
+    Each requirement is compared with the measured value. What could not be measured is not met, with the
+    reason. GPUs are counted if they are visible to torch (CUDA_VISIBLE_DEVICES); `vram` is that of the
+    smallest, in GB of 10^9 bytes; `disk` that of the working folder.
 
     ## What to do
-    Run on another machine, or require less; the finding says what was measured.
+    Run on another machine, or lower the requirement; the finding says what was measured.
     """
     for demand in demands.demands:
         has, met = _held(demand, environment)
         if met:
             continue
         yield Finding(
-            message=f"required: {demand.text}; {f'there is {has}' if met is False else f'not known: {has}'}",
+            message=f"required {demand.text}, {f'found {has}' if met is False else f'not known: {has}'}",
             severity=Severity.ERROR,
             at=("--require",),
             measured={"there_is" if met is False else "not_known": has},
             threshold={"required": demand.text},
-            cause="the machine does not have it" if met is False else "it could not be measured",
-            fix=Fix("run on another machine, or require less"),
+            cause="the machine does not meet it" if met is False else "it could not be measured",
+            fix=Fix("run on another machine, or lower the requirement"),
         )
 
 
 def seen_gpus(environment: Environment) -> tuple[Gpu, ...]:
-    """The GPUs that a torch with support for them will see."""
+    """The GPUs that are visible to a torch with support for them."""
     value = environment.variables.get(VARIABLE)
     if value is None:
         return tuple(gpu for gpu in environment.gpus if not gpu.lost)
@@ -59,7 +58,7 @@ def seen_gpus(environment: Environment) -> tuple[Gpu, ...]:
 
 
 def _held(demand: Demand, environment: Environment) -> tuple[str, bool | None]:
-    """(what there is, in words; whether it is enough, None where that is not known)."""
+    """(the measured value as text; whether it is enough, None where that is not known)."""
     gpus = seen_gpus(environment)
     kind = demand.kind
     if kind in ("gpu", "gpus", "cpu-only"):
@@ -90,17 +89,17 @@ def _of_gpus(demand: Demand, gpus: tuple[Gpu, ...]) -> tuple[str, bool | None]:
         sizes = [gpu.memory for gpu in gpus]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes):
-            return "a GPU does not tell its memory", None
+            return "a GPU does not report its memory", None
         return f"{min(known) / 1e9:.1f} GB", min(known) >= demand.amount
     if demand.kind == "nvlink":
         links = [gpu.nvlinks for gpu in gpus]
         if any(link is None for link in links):
-            return "a GPU does not tell its links", None
+            return "a GPU does not report its links", None
         return f"{min(link or 0 for link in links)} links", all(links)
     least = (8, 0) if demand.kind == "bf16" else (8, 9)
     found = [gpu.capability for gpu in gpus]
     if any(capability is None for capability in found):
-        return "a GPU does not tell its compute capability", None
+        return "a GPU does not report its compute capability", None
     lowest = min(capability for capability in found if capability is not None)
     return f"compute capability {'.'.join(map(str, lowest))}", lowest >= least
 
@@ -108,10 +107,10 @@ def _of_gpus(demand: Demand, gpus: tuple[Gpu, ...]) -> tuple[str, bool | None]:
 def _of_host(demand: Demand, environment: Environment) -> tuple[str, bool | None]:
     host = environment.host
     if host is None:
-        return environment.unseen.get("host", "the machine was not looked at"), None
+        return environment.unseen.get("host", "the machine was not measured"), None
     if demand.kind == "cpus":
         has = min(host.cpus, host.quota) if host.quota is not None else host.cpus
-        return f"{has:g} processors", has >= demand.amount
+        return f"{has:g} CPUs", has >= demand.amount
     work = next((folder.free for folder in host.folders if folder.use == "work"), None)
     size = {"memory": host.available, "disk": work, "shm": host.shm}[demand.kind]
     if size is None:

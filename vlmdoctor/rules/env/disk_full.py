@@ -18,18 +18,18 @@ def disk_full(environment: Environment) -> Iterator[Finding]:
     """Disk full, nearly full, or not writable.
 
     ## Why it matters
-    Writing the checkpoint fails at the end of the night: "PytorchStreamWriter failed", "No space left on
-    device", or Errno 122 for a quota (https://github.com/open-mmlab/mmdetection/issues/12069). Tools that
-    look at the wrong volume miss it (https://github.com/h2oai/h2o-llmstudio/issues/214).
+    Writing the checkpoint fails after hours: "PytorchStreamWriter failed", "No space left on device", or
+    Errno 122 for a quota (https://github.com/open-mmlab/mmdetection/issues/12069). Tools that measure the
+    wrong volume miss it (https://github.com/h2oai/h2o-llmstudio/issues/214).
 
     ## Confidence and false positives
     Each folder is followed through links and variables to the disk that it is on: the working folder, the
     hub's and the data sets' caches, temporary files. Below 1 GiB, or without inodes, an error; below 10 GiB a
     warning; for temporary files and small caches a tenth of that. A cache that can't be written is a warning,
-    the working folder a remark. Quotas can't be seen without writing.
+    the working folder is for information. Quotas can't be measured without writing.
 
     ## What to do
-    Make room, or point the variable at another disk.
+    Free space, or point the variable at another disk.
     """
     environment.need("host")
     told = set()
@@ -52,7 +52,7 @@ def disk_full(environment: Environment) -> Iterator[Finding]:
             },
             cause=f"{folder.use}: {folder.path} is on this disk",
             fix=Fix(
-                "make room, or choose another disk",
+                "free space, or choose another disk",
                 (f"export {variable}=/big/disk",) if variable else ("df -h",),
             ),
         )

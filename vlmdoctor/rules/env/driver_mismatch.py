@@ -1,4 +1,4 @@
-"""A driver whose two halves are of different versions."""
+"""A driver whose kernel module and libraries have different versions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def driver_mismatch(environment: Environment) -> Iterator[Finding]:
     An update replaced the libraries while the old kernel module is still loaded: nvidia-smi says
     "Driver/library version mismatch", CUDA error 803, and no GPU works until the machine is restarted
     (https://github.com/oddmario/NVIDIA-Ubuntu-Driver-Guide/issues/4,
-    https://github.com/NVIDIA/nvidia-docker/issues/1256). In a container it comes from libraries of a driver
-    that were installed in the image.
+    https://github.com/NVIDIA/nvidia-docker/issues/1256). In a container the cause is driver libraries that
+    were installed in the image.
 
     ## Confidence and false positives
-    Measured: the version of the loaded module against that of the libcuda that programs load, or the driver's
-    own refusal (NVML code 18). Silent for the compatibility package, whose version differs on purpose.
+    Measured: the version of the loaded module compared with that of the libcuda that programs load, or the
+    driver's own error (NVML code 18). Nothing is reported for the compatibility package, whose version
+    differs on purpose.
 
     ## What to do
-    Restart the machine, or load the module anew. In a container, remove the driver's libraries from the
-    image.
+    Restart the machine, or reload the module. In a container, remove the driver's libraries from the image.
     """
     driver, nvml = environment.driver, environment.nvml
     refused = nvml is not None and nvml.code == 18
@@ -40,14 +40,14 @@ def driver_mismatch(environment: Environment) -> Iterator[Finding]:
     if nvml is not None and nvml.state == "answered":
         return
     yield Finding(
-        message="the NVIDIA kernel module and the driver's libraries are of different versions",
+        message="driver/library version mismatch: the NVIDIA kernel module and the driver's libraries differ",
         severity=Severity.ERROR,
         at=("NVIDIA driver",),
         measured={"kernel_module": kernel, "libraries": user, "nvml": nvml.reason if nvml else None},
         cause="the driver was updated and the old kernel module is still loaded"
         if environment.container is None
-        else "the image holds libraries of another driver than the host's",
-        fix=Fix("restart the machine, or load the module anew", ("sudo reboot",))
+        else "the image contains libraries of another driver than the host's",
+        fix=Fix("restart the machine, or reload the module", ("sudo reboot",))
         if environment.container is None
         else Fix("remove libcuda and libnvidia-ml from the image: the host's are mounted in"),
     )

@@ -15,17 +15,17 @@ def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
     """NVIDIA driver not loaded, or GPU not passed into the container.
 
     ## Why it matters
-    torch sees no GPU and trains on the CPU. The module was not built for a new kernel, is blocked by secure
-    boot, nouveau holds the card, or the container was started without `--gpus`.
+    torch finds no GPU and trains on the CPU. The module was not built for a new kernel, or is blocked by
+    secure boot, or nouveau has the GPU, or the container was started without `--gpus`.
 
     ## Confidence and false positives
-    The GPU is on the PCI bus; there is neither a loaded module nor a device file, or NVML says that the
-    driver is not loaded. An error where the installed torch was built for CUDA, else a warning; in a
-    container, where a job for the CPU may be meant, a warning at most. GPUs that are given to a virtual
-    machine do not count.
+    The GPU is on the PCI bus; there is neither a loaded module nor a device file, or NVML reports that the
+    driver is not loaded. It is an error where the installed torch was built for CUDA, else a warning; in a
+    container, where a CPU job may be intended, a warning at most. GPUs that are passed to a virtual machine
+    are not counted.
 
     ## What to do
-    Load the driver and see what it says; for a container, pass the GPUs in.
+    Load the driver and read its log; for a container, pass the GPUs in.
     """
     environment.need("pci")
     nvidia = [gpu for gpu in environment.pci or () if gpu.vendor == "nvidia" and gpu.driver != "vfio-pci"]
@@ -44,22 +44,20 @@ def driver_not_loaded(environment: Environment) -> Iterator[Finding]:
         return
     holder = next((gpu.driver for gpu in nvidia if gpu.driver), None)
     yield Finding(
-        message="there is an NVIDIA GPU, and it was not passed into this container"
+        message="the NVIDIA GPU was not passed into this container"
         if inside
-        else "there is an NVIDIA GPU, and its driver is not loaded",
+        else "the NVIDIA driver is not loaded, and there is an NVIDIA GPU",
         severity=Severity.ERROR if environment.torch_cuda and not inside else Severity.WARNING,
         at=tuple(gpu.bus for gpu in nvidia) or ("NVIDIA driver",),
         measured={"on_the_bus": len(nvidia), "held_by": holder},
         cause="the container was started without --gpus"
         if inside
-        else "nouveau holds the GPU"
+        else "nouveau uses the GPU"
         if holder == "nouveau"
         else "the kernel module nvidia is not loaded",
         fix=Fix("start the container with the GPUs", ("docker run --gpus all …",))
         if inside
-        else Fix(
-            "load the driver and see what it says", ("sudo modprobe nvidia", "sudo dmesg | grep -i nvidia")
-        ),
+        else Fix("load the driver and read its log", ("sudo modprobe nvidia", "sudo dmesg | grep -i nvidia")),
     )
 
 

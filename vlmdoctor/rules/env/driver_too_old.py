@@ -19,14 +19,14 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
     """NVIDIA driver too old for the CUDA version of torch.
 
     ## Why it matters
-    torch says "The NVIDIA driver on your system is too old" once, as a warning, and goes on without a GPU
+    torch says "The NVIDIA driver on your system is too old" once, as a warning, and continues without a GPU
     (https://github.com/pytorch/pytorch/issues/43058, https://github.com/pytorch/pytorch/issues/37320). It
-    comes with every new torch on a machine whose driver somebody else keeps.
+    happens with every new torch on a machine with an old driver.
 
     ## Confidence and false positives
     By NVIDIA's minor-version compatibility any CUDA 12 runs on a driver from 525 on, CUDA 13 from 580, CUDA
-    11 from 450; versions are compared number by number. Silent where the compatibility package (cuda-compat)
-    is what is loaded, and where a report says that torch did start CUDA.
+    11 from 450; versions are compared number by number. Nothing is reported where the compatibility package
+    (cuda-compat) is loaded, and where a report says that torch started CUDA.
 
     ## What to do
     Install a newer driver, or a torch built for an older CUDA.
@@ -35,7 +35,7 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
     driver = environment.driver
     cuda = numbers(environment.torch_cuda or "")
     version = numbers((driver.version or "") if driver else "")
-    # Windows numbers its drivers alike; Jetson and WSL have versions of their own but keep the same scale.
+    # Windows numbers its drivers in the same way; Jetson and WSL have their own versions on the same scale.
     if driver is None or not cuda or not version or cuda[0] not in LEAST:
         return
     if environment.live is not None and environment.live.by_torch and environment.live.state == "answered":
@@ -49,7 +49,7 @@ def driver_too_old(environment: Environment) -> Iterator[Finding]:
         measured={"driver": driver.version, "cuda": environment.torch_cuda},
         threshold={"driver": f">= {LEAST[cuda[0]]}"},
         cause=f"CUDA {cuda[0]} needs a driver from {LEAST[cuda[0]]} on",
-        fix=Fix("install a newer driver, or the torch that this driver can run", (reinstall(environment),)),
+        fix=Fix("install a newer driver, or a torch that this driver can run", (reinstall(environment),)),
     )
 
 

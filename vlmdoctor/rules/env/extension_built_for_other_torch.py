@@ -22,17 +22,17 @@ def extension_built_for_other_torch(environment: Environment) -> Iterator[Findin
 
     ## Why it matters
     Importing it raises "undefined symbol: _ZN3c10…" (https://github.com/Dao-AILab/flash-attention/issues/931,
-    https://github.com/Dao-AILab/flash-attention/issues/1832), or it says that its CUDA code can't be loaded
-    and does without (https://github.com/facebookresearch/xformers/issues/982,
+    https://github.com/Dao-AILab/flash-attention/issues/1832), or it warns that its CUDA code can't be loaded
+    and works without it (https://github.com/facebookresearch/xformers/issues/982,
     https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1056).
 
     ## Confidence and false positives
     What an extension was built for is read from its own file names and metadata, and the symbols that it
-    needs are looked up in the installed torch: a missing one is an error, since the import will fail. What
-    only says that it was built for another version is a warning.
+    needs are looked up in the installed torch. A missing symbol is an error, since the import will fail. If
+    only the recorded version differs, it is a warning.
 
     ## What to do
-    Install it again, so that it is built, or picked, for the installed torch.
+    Reinstall the extension, so that it is built or selected for the installed torch.
     """
     environment.need("extensions", "torch")
     torch = environment.torch
@@ -54,11 +54,11 @@ def extension_built_for_other_torch(environment: Environment) -> Iterator[Findin
             message=f"{extension.package} {extension.version} {what}",
             severity=Severity.ERROR if extension.missing else Severity.WARNING,
             at=(extension.package, "torch"),
-            measured={"built_for": built or "not told", "missing_symbols": list(extension.missing)},
+            measured={"built_for": built or "not known", "missing_symbols": list(extension.missing)},
             threshold={"torch": torch.version},
             cause="it was compiled for another torch than the installed one",
             fix=Fix(
-                "install it again for this torch",
+                "reinstall the extension for this torch",
                 (_ASKS.get(extension.package, f"pip install --upgrade {extension.package}"),),
             ),
         )

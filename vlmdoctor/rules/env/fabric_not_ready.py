@@ -1,4 +1,4 @@
-"""An NVLink fabric that is not up."""
+"""An NVLink fabric that is not ready."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def fabric_not_ready(environment: Environment) -> Iterator[Finding]:
 
     ## Confidence and false positives
     The state of the fabric is NVML's; or the switches' device file is there and no fabric manager runs, which
-    is a warning only, since it may run outside of the container.
+    is a warning only, since it may run outside the container.
 
     ## What to do
-    Start the fabric manager, of exactly the driver's version.
+    Start the fabric manager in exactly the driver's version.
     """
     waiting = [gpu for gpu in environment.gpus if gpu.fabric in ("not-started", "in-progress")]
     driver = environment.driver

@@ -22,12 +22,12 @@ def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
     https://github.com/rwth-i6/returnn/issues/1486).
 
     ## Confidence and false positives
-    The log since the machine was started, where this user may read it (/dev/kmsg). Only codes that tell of
-    the GPU, its firmware or its links count; those that programs cause (13, 31, 43, 45) do not. The GPU may
-    have been reset since: a warning. Where the log can't be read, nothing is said.
+    The log since the machine was started, where this user may read it (/dev/kmsg). Only codes of the GPU, its
+    firmware or its links are reported, not those that programs cause (13, 31, 43, 45). The GPU may have been
+    reset since, so it is a warning. Nothing is reported where the log can't be read.
 
     ## What to do
-    Reset the GPU or restart the machine; exchange the GPU if it comes again.
+    Reset the GPU or restart the machine; replace the GPU if the error comes again.
     """
     by_bus: dict[str, list[Xid]] = {}
     for xid in environment.xids:
@@ -38,7 +38,8 @@ def gpu_error_logged(environment: Environment) -> Iterator[Finding]:
     worst = next(iter(by_bus.values()))[0]
     others = f" ({len(by_bus)} GPUs failed)" if len(by_bus) > 1 else ""
     yield Finding(
-        message=f"the log tells of GPU {worst.bus}: Xid {worst.code}, {HARDWARE[worst.code]}{others}",
+        message=f"GPU failure in the kernel log: GPU {worst.bus}, Xid {worst.code}, "
+        f"{HARDWARE[worst.code]}{others}",
         severity=Severity.WARNING,
         at=tuple(by_bus),
         measured={"xid": sorted({xid.code for found in by_bus.values() for xid in found}), "log": worst.text},

@@ -1,4 +1,4 @@
-"""A GPU that lets one process in at a time, or none."""
+"""A GPU that allows one process at a time, or none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
     ## Why it matters
     In exclusive mode the second process on a GPU, a DataLoader worker that touches CUDA included, gets "all
     CUDA-capable devices are busy or unavailable" (https://github.com/NVIDIA/k8s-device-plugin/issues/647,
-    https://github.com/ai-dynamo/nixl/issues/1041). In prohibited mode every process does. Leftovers of MPS do
-    the same.
+    https://github.com/ai-dynamo/nixl/issues/1041). In prohibited mode every process gets it. Leftovers of MPS
+    have the same effect.
 
     ## Confidence and false positives
     The mode is NVML's. Prohibited is an error. Exclusive is a warning where a process already uses the GPU,
-    and a remark otherwise: clusters set it on purpose.
+    and for information otherwise: clusters set it on purpose.
 
     ## What to do
     Set the default mode: `sudo nvidia-smi -c DEFAULT` on the host.
@@ -40,7 +40,7 @@ def gpu_exclusive(environment: Environment) -> Iterator[Finding]:
             severity=Severity.WARNING if busy else severity,
             at=tuple(f"GPU {i}: {gpu.name}" for i, gpu in found),
             measured={"compute_mode": mode, "processes": sum(len(gpu.processes or ()) for _, gpu in found)},
-            cause="its compute mode was set so",
+            cause="its compute mode allows no other",
             fix=Fix("set the default mode", ("sudo nvidia-smi -c DEFAULT",)),
         )
 

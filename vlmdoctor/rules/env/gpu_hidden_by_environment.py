@@ -1,4 +1,4 @@
-"""GPUs that are there and hidden by an environment variable."""
+"""GPUs that are hidden by an environment variable."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ def gpu_hidden_by_environment(environment: Environment) -> Iterator[Finding]:
     """All GPUs hidden by CUDA_VISIBLE_DEVICES.
 
     ## Why it matters
-    Every program started from this shell sees no GPU: `torch.cuda.is_available()` is False and training goes
-    on on the CPU. The variable is often left over in a shell profile, a job script or a container's
-    definition, or set to a value that reads like a choice and leaves nothing: `all`
+    Every program started from this shell sees no GPU: `torch.cuda.is_available()` is False and training
+    continues on the CPU. The variable is often left over in a shell profile, a job script or a container's
+    definition, or set to a value that looks valid and leaves no GPU: `all`
     (https://github.com/YanWenKun/ComfyUI-Docker/issues/60), SLURM's `NoDevFiles`
     (https://github.com/ray-project/ray/issues/7014), a number that this machine does not have
-    (https://github.com/thuml/Autoformer/issues/25, https://github.com/pytorch/examples/issues/115),
-    quotes or brackets that were kept, or a GPU named twice.
+    (https://github.com/thuml/Autoformer/issues/25, https://github.com/pytorch/examples/issues/115), quotes or
+    brackets that were kept, or a GPU named twice.
 
     ## Confidence and false positives
-    The GPUs are counted from the driver and the value is read, entry by entry, as torch reads it; the parser
-    is tested against torch's own. Silent where there is no GPU. If the GPUs are hidden on purpose, ignore it.
+    The GPUs are counted from the driver and the value is parsed, entry by entry, as torch parses it; the
+    parser is tested against torch's own. Nothing is reported where there is no GPU. If the GPUs are hidden on
+    purpose, ignore it.
 
     ## What to do
     `unset CUDA_VISIBLE_DEVICES`, or set it to the numbers of the GPUs, such as `0` or `0,1`.
@@ -57,13 +58,13 @@ def gpu_hidden_by_environment(environment: Environment) -> Iterator[Finding]:
 
 
 def entries(reading: VisibleDevices) -> list[str]:
-    """Each entry of the value with its fate."""
+    """Each entry of the value, and what torch makes of it."""
     return [f"'{entry.text}': {entry.fate}" for entry in reading.entries]
 
 
 def _cause(value: str) -> str:
     if value == "NoDevFiles":
-        return "SLURM set it, since the job was given no GPU"
+        return "SLURM set it, since the job was allocated no GPU"
     if value.strip().lower() in ("all", "none", "void"):
         return f"'{value}' has a meaning for NVIDIA_VISIBLE_DEVICES only"
     return "the variable is set in the environment that this command was started from"
@@ -73,8 +74,8 @@ def _fix(reading: VisibleDevices, count: int) -> Fix:
     if reading.value == "NoDevFiles":
         return Fix("ask SLURM for GPUs when submitting the job", (f"sbatch --gres=gpu:{count} job.sh",))
     if reading.meant not in (None, "unset"):
-        return Fix("you probably meant", (f"export {VARIABLE}={reading.meant}",))
-    return Fix("take the variable away, or name the GPUs", (f"unset {VARIABLE}",))
+        return Fix("did you mean", (f"export {VARIABLE}={reading.meant}",))
+    return Fix("unset the variable, or name the GPUs", (f"unset {VARIABLE}",))
 
 
 @gpu_hidden_by_environment.bad

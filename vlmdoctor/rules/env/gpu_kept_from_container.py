@@ -1,4 +1,4 @@
-"""A container that was started so that no GPU comes in."""
+"""A container that was started without GPUs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def gpu_kept_from_container(environment: Environment) -> Iterator[Finding]:
     set the variable themselves.
 
     ## Confidence and false positives
-    The GPU is seen on the host's PCI bus, and its device files are missing here. Silent where they are
-    there: under CDI the variable is `void` on purpose. An error where the installed torch was built for
-    CUDA, a remark where it was built for the CPU.
+    The GPU is on the host's PCI bus, and its device files are missing here. Nothing is reported where they
+    exist: under CDI the variable is `void` on purpose. It is an error where the installed torch was built for
+    CUDA, and for information where it was built for the CPU.
 
     ## What to do
     Start the container with `--gpus all`, or set `NVIDIA_VISIBLE_DEVICES=all`.

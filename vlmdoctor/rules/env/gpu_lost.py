@@ -16,16 +16,16 @@ def gpu_lost(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     A GPU that fell off the bus (Xid 79) stays listed, and every program that touches it hangs or fails; often
-    there is no line about it in the log (https://github.com/NVIDIA/NVSentinel/issues/155,
+    the log has no line about it (https://github.com/NVIDIA/NVSentinel/issues/155,
     https://github.com/leptonai/gpud/issues/1209, https://github.com/rwth-i6/returnn/issues/1486).
 
     ## Confidence and false positives
-    The driver itself says that the GPU is lost, or it holds more GPUs on the bus than it lists. GPUs that are
-    held by another driver (vfio-pci, nouveau) do not count, and in a container nothing is counted.
+    The driver itself reports that the GPU is lost, or it has more GPUs on the bus than it lists. GPUs of
+    another driver (vfio-pci, nouveau) are not counted, and in a container nothing is judged.
 
     ## What to do
-    Restart the machine, with the power off for a while; if it comes again, look at power, heat and seat of
-    the card.
+    Restart the machine, with the power off for a while; if it happens again, check power, temperature and
+    seating of the card.
     """
     environment.need("nvml")
     lost = sum(gpu.lost for gpu in environment.gpus)
@@ -37,7 +37,8 @@ def gpu_lost(environment: Environment) -> Iterator[Finding]:
     if not lost and missing <= 0:
         return
     yield Finding(
-        message=f"{lost or missing} of {max(len(environment.gpus), len(held))} GPUs don't answer the driver",
+        message=f"{lost or missing} of {max(len(environment.gpus), len(held))} GPUs are lost: they don't "
+        "answer the driver",
         severity=Severity.ERROR,
         at=tuple(gpu.bus or gpu.name for gpu in environment.gpus if gpu.lost) or ("PCI bus",),
         measured={"on_the_bus": len(held), "listed": len(environment.gpus), "lost": lost},

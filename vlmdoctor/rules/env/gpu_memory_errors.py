@@ -1,4 +1,4 @@
-"""GPU memory that can't be trusted."""
+"""GPU memory with uncorrectable errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gpu_memory_errors(environment: Environment) -> Iterator[Finding]:
     uncorrected errors are a warning: a reset clears them.
 
     ## What to do
-    Reset the GPU when nothing runs on it; exchange it if the errors come again.
+    Reset the GPU when nothing runs on it; replace the GPU if the errors come again.
     """
     for index, gpu in enumerate(environment.gpus):
         if not (gpu.remap_failed or gpu.remap_pending or gpu.ecc_uncorrected):

@@ -1,4 +1,4 @@
-"""GPU memory that somebody else uses."""
+"""GPU memory that other programs use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
     """GPU memory already in use before training starts.
 
     ## Why it matters
-    The run dies of "CUDA out of memory" while loading, because a run of yesterday, a notebook or somebody
-    else still holds the memory (https://github.com/qizhou000/VisEdit/issues/5,
+    The run dies of "CUDA out of memory" while loading, because an older run, a notebook or another user still
+    holds the memory (https://github.com/qizhou000/VisEdit/issues/5,
     https://github.com/pytorch/pytorch/issues/5736).
 
     ## Confidence and false positives
-    Measured by NVML now. A warning from a tenth of the memory on, or from 2 GiB, if it is a GPU that this
-    environment may use. The programs are NVML's, or those that have the GPU's device file open. Memory in use
-    without a program to see means one of another user or container, or one that died and left it.
+    Measured by NVML now. It is a warning from a tenth of the memory on, or from 2 GiB, on a GPU that is
+    visible to this environment. The programs are NVML's, or those that have the GPU's device file open.
+    Memory without a visible program belongs to another user or container, or to a program that died.
 
     ## What to do
     End the programs that hold the memory, or choose another GPU.
@@ -41,19 +41,19 @@ def gpu_memory_in_use(environment: Environment) -> Iterator[Finding]:
     ]
     index, worst = max(taken, key=lambda found: found[1].used or 0)
     room = f"{(worst.used or 0) / GIB:.1f} of {(worst.memory or 0) / GIB:.0f} GiB"
-    others = f" ({len(taken)} GPUs are so used)" if len(taken) > 1 else ""
+    others = f" ({len(taken)} GPUs in all)" if len(taken) > 1 else ""
     yield Finding(
-        message=f"GPU {index}: {room} are already in use{others}",
+        message=f"GPU {index}: {room} already in use{others}",
         severity=Severity.WARNING,
         at=tuple(f"GPU {i}: {gpu.name}" for i, gpu in taken),
         measured={
             "used_gib": [round((gpu.used or 0) / GIB, 1) for _, gpu in taken],
-            "programs": programs or "none to be seen",
+            "programs": programs or "none visible",
         },
         cause="other programs hold it"
         if programs
-        else "a program of another user or container holds it, or one that died has left it",
-        fix=Fix("end them, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
+        else "a program of another user or container holds it, or a program that died",
+        fix=Fix("end these programs, or choose another GPU", ("nvidia-smi", f"fuser -v /dev/nvidia{index}")),
     )
 
 

@@ -1,4 +1,4 @@
-"""GPU numbers that mean other GPUs than those in nvidia-smi."""
+"""GPU indices that differ from those of nvidia-smi."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ def gpu_order_differs(environment: Environment) -> Iterator[Finding]:
     """GPU order of CUDA may differ from that of nvidia-smi.
 
     ## Why it matters
-    CUDA counts the fastest GPU first, nvidia-smi by PCI bus: number 0 is the one in one list and another in
-    the other. The run takes the wrong card, and somebody watches an idle one
-    (https://github.com/pytorch/pytorch/issues/86539, https://github.com/ModelCloud/Device-SMI/issues/40).
+    CUDA counts the fastest GPU first, nvidia-smi counts by PCI bus: index 0 is a different GPU in each. The
+    run uses the wrong GPU, while another one is monitored (https://github.com/pytorch/pytorch/issues/86539,
+    https://github.com/ModelCloud/Device-SMI/issues/40).
 
     ## Confidence and false positives
-    Fires where there is more than one model, a number is chosen in CUDA_VISIBLE_DEVICES, and
+    Reported where there is more than one model, an index is set in CUDA_VISIBLE_DEVICES, and
     CUDA_DEVICE_ORDER is not PCI_BUS_ID. Whether the two orders really differ on this machine is not known
-    without starting CUDA. Silent when all GPUs are of one model.
+    without starting CUDA. Nothing is reported when all GPUs are of one model.
 
     ## What to do
-    `export CUDA_DEVICE_ORDER=PCI_BUS_ID`, and CUDA counts as nvidia-smi does.
+    `export CUDA_DEVICE_ORDER=PCI_BUS_ID`: CUDA then counts as nvidia-smi does.
     """
     environment.need("variables")
     value = environment.variables.get(VARIABLE, "")
     models = {gpu.name for gpu in environment.gpus}
     if len(models) < 2 or environment.variables.get(ORDER) == "PCI_BUS_ID" or not value.strip()[:1].isdigit():
         return
-    # A choice of all of them, in whatever order, leaves no doubt about which are used.
+    # With all GPUs selected, in whatever order, there is no doubt which are used.
     if len(value.strip(", ").split(",")) >= len(environment.gpus):
         return
     yield Finding(
-        message=f'{VARIABLE} is "{value}", and the numbers may not be those of nvidia-smi',
+        message=f'{VARIABLE} is "{value}", and the indices may differ from those of nvidia-smi',
         severity=Severity.WARNING,
         at=(VARIABLE, ORDER),
         measured={"gpus": list(environment.names), "order": environment.variables.get(ORDER, "not set")},

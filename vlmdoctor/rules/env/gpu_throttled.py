@@ -1,4 +1,4 @@
-"""A GPU whose clocks are held down."""
+"""A GPU whose clocks are throttled."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def gpu_throttled(environment: Environment) -> Iterator[Finding]:
     """GPU throttled by heat, by its power supply, or by the hardware.
 
     ## Why it matters
-    Training goes on, at a fraction of the speed, on this one GPU; in a parallel job all others wait for it
+    Training continues at a fraction of the speed on this GPU; in a parallel job all others wait for it
     (https://github.com/NVIDIA/NVSentinel/issues/890).
 
     ## Confidence and false positives
     The reason is the GPU's own at this moment. An idle GPU's low clocks and the usual power cap are not
-    reported. One look is one moment: a warning.
+    reported. It is one moment only, so it is a warning.
 
     ## What to do
     Look at temperature, fans and power supply of the GPU that is named.
     """
     for index, gpu in enumerate(environment.gpus):
         reasons = [_WORDS[reason] for reason in gpu.throttle if reason in _WORDS]
-        # What an idle GPU reports besides says nothing about a busy one.
+        # The other reasons of an idle GPU say nothing about a busy one.
         if not reasons or "idle" in gpu.throttle:
             continue
         yield Finding(
-            message=f"GPU {index} is slowed down by {' and '.join(reasons)}",
+            message=f"GPU {index} is throttled by {' and '.join(reasons)}",
             severity=Severity.WARNING,
             at=(f"GPU {index}: {gpu.name}",),
             measured={"reasons": list(gpu.throttle)},

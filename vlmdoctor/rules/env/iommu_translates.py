@@ -1,4 +1,4 @@
-"""An IOMMU in the way of GPUs that talk to each other."""
+"""An IOMMU between GPUs that communicate directly."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def iommu_translates(environment: Environment) -> Iterator[Finding]:
     """IOMMU translates addresses between several GPUs without NVLink.
 
     ## Why it matters
-    With the IOMMU translating, direct traffic between GPUs goes the long way or gets lost: NCCL hangs with
-    all GPUs at 100% (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
+    With a translating IOMMU, direct traffic between GPUs is redirected or lost: NCCL hangs with all GPUs at
+    100% (https://github.com/NVIDIA/nccl/issues/2079, https://github.com/ROCm/rccl/issues/1129).
 
     ## Confidence and false positives
-    The kind of translation is the kernel's own word per GPU. Many such machines work; only a remark, for the
-    case that NCCL hangs. Silent for one GPU, with NVLink, in a container and in a virtual machine's guest
-    without an IOMMU.
+    The kind of translation is read from the kernel per GPU. Many such machines work, so it is for
+    information, for the case that NCCL hangs. Nothing is reported for one GPU, with NVLink, in a container
+    and in a virtual machine's guest without an IOMMU.
 
     ## What to do
     If NCCL hangs: boot with iommu=pt, or switch ACS off in the firmware.
@@ -38,12 +38,14 @@ def iommu_translates(environment: Environment) -> Iterator[Finding]:
     if environment.variables.get("NCCL_P2P_DISABLE") == "1":
         return
     yield Finding(
-        message="the IOMMU translates between GPUs that talk over PCIe: if NCCL hangs, this is why",
+        message="the IOMMU translates between GPUs on PCIe: a known cause if NCCL hangs",
         severity=Severity.INFO,
         at=tuple(translated),
         measured={"iommu": "translating", "nvlinks": 0},
         cause="direct traffic between GPUs is redirected through the IOMMU",
-        fix=Fix("only if NCCL hangs: boot with iommu=pt, or do without", ("export NCCL_P2P_DISABLE=1",)),
+        fix=Fix(
+            "only if NCCL hangs: boot with iommu=pt, or disable peer-to-peer", ("export NCCL_P2P_DISABLE=1",)
+        ),
     )
 
 

@@ -16,12 +16,12 @@ def kernel_old(environment: Environment) -> Iterator[Finding]:
     """Linux kernel older than 5.5, which accelerate warns about.
 
     ## Why it matters
-    accelerate says that such a kernel "can cause the process to hang"
-    (https://github.com/modelscope/ms-swift/issues/283); many clusters run such kernels without trouble, and
+    accelerate warns that such a kernel "can cause the process to hang"
+    (https://github.com/modelscope/ms-swift/issues/283); many clusters run such kernels without problems, and
     the cause is disputed.
 
     ## Confidence and false positives
-    The release is read. A remark only, on machines with a GPU: most runs are fine.
+    The release is read. It is for information, on machines with a GPU: most runs work.
 
     ## What to do
     Nothing, unless a run hangs: then try a machine with a newer kernel.
@@ -34,7 +34,7 @@ def kernel_old(environment: Environment) -> Iterator[Finding]:
         or not environment.gpus
     ):
         return
-    # Red Hat keeps old numbers for kernels that it brings up to date.
+    # Red Hat keeps old numbers for kernels with backported fixes.
     if ".el" in (environment.kernel or "") and version >= (4, 18):
         return
     yield Finding(

@@ -20,16 +20,16 @@ def launcher_variables_left(environment: Environment) -> Iterator[Finding]:
     """WORLD_SIZE is above 1, and no launcher is running.
 
     ## Why it matters
-    The first thing that asks torch.distributed waits for the others, for half an hour, without a word
+    The first use of torch.distributed waits silently for the other processes, for half an hour
     (https://github.com/pytorch/examples/issues/458). RANK and WORLD_SIZE are left over in a shell, or set by
     a cluster for other reasons.
 
     ## Confidence and false positives
-    WORLD_SIZE above 1, and no trace of torchrun, SLURM, MPI or Kubernetes' training operator in this
-    environment. Where the other processes are started by hand, this is right: a warning.
+    WORLD_SIZE is above 1, and this environment has no variable of torchrun, SLURM, MPI or Kubernetes'
+    training operator. If the other processes are started by hand, that is right, so it is a warning.
 
     ## What to do
-    Unset them in this shell, or start the training by torchrun.
+    Unset them in this shell, or start the training with torchrun.
     """
     environment.need("variables")
     variables = environment.variables
@@ -44,12 +44,12 @@ def launcher_variables_left(environment: Environment) -> Iterator[Finding]:
         if name in variables
     ]
     yield Finding(
-        message=f"WORLD_SIZE is {size}, and no launcher is at work: training would wait",
+        message=f"WORLD_SIZE is {size}, and no launcher is running: training would wait",
         severity=Severity.WARNING,
         at=tuple(names),
         measured={name: variables[name] for name in names if name != "MASTER_ADDR"},
         cause="the variables are left over from an earlier start, or set by hand",
-        fix=Fix("take them away, or start by torchrun", (f"unset {' '.join(names)}",)),
+        fix=Fix("unset the variables, or start with torchrun", (f"unset {' '.join(names)}",)),
     )
 
 

@@ -1,4 +1,4 @@
-"""CUDA libraries that win over those which torch brought."""
+"""CUDA libraries that are found before those of torch's wheels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import workstation
 
-# Their parts, and what is built on them, ask for a release at least as new as that of the wheels.
+# Their parts, and libraries built on them, need a release at least as new as that of the wheels.
 _STRICT = ("libnvJitLink", "libcudnn")
 
 
@@ -19,20 +19,20 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
     """CUDA libraries of LD_LIBRARY_PATH or the system shadow those of torch's wheels.
 
     ## Why it matters
-    The wheels bring the very versions that torch was built with. A cuDNN, cuBLAS, NCCL or nvJitLink that is
-    found first ends in "undefined symbol: __nvJitLinkAddData_12_1", in
-    CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH, or in wrong speed
-    (https://github.com/infiniflow/ragflow/issues/4466, https://github.com/pytorch/pytorch/issues/134929,
-    https://github.com/pytorch/pytorch/issues/131312, https://github.com/pytorch/pytorch/issues/188892).
+    The wheels bring the exact versions that torch was built with. A cuDNN, cuBLAS, NCCL or nvJitLink that is
+    found first causes "undefined symbol: __nvJitLinkAddData_12_1", CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH,
+    or a lower speed (https://github.com/infiniflow/ragflow/issues/4466,
+    https://github.com/pytorch/pytorch/issues/134929, https://github.com/pytorch/pytorch/issues/131312,
+    https://github.com/pytorch/pytorch/issues/188892).
 
     ## Confidence and false positives
-    The folders of LD_LIBRARY_PATH are looked through for libraries with the same name as the wheels'. An
-    error where nvJitLink or cuDNN is older than the wheel's, a warning for other releases; silent where a
-    version can't be told. cuDNN engines in the system's folders are a remark: they are loaded only when the
-    wheel's are not found.
+    The folders of LD_LIBRARY_PATH are searched for libraries with the same name as the wheels'. It is an
+    error where nvJitLink or cuDNN is older than the wheel's, a warning for other releases; nothing is
+    reported where a version is not known. cuDNN engines in the system's folders are for information: they are
+    loaded only when the wheel's are not found.
 
     ## What to do
-    Unset LD_LIBRARY_PATH, or take that folder out of it.
+    Unset LD_LIBRARY_PATH, or remove that folder from it.
     """
     environment.need("libraries")
     for by in ("LD_LIBRARY_PATH", "system"):
@@ -45,11 +45,11 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
         yield Finding(
             message=f"{worst.name} from {worst.path.rpartition('/')[0]} is loaded instead of torch's own"
             if by == "LD_LIBRARY_PATH"
-            else f"another {worst.name} lies in the system beside torch's own",
+            else f"another {worst.name} is in the system beside torch's own",
             severity=severity if by == "LD_LIBRARY_PATH" else Severity.INFO,
             at=(by if by == "LD_LIBRARY_PATH" else worst.path,),
-            measured={library.name: library.version or "not told" for library in found},
-            threshold={library.name: library.wheel or "not told" for library in found},
+            measured={library.name: library.version or "not known" for library in found},
+            threshold={library.name: library.wheel or "not known" for library in found},
             cause=f"{by} comes before the folders of the wheels"
             if by == "LD_LIBRARY_PATH"
             else "cuDNN loads its engines by name, and the loader may find the system's",
@@ -60,13 +60,13 @@ def libraries_shadowed(environment: Environment) -> Iterator[Finding]:
 
 
 def _differs(library: Library) -> bool:
-    """Whether it is surely another release; 9.10.2 and 9.10.2.21 are the same."""
+    """Whether it is certainly another release; 9.10.2 and 9.10.2.21 are the same."""
     ours, wheel = numbers(library.version or ""), numbers(library.wheel or "")
     return len(ours) >= 2 and bool(wheel) and ours != wheel[: len(ours)]
 
 
 def _older(library: Library) -> bool:
-    """Whether it is an older release of a library that does not put up with that."""
+    """Whether it is an older release of a library that fails with one."""
     ours, wheel = numbers(library.version or ""), numbers(library.wheel or "")
     return library.name.startswith(_STRICT) and ours < wheel[: len(ours)]
 

@@ -14,8 +14,8 @@ _REMARKS = {
     "HF_HUB_OFFLINE": "models and data sets that are not in the cache are not found",
     "TRANSFORMERS_OFFLINE": "models that are not in the cache are not found",
     "HF_DATASETS_OFFLINE": "data sets that are not in the cache are not found",
-    "TRANSFORMERS_DISABLE_TORCH_CHECK": "transformers no longer checks what models are given",
-    "PYTORCH_ENABLE_MPS_FALLBACK": "operators that Apple's GPU lacks run on the processor, slowly",
+    "TRANSFORMERS_DISABLE_TORCH_CHECK": "transformers no longer checks the inputs of models",
+    "PYTORCH_ENABLE_MPS_FALLBACK": "operators that Apple's GPU lacks run on the CPU, slowly",
 }
 
 
@@ -25,15 +25,15 @@ def library_switched_off(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     USE_TORCH=0 makes transformers behave as if torch were not installed. With HF_HUB_OFFLINE left on,
-    whatever is not in the cache is "not found" (https://github.com/huggingface/transformers/issues/42308).
+    everything outside the cache is "not found" (https://github.com/huggingface/transformers/issues/42308).
     TRANSFORMERS_DISABLE_TORCH_CHECK silences the checks of inputs that would have named a mistake.
 
     ## Confidence and false positives
-    USE_TORCH is an error: nothing of transformers that needs torch can be used. The others are remarks: they
-    are often meant.
+    USE_TORCH is an error: no model of transformers can be used. The others are for information: they are
+    often intended.
 
     ## What to do
-    Unset the variable where it is not meant.
+    Unset the variable where it is not intended.
     """
     environment.need("variables")
     value = environment.variables.get("USE_TORCH", "")
@@ -44,7 +44,7 @@ def library_switched_off(environment: Environment) -> Iterator[Finding]:
             at=("USE_TORCH",),
             measured={"value": value},
             cause="the variable switches torch off in transformers",
-            fix=Fix("take it away", ("unset USE_TORCH",)),
+            fix=Fix("unset the variable", ("unset USE_TORCH",)),
         )
     for name, effect in _REMARKS.items():
         if environment.variables.get(name, "").lower() not in _ON:
@@ -57,7 +57,7 @@ def library_switched_off(environment: Environment) -> Iterator[Finding]:
             at=(name,),
             measured={"value": environment.variables[name]},
             cause="it is set in the environment that runs are started from",
-            fix=Fix("take it away, if it is not meant", (f"unset {name}",)),
+            fix=Fix("unset the variable if it is not intended", (f"unset {name}",)),
         )
 
 

@@ -1,4 +1,4 @@
-"""Healthy machines for the rules' examples, to be spoilt in one respect."""
+"""Healthy machines for the rules' examples, to be changed in one respect."""
 
 from __future__ import annotations
 

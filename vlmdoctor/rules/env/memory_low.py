@@ -16,12 +16,12 @@ def memory_low(environment: Environment) -> Iterator[Finding]:
     """Low host memory, or a low memory limit of the container.
 
     ## Why it matters
-    The process is killed without a word ("Killed", exit status 137), often while a checkpoint is loaded,
-    which passes through the host's memory.
+    The process is killed ("Killed", exit status 137), often while a checkpoint is loaded, which needs the
+    host's memory.
 
     ## Confidence and false positives
-    What is available now, the control group's limit included. Below 2 GiB a warning. What the model needs is
-    not known here: see `vlmdoctor check TARGET --depth shapes`.
+    The memory that is available now, with the control group's limit. Below 2 GiB it is a warning. What the
+    model needs is not known here: see `vlmdoctor check TARGET --depth shapes`.
 
     ## What to do
     End other programs, or raise the limit of the container's memory.
@@ -31,7 +31,7 @@ def memory_low(environment: Environment) -> Iterator[Finding]:
     if host is None or host.available is None or host.available >= 2 * GIB:
         return
     yield Finding(
-        message=f"{host.available / GIB:.1f} GiB of memory are left",
+        message=f"low memory: {host.available / GIB:.1f} GiB are left",
         severity=Severity.WARNING,
         at=("memory",),
         measured={

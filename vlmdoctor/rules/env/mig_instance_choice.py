@@ -1,4 +1,4 @@
-"""GPUs split into MIG instances, of which a process can use one."""
+"""GPUs with MIG instances, of which a process can use one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def mig_instance_choice(environment: Environment) -> Iterator[Finding]:
     """MIG mode without an instance, or several MIG instances for one process.
 
     ## Why it matters
-    In MIG mode a GPU itself can't run anything: without an instance CUDA sees no device. And CUDA gives a
+    In MIG mode a GPU itself can't run anything: without an instance CUDA finds no device. CUDA gives a
     process one MIG instance, however many CUDA_VISIBLE_DEVICES lists
     (https://github.com/pytorch/pytorch/issues/92315).
 
     ## Confidence and false positives
-    The mode and the instances are NVML's. In a container, instances that were not passed in are not listed,
-    which comes to the same. Several instances in the variable are a warning: a launcher may hand them out.
+    The mode and the instances are NVML's. In a container, instances that were not passed in are not listed
+    and can't be used either. Several instances in the variable are a warning: a launcher may distribute them.
 
     ## What to do
-    Make an instance, or switch MIG off; list one instance per process.
+    Create an instance, or switch MIG off; list one instance per process.
     """
     environment.need("nvml")
     split = [gpu for gpu in environment.gpus if gpu.mig]
@@ -33,13 +33,13 @@ def mig_instance_choice(environment: Environment) -> Iterator[Finding]:
         return
     if split and len(split) == len(environment.gpus) and not any(gpu.mig_devices for gpu in split):
         yield Finding(
-            message="MIG is on and there is no MIG instance: CUDA sees no device",
+            message="MIG mode is on without a MIG instance: CUDA finds no device",
             severity=Severity.ERROR,
             at=tuple(gpu.name for gpu in split),
             measured={"mig": True, "instances": 0},
-            cause="a GPU in MIG mode runs nothing outside of an instance",
+            cause="a GPU in MIG mode runs nothing outside an instance",
             fix=Fix(
-                "make an instance of the whole GPU, or switch MIG off",
+                "create an instance of the whole GPU, or switch MIG off",
                 ("sudo nvidia-smi mig -cgi 0 -C", "sudo nvidia-smi -mig 0"),
             ),
         )

@@ -1,4 +1,4 @@
-"""A multi-process service that is asked for and does not run."""
+"""A multi-process service that is requested and not running."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ def mps_not_running(environment: Environment) -> Iterator[Finding]:
     """CUDA_MPS_PIPE_DIRECTORY is set, and no MPS daemon is running.
 
     ## Why it matters
-    With a socket that a daemon has left behind, CUDA fails with "MPS client failed to connect to the MPS
+    With a socket that an ended daemon left behind, CUDA fails with "MPS client failed to connect to the MPS
     control daemon" (805, https://github.com/NVIDIA/nvidia-container-toolkit/issues/714) or "all CUDA-capable
     devices are busy or unavailable" (https://github.com/NVIDIA/k8s-device-plugin/issues/647,
-    https://github.com/ai-dynamo/nixl/issues/1041). Without any, programs run beside each other as if there
-    were no such service, and in exclusive mode the second one is refused.
+    https://github.com/ai-dynamo/nixl/issues/1041). Without a socket, programs run as if there were no such
+    service, and in exclusive mode the second one is refused.
 
     ## Confidence and false positives
-    The folder is looked into for the daemon's socket, and, outside of containers, the processes for the
-    daemon. Whether the service is wanted is not known: a warning. Silent about `/dev/null`, which keeps
-    programs from using it.
+    The folder is searched for the daemon's socket, and, outside containers, the processes for the daemon.
+    Whether the service is intended is not known, so it is a warning. `/dev/null` is not reported: it keeps
+    programs from using the service.
 
     ## What to do
-    Start the daemon, or take the variable away.
+    Start the daemon, or unset the variable if no service is intended.
     """
     mps = environment.mps
     if mps is None or not environment.gpus or (mps.control and mps.daemon is not False):
         return
     yield Finding(
-        message=f"CUDA_MPS_PIPE_DIRECTORY is {mps.folder}, and no MPS daemon listens there",
+        message=f"CUDA_MPS_PIPE_DIRECTORY is {mps.folder}, and no MPS daemon is running there",
         severity=Severity.WARNING,
         at=("CUDA_MPS_PIPE_DIRECTORY",),
         measured={"socket": mps.control, "daemon": "not looked for" if mps.daemon is None else mps.daemon},
         cause="the daemon has ended and left its socket behind"
         if mps.control
-        else "there is no socket of a daemon in that folder"
+        else "that folder has no socket of a daemon"
         if not mps.daemon
-        else "the daemon that runs uses another folder",
+        else "the running daemon uses another folder",
         fix=Fix(
-            "start the daemon, or do without it",
+            "start the daemon, or unset the variable",
             ("nvidia-cuda-mps-control -d", "unset CUDA_MPS_PIPE_DIRECTORY"),
         ),
     )

@@ -21,9 +21,9 @@ def no_compiler(environment: Environment) -> Iterator[Finding]:
     https://github.com/deepspeedai/DeepSpeed/issues/3223).
 
     ## Confidence and false positives
-    Only where deepspeed is installed, there is a GPU, and nvcc or the C++ compiler can't be found. A run that
-    uses none of these operators works all the same: a warning. Without deepspeed nothing is said: torch needs
-    no nvcc.
+    Reported only where deepspeed is installed, there is a GPU, and nvcc or the C++ compiler can't be found. A
+    run that uses none of these operators works all the same, so it is a warning. Nothing is reported without
+    deepspeed: torch needs no nvcc.
 
     ## What to do
     Install the CUDA toolkit of torch's CUDA version, and a compiler.
@@ -48,7 +48,7 @@ def no_compiler(environment: Environment) -> Iterator[Finding]:
         severity=Severity.WARNING,
         at=("deepspeed",),
         measured={"missing": missing},
-        cause="neither PATH nor CUDA_HOME leads to them",
+        cause="neither PATH nor CUDA_HOME contains them",
         fix=Fix(
             f"install the toolkit for CUDA {environment.torch_cuda or ''}".rstrip(),
             ("export CUDA_HOME=/usr/local/cuda", "sudo apt install build-essential python3-dev"),

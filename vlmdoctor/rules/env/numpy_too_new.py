@@ -20,7 +20,7 @@ def numpy_too_new(environment: Environment) -> Iterator[Finding]:
     NumPy raises "Numpy is not available" (https://github.com/pytorch/pytorch/issues/135013).
 
     ## Confidence and false positives
-    torch supports NumPy 2 from 2.3.0 on. On Windows 2.3 and 2.4.0 were reported not to: there it is a
+    torch supports NumPy 2 from 2.3.0 on. On Windows 2.3 and 2.4.0 were reported to fail: there it is a
     warning.
 
     ## What to do

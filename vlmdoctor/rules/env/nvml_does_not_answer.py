@@ -15,13 +15,13 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
     """NVML does not answer: the NVIDIA driver hangs, crashes or refuses.
 
     ## Why it matters
-    A GPU that hangs takes every program with it that asks for GPUs: imports that never return, jobs that
-    never start (https://github.com/vllm-project/vllm/issues/26774). This tool asks in a process of its own
-    and goes on.
+    With a GPU that hangs, every program that asks for GPUs hangs: imports that never return, jobs that never
+    start (https://github.com/vllm-project/vllm/issues/26774). This tool asks in a process of its own and
+    continues.
 
     ## Confidence and false positives
-    Measured: no answer within half a minute, a crash, or the driver's own refusal. That there is no driver at
-    all is not reported here.
+    Measured: no answer within half a minute, a crash, or the driver's own error. A missing driver is not
+    reported here.
 
     ## What to do
     Restart the machine; look for Xid in the kernel's log.
@@ -29,13 +29,13 @@ def nvml_does_not_answer(environment: Environment) -> Iterator[Finding]:
     nvml = environment.nvml
     if nvml is None or nvml.state not in ("hung", "crashed", "refused"):
         return
-    # 9 and 12: there is no driver to refuse anything, as in an image that brings the library alone.
+    # 9 and 12: there is no driver, as in an image that brings the library alone.
     if nvml.state == "refused" and nvml.code in (9, 12):
         return
     yield Finding(
         message={
             "hung": "the NVIDIA driver does not answer",
-            "crashed": "asking the NVIDIA driver crashes",
+            "crashed": "the NVIDIA driver crashes when it is asked for its GPUs",
             "refused": f"the NVIDIA driver refuses: {nvml.reason or 'no reason given'}",
         }[nvml.state],
         severity=Severity.ERROR,

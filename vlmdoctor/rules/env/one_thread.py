@@ -1,4 +1,4 @@
-"""A single thread for many processors."""
+"""A single thread for many CPUs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def one_thread(environment: Environment) -> Iterator[Finding]:
     """OMP_NUM_THREADS is 1 on a machine with many processors.
 
     ## Why it matters
-    Whatever runs on the processor, image preprocessing and the whole training without a GPU, then uses one of
-    them (https://github.com/NVIDIA/enroot/issues/185). torchrun sets it for its children on purpose; left in
-    a shell or an image it slows everything.
+    All CPU work, such as image preprocessing and training without a GPU, then uses one CPU
+    (https://github.com/NVIDIA/enroot/issues/185). torchrun sets the variable for its children on purpose;
+    left in a shell or an image it slows everything.
 
     ## Confidence and false positives
-    A remark, from eight processors on, when no launcher has started this shell. With several DataLoader
-    workers one thread each may be just right.
+    It is for information, from eight CPUs on, when no launcher has started this shell. With several
+    DataLoader workers one thread each may be right.
 
     ## What to do
-    Unset it, or set it to the processors per process.
+    Unset it, or set it to the CPUs per process.
     """
     environment.need("variables", "host")
     variables = environment.variables
@@ -34,12 +34,12 @@ def one_thread(environment: Environment) -> Iterator[Finding]:
     if name is None or environment.cpus < 8 or any(launcher in variables for launcher in _LAUNCHERS):
         return
     yield Finding(
-        message=f"{name}=1: of {environment.cpus} processors one is used by each process",
+        message=f"{name}=1: each process uses one of {environment.cpus} CPUs",
         severity=Severity.INFO,
         at=(name,),
         measured={name: "1", "processors": environment.cpus},
         cause="it is set in the environment that runs are started from",
-        fix=Fix("take it away, or divide the processors among the processes", (f"unset {name}",)),
+        fix=Fix("unset the variable, or divide the CPUs among the processes", (f"unset {name}",)),
     )
 
 

@@ -16,12 +16,12 @@ def open_files_low(environment: Environment) -> Iterator[Finding]:
     """Limit of open files too low for many DataLoader workers.
 
     ## Why it matters
-    Each tensor that a worker passes on holds a file open: "received 0 items of ancdata", "Too many open
-    files" (https://github.com/pytorch/pytorch/issues/973).
+    Each tensor that a worker passes to the main process holds a file open: "received 0 items of ancdata",
+    "Too many open files" (https://github.com/pytorch/pytorch/issues/973).
 
     ## Confidence and false positives
-    The soft limit of this process. Below 1024 a warning; the usual 1024 is a remark, on a machine with a GPU
-    only.
+    The soft limit of this process is read. Below 1024 it is a warning; the usual 1024 is for information, on
+    a machine with a GPU only.
 
     ## What to do
     Raise the soft limit in the shell that starts the run.
@@ -32,13 +32,13 @@ def open_files_low(environment: Environment) -> Iterator[Finding]:
         return
     hard = environment.host.open_files_hard if environment.host else None
     yield Finding(
-        message=f"at most {soft} files can be open: too few for many DataLoader workers",
+        message=f"the limit of open files is {soft}: too low for many DataLoader workers",
         severity=Severity.WARNING if soft < 1024 else Severity.INFO,
         at=("ulimit -n",),
         measured={"soft": soft, "hard": hard if hard is not None else "no limit"},
         threshold={"soft": ">= 4096"},
-        cause="it is the system's default" if soft == 1024 else "somebody lowered it",
-        fix=Fix("raise it", (f"ulimit -n {min(hard or 65536, 65536)}",)),
+        cause="it is the system's default" if soft == 1024 else "it was lowered from the default",
+        fix=Fix("raise the limit", (f"ulimit -n {min(hard or 65536, 65536)}",)),
     )
 
 

@@ -19,28 +19,30 @@ def openmp_twice(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     Another package brings a second OpenMP runtime beside torch's: the process stops with "OMP: Error #15",
-    or, with KMP_DUPLICATE_LIB_OK set to silence it, may hang or compute wrong numbers
+    or, with KMP_DUPLICATE_LIB_OK set to silence the error, may hang or compute wrong numbers
     (https://github.com/dmlc/xgboost/issues/1715).
 
     ## Confidence and false positives
-    The variable is read, and passed over where it has the very value that scikit-learn sets on import. Which
-    packages bring a second runtime is listed where they were found. Many programs run well with both: a
-    warning, as Intel's own message has it.
+    The variable is read, and not reported where it has the value that scikit-learn sets on import. Packages
+    with a second runtime are listed where they were found. Many programs run well with both, so it is a
+    warning, as in Intel's own message.
 
     ## What to do
-    Take the variable away and see whether the error comes; then remove the second runtime.
+    Unset the variable and check whether the error comes; then remove the second runtime.
     """
     environment.need("variables")
     value = environment.variables.get(VARIABLE, "")
     if value == SET_BY_SKLEARN or value.lower() not in ("true", "1", "yes"):
         return
     yield Finding(
-        message=f"{VARIABLE} is set: two OpenMP runtimes may be at work in one process",
+        message=f"{VARIABLE} is set: one process may run two OpenMP runtimes",
         severity=Severity.WARNING,
         at=(VARIABLE, *environment.openmp),
         measured={"value": value, "runtimes": list(environment.openmp) or "not found by name"},
-        cause="somebody silenced OMP: Error #15 with it",
-        fix=Fix("take it away; if the error comes back, remove the second runtime", (f"unset {VARIABLE}",)),
+        cause="the variable silences OMP: Error #15",
+        fix=Fix(
+            "unset the variable; if the error comes back, remove the second runtime", (f"unset {VARIABLE}",)
+        ),
     )
 
 

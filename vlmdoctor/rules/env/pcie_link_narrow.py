@@ -1,4 +1,4 @@
-"""A GPU on fewer PCIe lanes than its siblings."""
+"""A GPU on fewer PCIe lanes than others of its model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def pcie_link_narrow(environment: Environment) -> Iterator[Finding]:
     """GPU on fewer PCIe lanes than others of the same model.
 
     ## Why it matters
-    A card that is badly seated trains its link down: everything works, and copies to and from it take several
+    A card that is badly seated has a narrower link: everything works, and copies to and from it take several
     times as long (https://github.com/NVIDIA/NVSentinel/issues/890,
     https://github.com/local-inference-lab/rtx6kpro/issues/88).
 
     ## Confidence and false positives
-    Only compared with other GPUs of the same model in the same machine, and only the width: the speed of an
-    idle link is lowered to save power, and cloud machines report widths of their own. A warning, since a slot
-    may simply have fewer lanes.
+    Only the width is compared, and only with other GPUs of the same model in the same machine: the speed of
+    an idle link is lowered to save power, and cloud machines report other widths. It is a warning, since a
+    slot may have fewer lanes.
 
     ## What to do
-    Seat the card anew, or see whether its slot has the lanes.
+    Reseat the card, or check whether its slot has the lanes.
     """
     widths: dict[str, int] = {}
     for gpu in environment.gpus:
@@ -35,13 +35,14 @@ def pcie_link_narrow(environment: Environment) -> Iterator[Finding]:
         if not gpu.link_width or gpu.link_width * 2 > widths[gpu.name]:
             continue
         yield Finding(
-            message=f"GPU {index} has {gpu.link_width} PCIe lanes, its sibling has {widths[gpu.name]}",
+            message=f"GPU {index} has {gpu.link_width} PCIe lanes, expected {widths[gpu.name]} as on the "
+            "others",
             severity=Severity.WARNING,
             at=(f"GPU {index}", gpu.bus or ""),
             measured={"lanes": gpu.link_width},
             threshold={"lanes": widths[gpu.name]},
-            cause="the link was trained down, or the slot has fewer lanes",
-            fix=Fix("seat the card anew, or move it to a slot with all lanes"),
+            cause="the link was trained to fewer lanes, or the slot has fewer lanes",
+            fix=Fix("reseat the card, or move it to a slot with all lanes"),
         )
 
 

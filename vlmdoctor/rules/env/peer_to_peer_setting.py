@@ -1,4 +1,4 @@
-"""A setting of NCCL that does not fit the GPUs."""
+"""A setting of NCCL that does not match the GPUs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def peer_to_peer_setting(environment: Environment) -> Iterator[Finding]:
     """NCCL peer-to-peer disabled on NVLink, or enabled where the driver can't do it.
 
     ## Why it matters
-    With NCCL_P2P_DISABLE=1, copied from somebody's workstation, GPUs that are joined by NVLink talk through
-    the host's memory. The other way round, GeForce RTX 40 cards can't do it, and accelerate stops with
-    NotImplementedError unless the driver is newer (https://github.com/QwenLM/Qwen-VL/issues/447,
+    With NCCL_P2P_DISABLE=1, copied from another machine, GPUs with NVLink communicate through the host's
+    memory. GeForce RTX 40 cards can't do peer-to-peer, and accelerate stops with NotImplementedError unless
+    the driver is newer (https://github.com/QwenLM/Qwen-VL/issues/447,
     https://github.com/OpenBMB/MiniCPM-V/issues/325, https://github.com/huggingface/accelerate/issues/2328).
 
     ## Confidence and false positives
-    NVLinks, models and the driver's version are NVML's. `accelerate launch` sets the variables itself; a
-    start by torchrun or python does not: a warning.
+    NVLinks, models and the driver's version are NVML's. `accelerate launch` sets the variables itself;
+    torchrun or python does not, so it is a warning.
 
     ## What to do
     Unset the variable on a machine with NVLink; on RTX 40 cards with an old driver, set it.
@@ -36,12 +36,12 @@ def peer_to_peer_setting(environment: Environment) -> Iterator[Finding]:
     off = environment.variables.get(VARIABLE) == "1"
     if off and all(gpu.nvlinks for gpu in environment.gpus):
         yield Finding(
-            message=f"{VARIABLE}=1 on GPUs that are joined by NVLink",
+            message=f"{VARIABLE}=1 on GPUs with NVLink",
             severity=Severity.WARNING,
             at=(VARIABLE,),
             measured={"nvlinks": environment.gpus[0].nvlinks},
             cause="the variable makes NCCL copy through the host's memory",
-            fix=Fix("take the variable away", (f"unset {VARIABLE}",)),
+            fix=Fix("unset the variable", (f"unset {VARIABLE}",)),
         )
     version = numbers((environment.driver.version or "") if environment.driver else "")
     cards = any("RTX 40" in gpu.name for gpu in environment.gpus)
@@ -52,9 +52,9 @@ def peer_to_peer_setting(environment: Environment) -> Iterator[Finding]:
             at=(VARIABLE, "NCCL_IB_DISABLE"),
             measured={"driver": environment.driver.version if environment.driver else None},
             threshold={"driver": ">= 550.40.07"},
-            cause="accelerate stops with NotImplementedError unless it is switched off",
+            cause="accelerate stops with NotImplementedError unless peer-to-peer is switched off",
             fix=Fix(
-                "switch it off, or start by accelerate launch",
+                "switch peer-to-peer off, or start with accelerate launch",
                 ("export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1",),
             ),
         )

@@ -15,13 +15,13 @@ def python_under_rosetta(environment: Environment) -> Iterator[Finding]:
     """Python for Intel (x86_64) under Rosetta on an Apple processor.
 
     ## Why it matters
-    It is slow, it sees another version of macOS, so that torch refuses bf16 on the GPU
-    (https://github.com/pytorch/pytorch/issues/146236), and the last torch that was released for Intel Macs
-    is 2.2.2: everything newer is out of reach.
+    It is slow, it gets another version of macOS, so torch refuses bf16 on the GPU
+    (https://github.com/pytorch/pytorch/issues/146236), and the last torch that was released for Intel Macs is
+    2.2.2: newer versions can't be installed.
 
     ## Confidence and false positives
-    The processor is told by the kernel, the kind of Python by Python itself. A warning: it does work, in a
-    way.
+    The kernel reports the processor, and Python its own architecture. It is a warning, since it works,
+    slowly.
 
     ## What to do
     Install a Python for arm64 (from python.org, Homebrew in /opt/homebrew, or Miniforge), and a new
@@ -37,7 +37,7 @@ def python_under_rosetta(environment: Environment) -> Iterator[Finding]:
         threshold={"python": "arm64"},
         cause="it was installed for x86_64, often through an old Anaconda or Homebrew",
         fix=Fix(
-            "install a Python for arm64 and make the environment anew",
+            "install a Python for arm64 and create the environment again",
             ("brew install miniforge", "CONDA_SUBDIR=osx-arm64 conda create -n train python=3.12"),
         ),
     )

@@ -14,7 +14,7 @@ from vlmdoctor.rules.env.machines import workstation
 
 _COMPILED = ("torchvision", "torchaudio")
 # Most requirements compare releases only; for them `packaging` need not be imported. What follows a
-# semicolon says when the requirement counts: one that holds anyhow need not be asked that.
+# semicolon says when the requirement applies: one that is met need not be evaluated.
 _CLAUSE = re.compile(r"(>=|<|==|!=)\s*(\d+(?:\.\d+){0,5})(?![.\w*])")
 _PLAIN = re.compile(
     rf"(?P<name>[A-Za-z0-9_.-]+)\s*(?P<clauses>(?:{_CLAUSE.pattern}\s*,?\s*)*)(?:;.*)?", re.DOTALL
@@ -28,17 +28,17 @@ def requirement_unmet(environment: Environment) -> Iterator[Finding]:
     """Dependency version conflict: an installed package needs another version of a package.
 
     ## Why it matters
-    An install on top of another replaced torch, or kept an old partner: "operator torchvision::nms does not
-    exist" (https://github.com/pytorch/pytorch/issues/122494,
+    A later install replaced torch, or kept an old package: "operator torchvision::nms does not exist"
+    (https://github.com/pytorch/pytorch/issues/122494,
     https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/10331), "cannot import name
     'EncoderDecoderCache'" (https://github.com/huggingface/peft/issues/2292,
     https://github.com/haotian-liu/LLaVA/issues/1808).
 
     ## Confidence and false positives
-    Each package's own metadata are held against what is installed, so that there is no table to go out of
-    date; peft needs one line, since it does not say. An error for torchvision and torchaudio, whose compiled
-    code breaks; a warning for others, which may work all the same. The builds of the pair (`+cu128`, `+cpu`)
-    have to agree too.
+    Each package's own metadata are compared with the installed versions, so no table can go out of date; peft
+    needs one line, since its metadata do not say it. It is an error for torchvision and torchaudio, whose
+    compiled code breaks; a warning for others, which may work all the same. The builds of the pair (`+cu128`,
+    `+cpu`) have to agree too.
 
     ## What to do
     Install the pair together, so that pip resolves it.
@@ -66,7 +66,7 @@ def _unmet(need: str, packages: Mapping[str, str]) -> tuple[str | None, str]:
     """(package, wanted versions) of a requirement that is not met; (None, "") of one that is."""
     if _surely_met(need, packages):
         return None, ""
-    # Takes longer to import than all rules take to run.
+    # Its import takes longer than all rules.
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.version import InvalidVersion, Version
 
@@ -83,7 +83,7 @@ def _unmet(need: str, packages: Mapping[str, str]) -> tuple[str | None, str]:
 
 
 def _surely_met(need: str, packages: Mapping[str, str]) -> bool:
-    """Whether plain releases are compared and hold; of anything less plain nothing is said."""
+    """Whether plain releases are compared and match; anything else is not judged."""
     parts = _PLAIN.fullmatch(need)
     if parts is None:
         return False

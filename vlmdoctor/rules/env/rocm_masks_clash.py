@@ -1,4 +1,4 @@
-"""Two variables that choose among AMD GPUs, one after the other."""
+"""Two variables that select AMD GPUs, one after the other."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ def rocm_masks_clash(environment: Environment) -> Iterator[Finding]:
     """ROCR_VISIBLE_DEVICES and HIP_VISIBLE_DEVICES (or CUDA_VISIBLE_DEVICES) conflict.
 
     ## Why it matters
-    The first one filters the GPUs and renumbers them, the second chooses among what is left by the new
-    numbers: `3` and `3` leave none (https://github.com/Parsl/parsl/issues/3858,
-    https://github.com/mcmonkeyprojects/SwarmUI/issues/565). With more entries in the second than in the
-    first torch raises RuntimeError.
+    The first one filters the GPUs and renumbers them, the second selects from the rest by the new numbers:
+    `3` and `3` leave none (https://github.com/Parsl/parsl/issues/3858,
+    https://github.com/mcmonkeyprojects/SwarmUI/issues/565). With more entries in the second than in the first
+    torch raises RuntimeError.
 
     ## Confidence and false positives
-    An error where a number in the second is not below the number of GPUs that the first one leaves, or the
-    list is longer; otherwise silent, since the two then do what they say. Only for a torch built for ROCm.
+    It is an error where a number in the second is not below the number of GPUs that the first one leaves, or
+    the list is longer. Otherwise nothing is reported, since the two then work. Only a torch built for ROCm is
+    judged.
 
     ## What to do
-    Keep one of them; HIP_VISIBLE_DEVICES is the one to keep for torch.
+    Keep one of them; for torch keep HIP_VISIBLE_DEVICES.
     """
     environment.need("variables", "torch")
     if environment.torch is None or environment.torch.hip is None:
@@ -43,12 +44,12 @@ def rocm_masks_clash(environment: Environment) -> Iterator[Finding]:
     if not beyond and len(chosen) <= left:
         return
     yield Finding(
-        message=f'{ROCR} is "{first}" and {name} is "{second}": the second chooses what the first took away',
+        message=f'{ROCR} is "{first}" and {name} is "{second}": the second selects GPUs that the first hides',
         severity=Severity.ERROR,
         at=(ROCR, name),
         measured={ROCR: first, name: second},
         threshold={"GPUs left by the first": left},
-        cause="the GPUs that ROCR_VISIBLE_DEVICES leaves are numbered anew from 0",
+        cause="the GPUs that ROCR_VISIBLE_DEVICES leaves are renumbered from 0",
         fix=Fix("keep one of the two", (f"unset {ROCR}",)),
     )
 

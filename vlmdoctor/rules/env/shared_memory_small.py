@@ -17,15 +17,14 @@ def shared_memory_small(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     With workers a run dies of "Bus error… insufficient shared memory (shm)", or of a killed worker
-    (https://github.com/pytorch/pytorch/issues/5040). Docker gives 64 MB unless it is told otherwise; images
-    need more.
+    (https://github.com/pytorch/pytorch/issues/5040). Docker's default is 64 MB; batches of images need more.
 
     ## Confidence and false positives
-    The size of the file system is measured. Up to 64 MB an error where there is a GPU, since a training with
-    workers can't run; below 1 GB, or without a GPU, a warning: a run without workers needs none.
+    The size of the file system is measured. Up to 64 MB it is an error where there is a GPU, since a training
+    with workers can't run; below 1 GB, or without a GPU, a warning: a run without workers needs none.
 
     ## What to do
-    Start the container with more: `--shm-size=16g`, or `--ipc=host`.
+    Start the container with more shared memory: `--shm-size=16g`, or `--ipc=host`.
     """
     environment.need("host")
     shm = environment.host.shm if environment.host else None
@@ -33,14 +32,14 @@ def shared_memory_small(environment: Environment) -> Iterator[Finding]:
         return
     tiny = shm <= 64 * 1024**2
     yield Finding(
-        message=f"/dev/shm holds {shm / 1024**2:.0f} MB: DataLoader workers will die of it",
+        message=f"/dev/shm holds {shm / 1024**2:.0f} MB: too small for DataLoader workers",
         severity=Severity.ERROR if tiny and environment.gpus else Severity.WARNING,
         at=("/dev/shm",),
         measured={"mb": round(shm / 1024**2)},
         threshold={"mb": ">= 1024"},
-        cause="Docker's default is 64 MB" if tiny else "it is what the system or the container was given",
+        cause="Docker's default is 64 MB" if tiny else "the system or the container was configured so",
         fix=Fix(
-            "give the container more, or use num_workers=0",
+            "give the container more shared memory, or use num_workers=0",
             ("docker run --shm-size=16g …", "sudo mount -o remount,size=16g /dev/shm"),
         ),
     )

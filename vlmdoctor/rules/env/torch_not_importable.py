@@ -1,4 +1,4 @@
-"""A torch that is not there, or that something else takes the place of."""
+"""A torch that is missing, or that another module shadows."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ def torch_not_importable(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     A file torch.py, or a folder torch, beside the script is imported instead of the library: "module 'torch'
-    has no attribute…". An install that was broken off leaves metadata without files.
+    has no attribute…". An interrupted install leaves metadata without files.
 
     ## Confidence and false positives
-    Read from the folders that Python searches, in their order. A missing torch is a warning only: training
-    may run in another environment than this command.
+    Read from the folders that Python searches, in their order. A missing torch is a warning only, since
+    training may run in another environment than this command.
 
     ## What to do
-    Rename the file that is in the way, or install torch into this environment.
+    Rename the file that shadows torch, or install torch into this environment.
     """
     environment.need("torch")
     torch = environment.torch
     if torch is not None and torch.shadow is not None:
-        message, cause = f"{torch.shadow} is imported instead of torch", "it comes first where Python looks"
+        message, cause = f"{torch.shadow} is imported instead of torch", "it is first in Python's search path"
         severity, fix = (
             Severity.ERROR,
-            Fix("give it another name", (f"mv {torch.shadow} {torch.shadow}.renamed",)),
+            Fix("rename the file", (f"mv {torch.shadow} {torch.shadow}.renamed",)),
         )
     elif torch is None:
         message, cause = "torch is not installed here", "no folder that this Python searches has it"
-        severity, fix = Severity.WARNING, Fix("install it into this environment", ("pip install torch",))
+        severity, fix = Severity.WARNING, Fix("install torch into this environment", ("pip install torch",))
     elif torch.folder is None and torch.recorded and "archs" not in environment.unseen:
         message, cause = (
             f"torch {torch.version} is recorded as installed, and its files are missing",
             "a broken install",
         )
-        severity, fix = Severity.ERROR, Fix("install it again", ("pip install --force-reinstall torch",))
+        severity, fix = Severity.ERROR, Fix("reinstall torch", ("pip install --force-reinstall torch",))
     else:
         return
     yield Finding(

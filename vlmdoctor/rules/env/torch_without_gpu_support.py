@@ -26,14 +26,14 @@ def torch_without_gpu_support(environment: Environment) -> Iterator[Finding]:
     Installing torch from the wrong index, or on top of a lock file made on a laptop, brings the build for the
     CPU: `torch.cuda.is_available()` is False and anything that asks for a GPU raises "Torch not compiled with
     CUDA enabled" (https://github.com/pytorch/pytorch/issues/122924,
-    https://github.com/pytorch/pytorch/issues/49325). On aarch64 (GH200, GB10) the wheel on PyPI was one for
-    the CPU for long (https://github.com/pytorch/pytorch/issues/168065,
+    https://github.com/pytorch/pytorch/issues/49325). On aarch64 (GH200, GB10) the wheel on PyPI was CPU-only
+    for long (https://github.com/pytorch/pytorch/issues/168065,
     https://github.com/pytorch/pytorch/issues/160162).
 
     ## Confidence and false positives
-    The build is read from torch/version.py, which tells what it was compiled for. The GPU is seen through the
-    driver, its device files or the PCI bus; one that is only on the bus of the host of a container does not
-    count. A GPU for the display alone, which nobody means to train on, is reported too.
+    The build is read from torch/version.py. The GPU is found through the driver, its device files or the PCI
+    bus; one that is only on the bus of a container's host is not counted. A GPU for the display alone is
+    reported too.
 
     ## What to do
     Install the build for CUDA; the index below is the newest that the driver can run.
@@ -59,7 +59,7 @@ def _finding(environment: Environment, gpus: tuple[str, ...], built: str) -> Fin
         at=("torch",),
         measured={"torch": torch.version, "cuda": torch.cuda or "none", "gpus": list(gpus)},
         cause="the installed wheel holds no CUDA code",
-        fix=Fix("install the build for CUDA over it", (reinstall(environment),)),
+        fix=Fix("reinstall torch with the build for CUDA", (reinstall(environment),)),
     )
 
 

@@ -16,17 +16,17 @@ def two_torch_installs(environment: Environment) -> Iterator[Finding]:
     """Two versions of torch, or libraries for two CUDA versions, installed over each other.
 
     ## Why it matters
-    An install that pulled in another torch leaves both halves: libraries for CUDA 12 beside those for 13, or
-    two sets of metadata for one torch. What is imported is a mixture
+    An install that pulled in another torch leaves files of both: libraries for CUDA 12 beside those for 13,
+    or two sets of metadata for one torch. The import is a mixture
     (https://github.com/NVIDIA/TensorRT-LLM/issues/9318, https://github.com/pytorch/pytorch/issues/28321).
 
     ## Confidence and false positives
     Two records of torch in one folder are an error: files of both are there. nvidia packages for another CUDA
-    than torch's, complete enough to have its cuDNN or cuBLAS, are a remark: they take space and are loaded
-    only by accident.
+    than torch's, with their own cuDNN or cuBLAS, are for information: they take space and are loaded only by
+    accident.
 
     ## What to do
-    Uninstall both versions, then install the one that is wanted.
+    Uninstall both versions, then install the intended one.
     """
     environment.need("torch", "packages")
     torch = environment.torch
@@ -38,9 +38,9 @@ def two_torch_installs(environment: Environment) -> Iterator[Finding]:
             severity=Severity.ERROR,
             at=("torch",),
             measured={"recorded": list(torch.recorded), "imported": torch.version},
-            cause="one install went over another that was not removed",
+            cause="one was installed over another that was not removed",
             fix=Fix(
-                "remove both and install one",
+                "uninstall both and install one",
                 ("pip uninstall -y torch; pip uninstall -y torch", "pip install torch"),
             ),
         )

@@ -23,11 +23,11 @@ def uuid_not_understood(environment: Environment) -> Iterator[Finding]:
     https://github.com/vllm-project/vllm/issues/13815, https://github.com/OpenRLHF/OpenRLHF/issues/402).
 
     ## Confidence and false positives
-    Only where one of the libraries that were reported is installed. Whether the run uses it, and whether its
-    version still does so, is not known: a warning.
+    Reported only where one of these libraries is installed. Whether the run uses it, and whether its version
+    still does so, is not known, so it is a warning.
 
     ## What to do
-    Name the GPUs by their numbers, in the order of nvidia-smi.
+    Name the GPUs by their indices, in the order of nvidia-smi.
     """
     environment.need("variables", "packages")
     value = environment.variables.get(VARIABLE, "")
@@ -43,7 +43,7 @@ def uuid_not_understood(environment: Environment) -> Iterator[Finding]:
         measured={"value": value},
         cause="the library calls int() on the entries",
         fix=Fix(
-            "name the GPUs by number",
+            "name the GPUs by index",
             (f"export CUDA_DEVICE_ORDER=PCI_BUS_ID {VARIABLE}={numbers}",) if numbers else (),
         ),
     )

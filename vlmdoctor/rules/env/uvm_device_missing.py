@@ -20,7 +20,7 @@ def uvm_device_missing(environment: Environment) -> Iterator[Finding]:
     (https://github.com/pytorch/pytorch/issues/49081, https://github.com/pytorch/pytorch/issues/88639).
 
     ## Confidence and false positives
-    The device files are listed; on WSL and Jetson, which work without this one, it is silent.
+    The device files are listed. WSL and Jetson work without this one and are not judged.
 
     ## What to do
     Load the module on the host; after a suspend, unload it first.

@@ -1,4 +1,4 @@
-"""Environment variables that look like known ones and are none."""
+"""Environment variables with misspelt names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def variable_misspelt(environment: Environment) -> Iterator[Finding]:
     """Environment variable misspelt: almost a name that torch, CUDA, NCCL or a library reads.
 
     ## Why it matters
-    A misspelt variable does nothing, and nobody says so: `NCCL_P2P5ISABLE`, `NCCL_IB-DISABLE`
+    A misspelt variable silently does nothing: `NCCL_P2P5ISABLE`, `NCCL_IB-DISABLE`
     (https://github.com/cocktailpeanut/fluxgym/issues/283), `CUDA_VISIBLE_DEVICE`.
 
     ## Confidence and false positives
-    Compared with a list of the names that are read: one or two letters off, in a name that is not itself
-    known. Names that differ by a number only are left alone. A variable of somebody's own that is so close to
-    a known one is reported too: a warning.
+    The names are compared with a list of known ones: a name is reported if it is not known and one or two
+    letters off. Names that differ by a number only are not reported. The user's own variable with a name so
+    close to a known one is reported too, so it is a warning.
 
     ## What to do
     Correct the name where it is set: shell profile, job script, container definition.
@@ -33,12 +33,12 @@ def variable_misspelt(environment: Environment) -> Iterator[Finding]:
         if meant is None or meant in environment.variables:
             continue
         yield Finding(
-            message=f"{name} is read by nothing: {meant} was probably meant",
+            message=f"{name} is an unknown variable (typo?): did you mean {meant}?",
             severity=Severity.WARNING,
             at=(name,),
             measured={"set_to": value},
-            cause="the name is misspelt, so that the setting has no effect",
-            fix=Fix("set the right one", (f"unset {name}; export {meant}={value}",)),
+            cause="the name is misspelt, so the setting has no effect",
+            fix=Fix("set the right variable", (f"unset {name}; export {meant}={value}",)),
         )
 
 

@@ -23,9 +23,10 @@ def visible_devices_misread(environment: Environment) -> Iterator[Finding]:
     the list, and what follows is never read. Entries that are UUIDs are not stripped of blanks.
 
     ## Confidence and false positives
-    The value is read as torch reads it, on the GPUs that this machine has; the CUDA driver, which torch asks
-    later, reads it alike as far as is known. A comma at the end, which does no harm, is not reported.
-    An error, since the run does not get the GPUs that were asked for. `check-env --live` asks CUDA itself.
+    The value is parsed as torch parses it, on the GPUs of this machine; the CUDA driver, which torch asks
+    later, parses it in the same way as far as is known. A comma at the end, which does no harm, is not
+    reported. It is an error, since the run does not get the requested GPUs. `check-env --live` asks CUDA
+    itself.
 
     ## What to do
     List the numbers of the GPUs, separated by commas and nothing else: `0,1,2,3`.
@@ -41,20 +42,20 @@ def visible_devices_misread(environment: Environment) -> Iterator[Finding]:
     # -1 ends a list on purpose; scripts pad with it.
     if all(entry.harmless or entry.text.strip() in ("-1", "") for entry in reading.entries):
         return
-    # `1gpu` is a number with a remark behind it: all that it names is seen.
+    # `1gpu` is a number with a remark after it: all GPUs that it names are visible.
     if reading.meant is None and len(reading.entries) == seen:
         return
     same = reading.meant is not None and read(reading.meant, len(environment.gpus)).visible == reading.visible
     yield Finding(
-        message=f'{VARIABLE} is "{value}": torch sees {seen} of {len(environment.gpus)} GPUs',
+        message=f'{VARIABLE} is "{value}": torch uses {seen} of {len(environment.gpus)} GPUs',
         severity=Severity.WARNING if same else Severity.ERROR,
         at=(VARIABLE,),
         measured={"value": value, "entries": entries(reading), "visible": list(reading.visible)},
         cause="only whole numbers between commas are read, and the first that is no GPU ends the list",
-        fix=Fix("you probably meant", (f"export {VARIABLE}={reading.meant}",))
+        fix=Fix("did you mean", (f"export {VARIABLE}={reading.meant}",))
         if reading.meant
         else Fix(
-            "list the GPUs that are there",
+            "list the GPUs of this machine",
             (f"export {VARIABLE}={','.join(map(str, range(len(environment.gpus))))}",),
         ),
     )

@@ -1,4 +1,4 @@
-"""A wheel that holds no code for the GPU at hand."""
+"""A wheel without kernels for this GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules.env.machines import WHEEL, card, workstation
 
-# Code for one of these runs on that very device only (Jetson), and code for others does not run on it.
+# Code for one of these runs on that device only (Jetson), and code for others does not run on it.
 _ALONE = {53: {53}, 62: {62}, 72: {72}, 87: {87}, 101: {101, 110}}
 _NOT_ON = {50: {53}, 52: {53}, 60: {62}, 61: {62}, 70: {72}, 80: {87}, 86: {87}, 100: {101}}
 
@@ -26,10 +26,10 @@ def wheel_lacks_gpu_arch(environment: Environment) -> Iterator[Finding]:
     13 dropped V100 and older (https://github.com/unslothai/unsloth/issues/5876).
 
     ## Confidence and false positives
-    The architectures are read from the wheel's library and the GPU's compute capability from the driver; what
-    runs on what is decided as torch itself does it (code for 8.6 runs on 8.9, code for 12.0 on 12.1), and PTX
-    counts. For a report that names the model only, the capability comes from a table. A warning where the
-    list had to be inferred from the CUDA version.
+    The architectures are read from the wheel's library and the GPU's compute capability from the driver;
+    compatibility is decided as in torch (code for 8.6 runs on 8.9, code for 12.0 on 12.1), and PTX is
+    included. For a report that names the model only, the capability comes from a table. It is a warning where
+    the list had to be inferred from the CUDA version.
 
     ## What to do
     Install a torch whose wheel has the architecture: the newest one for new GPUs, one for CUDA 12.6 for V100,
@@ -46,7 +46,7 @@ def wheel_lacks_gpu_arch(environment: Environment) -> Iterator[Finding]:
     capability = lacking[0].capability or ()
     old = capability < (7, 5)
     yield Finding(
-        message=f"torch {torch.version} has no code for {names[0]} (sm_{''.join(map(str, capability))})",
+        message=f"torch {torch.version} has no kernels for {names[0]} (sm_{''.join(map(str, capability))})",
         severity=Severity.ERROR,
         at=("torch", *names),
         measured={"capability": ".".join(map(str, capability)), "wheel": list(torch.archs)},

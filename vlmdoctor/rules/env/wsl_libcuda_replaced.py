@@ -1,4 +1,4 @@
-"""A Linux driver inside of WSL."""
+"""A Linux driver inside WSL."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def wsl_libcuda_replaced(environment: Environment) -> Iterator[Finding]:
 
     ## Why it matters
     WSL reaches the GPU through the Windows driver, whose libcuda is in /usr/lib/wsl/lib. A Linux driver
-    installed inside of WSL hides it: no devices, or error 2 (https://github.com/microsoft/WSL/issues/9092,
+    installed inside WSL hides it: no devices, or error 2 (https://github.com/microsoft/WSL/issues/9092,
     https://github.com/microsoft/WSL/issues/9254, https://github.com/NVIDIA/cuml/issues/6218).
 
     ## Confidence and false positives
-    The library that is found first is looked at, links resolved.
+    The library that is found first is read, with links resolved.
 
     ## What to do
     Remove the Linux driver from WSL; install the one for Windows only.
@@ -33,12 +33,12 @@ def wsl_libcuda_replaced(environment: Environment) -> Iterator[Finding]:
     if environment.container != "wsl" or not path or path.startswith(("/usr/lib/wsl/", "/mnt/", "/lib/wsl/")):
         return
     yield Finding(
-        message="under WSL a Linux libcuda hides the one of the Windows driver",
+        message="WSL loads a Linux libcuda instead of the one of the Windows driver",
         severity=Severity.ERROR,
         at=(path,),
         measured={"libcuda": path},
         threshold={"libcuda": "/usr/lib/wsl/lib/libcuda.so.1"},
-        cause="a Linux driver is installed inside of WSL",
+        cause="a Linux driver is installed inside WSL",
         fix=Fix(
             "remove the Linux driver", ("sudo apt remove --purge '^libnvidia-compute.*' '^nvidia-driver.*'",)
         ),

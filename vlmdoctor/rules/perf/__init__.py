@@ -1,1 +1,1 @@
-"""Rules about speed and memory."""
+"""Rules on speed and memory."""

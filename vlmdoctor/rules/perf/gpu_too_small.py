@@ -17,10 +17,10 @@ def gpu_too_small(fit: Fit) -> Iterator[Finding]:
     It ends in `CUDA out of memory`, after the weights were downloaded and the GPU was rented.
 
     ## Confidence and false positives
-    Weights, gradients and activations are those of this model in a dry run of one step on the given
-    batch: every tensor that is alive is counted, with the attention kernel that CUDA would choose. The
-    optimizer's state is reckoned from the trainable parameters. One GiB is left to CUDA. Not counted are
-    fragmentation and the workspaces of kernels, so that what barely fits here may still fail there.
+    Weights, gradients and activations are those of this model in a dry run of one step on the given batch:
+    every tensor that is alive is counted, with the attention kernel that CUDA would choose. The optimizer's
+    state is computed from the trainable parameters. One GiB is reserved for CUDA. Not counted are
+    fragmentation and the workspaces of kernels, so a step that barely fits here may still fail on the GPU.
 
     ## What to do
     Recompute activations (`--gradient-checkpointing`), keep the optimizer's state in 8 bits, train adapters
@@ -31,7 +31,7 @@ def gpu_too_small(fit: Fit) -> Iterator[Finding]:
     parts = {name: _gigabytes(size) for name, size in fit.parts.items()}
     fix = f"{fit.would_fit} would fit" if fit.would_fit else "no cheaper setting tried here fits either"
     yield Finding(
-        message=f"a step needs {_gigabytes(fit.needed)}, {fit.gpu} has {_gigabytes(fit.memory)} for it",
+        message=f"a training step needs {_gigabytes(fit.needed)}, {fit.gpu} has {_gigabytes(fit.memory)}",
         severity=Severity.ERROR,
         measured={"needed": _gigabytes(fit.needed), **parts},
         threshold={"memory": _gigabytes(fit.memory)},

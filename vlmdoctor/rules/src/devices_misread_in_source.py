@@ -1,4 +1,4 @@
-"""A file that chooses GPUs in a way that is not understood."""
+"""A file that selects GPUs with a value that is not understood."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def devices_misread_in_source(source: Source) -> Iterator[Finding]:
     all GPUs out (https://github.com/mmartial/ComfyUI-Nvidia-Docker/issues/104).
 
     ## Confidence and false positives
-    The value is read as torch reads it, for a machine with any number of GPUs. A warning, for the machine is
-    not known; silent in tests, under conditions that choose, and about what a later line sets again. Values
-    that hide all GPUs are `gpu-hidden-in-source`, where nothing better is known.
+    The value is parsed as torch parses it, for a machine with any number of GPUs. It is a warning, since the
+    machine is not known. Tests, conditional lines, and values that a later line sets again are not reported.
+    Values that hide all GPUs are `gpu-hidden-in-source`, where nothing better is known.
 
     ## What to do
     List the numbers of the GPUs, separated by commas and nothing else.
@@ -45,7 +45,7 @@ def devices_misread_in_source(source: Source) -> Iterator[Finding]:
 
 
 def _deliberate(setting: Setting) -> bool:
-    """Whether it stands in a test, or in a function that the file does not call."""
+    """Whether it is in a test, or in a function that the file does not call."""
     return setting.in_tests or "being called" in (setting.condition or "")
 
 
@@ -58,7 +58,7 @@ def _finding(setting: Setting, effect: str, meant: str | None) -> Finding:
         line=setting.line,
         measured={"value": setting.value},
         cause=f"the file itself sets it: {setting.code}",
-        fix=Fix("you probably meant", (f"{setting.name}={meant}",)) if meant else Fix("take the line away"),
+        fix=Fix("did you mean", (f"{setting.name}={meant}",)) if meant else Fix("remove the line"),
     )
 
 

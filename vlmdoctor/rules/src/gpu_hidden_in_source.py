@@ -20,17 +20,17 @@ def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
 
     ## Why it matters
     `os.environ["CUDA_VISIBLE_DEVICES"] = ""` in a script wins over everything set outside of it. Where it
-    takes effect, `torch.cuda.is_available()` is False and training goes on on the CPU without a word, many
-    times slower. Scripts that ship with such a line, or with a number that the next machine does not have:
+    takes effect, `torch.cuda.is_available()` is False and training continues silently on the CPU, many times
+    slower. Published scripts have such a line, or a number that the next machine does not have:
     thuml/Autoformer#25, Grace9994/CoMoSVC#6, syorami/DDC-transfer-learning#3.
 
     ## Confidence and false positives
-    The value is read as torch reads it: `""`, `-1`, `all`, `none` and duplicates leave nothing. An error only
-    in a file that trains (optimizer steps, a trainer, a launcher) and where the line always runs. A warning
-    where the file uses torch but does not train by itself. Silent about values that are no constants, about
-    lines under a condition that chooses the CPU, in functions that the file does not call, and about what a
-    later line sets again; in tests, and in files without torch, a mere note. Whether torch was initialised
-    before, so that the line hides nothing any more, is `setting-too-late`.
+    The value is parsed as torch parses it: `""`, `-1`, `all`, `none` and duplicates leave no GPU. An error
+    only in a file that trains (optimizer steps, a trainer, a launcher) and where the line always runs. A
+    warning where the file uses torch but does not train by itself. Not reported are values that are no
+    constants, lines under a condition that selects the CPU, functions that the file does not call, and values
+    that a later line sets again. In tests, and in files without torch, it is for information. A line that
+    comes after CUDA was initialised, and hides nothing any more, is `setting-too-late`.
 
     ## What to do
     Remove the line. To choose GPUs, set the variable outside of the script, before it starts:
@@ -57,7 +57,9 @@ def gpu_hidden_in_source(source: Source) -> Iterator[Finding]:
             line=setting.line,
             measured={"value": setting.value},
             cause=_cause(setting),
-            fix=Fix("remove that line; where GPUs are to be chosen, do it outside", _commands(setting)),
+            fix=Fix(
+                "remove the line; to choose GPUs, set the variable outside the script", _commands(setting)
+            ),
         )
 
 

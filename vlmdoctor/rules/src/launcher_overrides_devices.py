@@ -1,4 +1,4 @@
-"""A launcher that chooses GPUs against CUDA_VISIBLE_DEVICES."""
+"""A launcher whose GPU options conflict with CUDA_VISIBLE_DEVICES."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def launcher_overrides_devices(source: Source) -> Iterator[Finding]:
     https://github.com/huggingface/accelerate/issues/663).
 
     ## Confidence and false positives
-    Both are in the same script, under no condition. Which of the two wins depends on the version of
-    deepspeed: a warning.
+    Both are in the same script, unconditionally. Which of the two wins depends on the version of deepspeed,
+    so it is a warning.
 
     ## What to do
     Keep one: `deepspeed --include localhost:2,3 train.py`, without the variable.

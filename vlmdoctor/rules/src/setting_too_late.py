@@ -1,4 +1,4 @@
-"""A variable that is set after it has been read."""
+"""A variable that is set after it was read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def setting_too_late(source: Source) -> Iterator[Finding]:
     """Environment variable set too late: after CUDA was initialised or the library imported.
 
     ## Why it matters
-    CUDA reads CUDA_VISIBLE_DEVICES once, when it is initialised: set later, it does nothing, the run takes
-    other GPUs, and everybody's memory lands on GPU 0 (https://github.com/pytorch/pytorch/issues/23544,
+    CUDA reads CUDA_VISIBLE_DEVICES once, when it is initialised: set later, it does nothing, the run uses
+    other GPUs, and all jobs allocate on GPU 0 (https://github.com/pytorch/pytorch/issues/23544,
     https://github.com/pytorch/pytorch/issues/40618, https://github.com/pytorch/pytorch/issues/80876,
     https://github.com/pytorch/pytorch/issues/122815); importing flash-attn initialises it too
     (https://github.com/pytorch/pytorch/issues/159641). huggingface_hub reads HF_HOME and HF_HUB_OFFLINE when
@@ -25,11 +25,11 @@ def setting_too_late(source: Source) -> Iterator[Finding]:
     when NumPy or torch is.
 
     ## Confidence and false positives
-    The order is that of the file, read from its syntax tree; only what surely ran before counts: calls and
-    imports above the line, under no condition, at the top or in the same function. Cells of a notebook count
-    from top to bottom. An error for the choice of GPUs in a file that trains; a warning for others. `import
-    torch` alone does not initialise CUDA and is not reported for CUDA's variables. Silent in tests, and where
-    the value was set earlier too.
+    The order is that of the file, read from its syntax tree. Only what certainly ran before is considered:
+    unconditional calls and imports above the line, at the top or in the same function. Cells of a notebook
+    are read from top to bottom. It is an error for the choice of GPUs in a file that trains, a warning for
+    others. `import torch` alone does not initialise CUDA and is not reported for CUDA's variables. Nothing is
+    reported in tests, and where the value was set earlier too.
 
     ## What to do
     Set it at the top, before the imports, or outside: `CUDA_VISIBLE_DEVICES=1 python train.py`.
@@ -37,7 +37,7 @@ def setting_too_late(source: Source) -> Iterator[Finding]:
     for setting in source.settings:
         if setting.late is None or _deliberate(setting):
             continue
-        # Taking a variable away, or setting it once more, is no choice that comes too late.
+        # Unsetting a variable, or setting it once more, is no choice that comes too late.
         before = [
             s for s in source.settings if s.file == setting.file and s.name == setting.name and s.late is None
         ]
@@ -53,18 +53,18 @@ def setting_too_late(source: Source) -> Iterator[Finding]:
             file=setting.file,
             line=setting.line,
             measured={"value": setting.value if setting.value is not None else "not a constant"},
-            cause=f"{setting.late} comes before it, and reads the variable once and for all"
+            cause=f"{setting.late} comes before it, and reads the variable only once"
             if not read_by_cuda(setting.name)
             else f"{setting.late} comes before it, and CUDA reads the variable when it is initialised",
             fix=Fix(
-                "set it before the imports, or outside of the script",
+                "set the variable before the imports, or outside the script",
                 (f"export {setting.name}={setting.value or '…'}",),
             ),
         )
 
 
 def _deliberate(setting: Setting) -> bool:
-    """Whether it stands in a test, or in a function that the file does not call."""
+    """Whether it is in a test, or in a function that the file does not call."""
     return setting.in_tests or "being called" in (setting.condition or "")
 
 

@@ -17,19 +17,19 @@ def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
     """Misspelt variable, refused allocator option, or debug setting left on in a file.
 
     ## Why it matters
-    The same faults as in the environment, found where they are made: `NCCL_P2P5ISABLE` in a script
+    The same faults as in the environment, found in the file that sets them: `NCCL_P2P5ISABLE` in a script
     (https://github.com/cocktailpeanut/fluxgym/issues/283), a refused allocator option
     (https://github.com/jkulhanek/wild-gaussians/issues/16), CUDA_LAUNCH_BLOCKING=1 left in a training script
     (https://github.com/ByteDance-Seed/VeOmni/issues/115,
     https://github.com/jishengpeng/WavTokenizer/issues/17).
 
     ## Confidence and false positives
-    Judged as the rules variable-misspelt, allocator-setting and debugging-left-on judge the environment.
-    Warnings; debugging is reported only in a file that trains, and a remark in a notebook. Silent in tests,
-    under a condition, and about what a later line sets again.
+    The rules variable-misspelt, allocator-setting and debugging-left-on judge the environment in the same
+    way. These are warnings; debug settings are reported only in a file that trains, and for information in a
+    notebook. Tests, conditional lines, and values that a later line sets again are not reported.
 
     ## What to do
-    Correct the name or the value; take debugging out of what is run for real.
+    Correct the name or the value; remove debug settings from training scripts.
     """
     for setting in source.settings:
         if setting.in_tests or setting.undone or setting.condition is not None:
@@ -38,7 +38,9 @@ def setting_without_effect_in_source(source: Source) -> Iterator[Finding]:
         meant = closest_known_name(name)
         if meant is not None:
             yield _finding(
-                setting, f"{name} is read by nothing: {meant} was probably meant", f"{meant}={value or '…'}"
+                setting,
+                f"{name} is an unknown variable (typo?): did you mean {meant}?",
+                f"{meant}={value or '…'}",
             )
         if value is None:
             continue
@@ -62,7 +64,7 @@ def _finding(
         line=setting.line,
         measured={"value": setting.value if setting.value is not None else "not a constant"},
         cause=f"the file itself sets it: {setting.code}",
-        fix=Fix("correct it", (right,)) if right else Fix("take the line away"),
+        fix=Fix("correct the setting", (right,)) if right else Fix("remove the line"),
     )
 
 

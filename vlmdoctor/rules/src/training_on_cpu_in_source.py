@@ -1,4 +1,4 @@
-"""A training script that stays on the CPU by itself."""
+"""A training script that selects the CPU itself."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def training_on_cpu_in_source(source: Source) -> Iterator[Finding]:
 
     ## Why it matters
     A line from debugging, `device = "cpu"` or `model.cpu()`, keeps the training on the CPU on a machine with
-    GPUs, many times slower, without a word.
+    GPUs, many times slower, and nothing warns.
 
     ## Confidence and false positives
-    A hint only: the script may be meant for the CPU. Just plain cases count: a name that is bound once, to
-    the CPU, and used; a model moved before the training and not moved again; a switch such as `use_cpu=True`.
-    Silent about anything under a condition, in tests, in functions that evaluate, save or convert, about
-    tensors, and in files that do not train.
+    It is a hint only: the script may be intended for the CPU. Only plain cases are reported: a name that is
+    bound once, to the CPU, and used; a model moved before the training and not moved again; a switch such as
+    `use_cpu=True`. Conditional lines, tests, functions that evaluate, save or convert, tensors, and files
+    that do not train are not reported.
 
     ## What to do
-    Choose the device by what there is: `"cuda" if torch.cuda.is_available() else "cpu"`.
+    Select the device that is available: `"cuda" if torch.cuda.is_available() else "cpu"`.
     """
     for place in source.on_cpu:
         if place.in_tests:
@@ -36,9 +36,9 @@ def training_on_cpu_in_source(source: Source) -> Iterator[Finding]:
             file=place.file,
             line=place.line,
             measured={"code": place.code},
-            cause="the file itself chooses the CPU; if that is meant, ignore this",
+            cause="the file itself selects the CPU; if that is intended, ignore this",
             fix=Fix(
-                "choose the device by what there is",
+                "select the device that is available",
                 ('device = "cuda" if torch.cuda.is_available() else "cpu"',),
             ),
         )
