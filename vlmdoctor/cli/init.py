@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmdoctor.boundary import current_folder
+from vlmdoctor.settings_file import nearest
 
 
 def command(
@@ -27,15 +28,16 @@ def command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks.")] = False,
 ) -> None:
     """Write a run's contract into pyproject.toml: what learns, how fast, on what."""
+    path = nearest(current_folder())  # before torch is imported, which a folder that was deleted can end
+
     from vlmdoctor.contract import written
     from vlmdoctor.engine import Gatherer
     from vlmdoctor.evidence.contract_status import ContractStatus
     from vlmdoctor.output_file import write_whole
     from vlmdoctor.probes.model.contract import inferred
-    from vlmdoctor.settings_file import content, nearest, with_contract
+    from vlmdoctor.settings_file import content, with_contract
     from vlmdoctor.targets.resolve import resolve
 
-    path = nearest(current_folder())
     text = content(path)
     if not dry_run:
         with_contract(text, "", path, force=force)  # a refusal comes before the model is built
