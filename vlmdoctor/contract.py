@@ -114,7 +114,9 @@ def shown(expected: Mapping[str, str], seen: Mapping[str, str]) -> dict[str, str
         if key not in expected:
             told[key] = f"{seen[key]} (seen; no contract says so)"
         else:
-            told[key] = expected[key] + ("" if key in seen else " (not checked: it can't be told from here)")
+            told[key] = expected[key] + (
+                "" if key in seen else " (not checked: it can't be determined from here)"
+            )
     return told
 
 

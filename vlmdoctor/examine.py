@@ -181,7 +181,7 @@ def _examined(
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:
-    """What is wrong with `labels` is told of `targets`, where the batch calls them so."""
+    """What is wrong with `labels` is reported of `targets`, where the batch calls them so."""
     from vlmdoctor.probes.batch.fields import own_names
 
     if subject.batch is None:

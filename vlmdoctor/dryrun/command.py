@@ -170,7 +170,7 @@ def dry_run(
                 failed = f"raises {shapes.failure.type}: {shapes.failure.message.partition(chr(10))[0]}"
                 given.append(culprits(target, weightless, plan, failed, subject.model.config, shapes.tokens))
             if shapes.failure is None:
-                progress("reckoning what it costs")
+                progress("estimating what it costs")
 
                 def sized_batch(rows: int, length: int | None) -> Any:
                     resized = replace(weightless, batch_size=rows, length=length or weightless.length)

@@ -15,7 +15,7 @@ class Ledger:
     """Adds up what operators allocate and compute; `observe` is given to `Abstract`.
 
     Attributes:
-        live: Bytes of the tensors made so far that are still held by somebody.
+        live: Bytes of the tensors made so far that are still in use.
         peak: The most that were alive at once.
         peak_at: (phase, module, operator) at that moment.
         flops: Floating-point operations by (phase, module).

@@ -20,7 +20,7 @@ class ValueUnknown(RuntimeError):
 
 
 class UnknownScalar(float):
-    """What `.item()` of an abstract float gives: it can be reckoned with and logged, but not decided on.
+    """What `.item()` of an abstract float gives: arithmetic and logging work, decisions do not.
 
     Most training loops read their loss for a log. Its content is 1, so that logarithms and divisions go on.
     """

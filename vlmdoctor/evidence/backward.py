@@ -43,7 +43,7 @@ class Backward:
         trainable: How many of the model's parameter tensors have requires_grad.
         parameters: How many parameter tensors there are.
         failure: What backward raised.
-        images: How many images the batch holds; None where that can't be told.
+        images: How many images the batch holds; None where that is not known.
     """
 
     loss: float

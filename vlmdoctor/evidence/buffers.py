@@ -17,7 +17,7 @@ class Table:
         owner: The class of the module that holds it.
         dtype: Such as `float32`.
         problem: `not finite`, `all alike`, `not positive`, `too large` or `out of range`, if it is so.
-        theta: The rotary base that the table was read to be made from; None where it can't be told.
+        theta: The rotary base that the table was read to be made from; None where it is not known.
         config_theta: The one that the configuration gives, where there is exactly one and no scaling.
         rebuilt: Whether a freshly made copy could be had.
         rounded: Whether it is that copy, but for rounding to its dtype.

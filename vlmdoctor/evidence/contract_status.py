@@ -15,7 +15,7 @@ class ContractStatus:
 
     Attributes:
         expected: What the contract says; empty where there is none.
-        seen: What was found; terms that can't be told are missing.
+        seen: What was found; terms that are not known are missing.
     """
 
     expected: Mapping[str, str] = field(default_factory=dict)

@@ -24,7 +24,7 @@ class Row:
         labels: The labels as they were given; None where there are none of this row's length.
         attended: Whether attention sees each token; None where the batch has no plain attention mask.
         features: How many features each of its images gives; None where that is not known.
-        roles_known: Whether the speakers were told apart (images, padding and stop tokens always are).
+        roles_known: Whether the speakers were distinguished (images, padding and stop tokens always are).
         types: The token type ids, for models that take some.
     """
 
@@ -162,7 +162,7 @@ class Data:
         rows: The rows looked at.
         pictures: The images looked at.
         words: The vocabulary's sizes and special tokens.
-        roles_unknown: Why the speakers could not be told apart; None where they were, in any row.
+        roles_unknown: Why the speakers could not be distinguished; None where they were, in any row.
         template_marks_answers: Whether the chat template has `{% generation %}`; None without a template.
         assistant_only_loss: Whether the training arguments ask for the loss on answers alone.
         shapes: The shapes of the batch's tensors by key.

@@ -20,7 +20,7 @@ class PlacedImage:
         tokens: How many they are.
         copies: How many times over they are the same tokens, by how they move; `tokens` where all are alike.
         identical: Whether all of them are one vector, and not one to each of which something else is added.
-        grid: Rows and columns of the image's patches, one for each token; None where that can't be told.
+        grid: Rows and columns of the image's patches, one for each token; None where that is not known.
         peaks: (patch, token that it moves most, how many times as much as any other) for some patches, both
             numbered from 0 and the patches row by row; empty where they were not tried.
     """

@@ -19,7 +19,7 @@ class Parameter:
         depth: The number of that block within its stack, or None.
         shape: Its shape.
         dtype: Such as `float32`.
-        requires_grad: Whether autograd is told to make a gradient for it.
+        requires_grad: Whether autograd makes a gradient for it.
         wanted: Whether it was declared as meant to learn; None where nothing was declared.
         in_optimizer: How often it stands in the optimizer's groups; None where there is no optimizer.
         lr: The learning rate of its group; None where it has none.

@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedPositions:
-    """The positions that the model makes itself of this batch, held against those that it used.
+    """The positions that the model makes itself of this batch, compared with those that it used.
 
     Attributes:
         function: The function that makes them.

@@ -37,7 +37,7 @@ class Rotary:
         applied_file, applied_line, applied_in: Where the two met.
         module: The attention module, canonical name.
         stored_as: Names of the model's tensors that hold the table; empty where it is made on the fly.
-        built_file, built_line, built_code: The line that made it; None where it can't be told.
+        built_file, built_line, built_code: The line that made it; None where it is not known.
         repair: The repair that was tried; None where none could be.
     """
 

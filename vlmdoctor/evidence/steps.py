@@ -17,7 +17,7 @@ class Step:
 
     Attributes:
         step: Counted from 0 over the whole run.
-        loss: Loss of the step's batch; None where nobody told it.
+        loss: Loss of the step's batch; None where it was not reported.
         lr: Learning rate of the first parameter group.
         grad_norm: Norm over all parameters; None on steps that were not sampled.
         grad_norm_after: The same after clipping, as the optimizer saw it.
@@ -74,7 +74,7 @@ class Track:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What the model can do on examples that it was not trained on, with and without looking.
+    """What the model can do on examples that it was not trained on, with the right images and without.
 
     Attributes:
         step: After which step.

@@ -13,7 +13,7 @@ class TrainingArgs:
     """What was given; None where it was not.
 
     Attributes:
-        steps: Optimizer steps of the whole run, also where it is told in epochs.
+        steps: Optimizer steps of the whole run, also where it is given in epochs.
         accumulation: Micro-batches per optimizer step.
         world_size: Processes.
         fp16: Whether float16 with a gradient scaler is used.

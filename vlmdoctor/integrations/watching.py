@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks have in common: a watcher, and findings that are told once."""
+"""What the callbacks of all frameworks have in common: a watcher, and findings that are reported once."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.failure.traceback import is_users, line_of, shown_path
 from vlmdoctor.probes.gradient.detach_sites import Cut
-from vlmdoctor.probes.gradient.detach_tracer import cuts_in, mended, outputs_of
+from vlmdoctor.probes.gradient.detach_tracer import cuts_in, outputs_of
 from vlmdoctor.proof.prove import Attempt, Measurement
 from vlmdoctor.proof.workbench import Workbench
 

@@ -1,4 +1,4 @@
-"""Calling somebody's model with somebody's batch, and finding the loss in what comes back."""
+"""Calling the user's model with the user's batch, and finding the loss in what comes back."""
 
 from __future__ import annotations
 

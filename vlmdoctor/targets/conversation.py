@@ -65,7 +65,7 @@ def label_answers(subject: Any, *, always: bool = False) -> None:
     """Supervises answers and what ends them; by roles, since expanded images move the template's own mask.
 
     Args:
-        subject: Its batch gets labels where the template marks its answers and all speakers are told apart.
+        subject: Its batch gets labels where the template marks its answers and the speakers are known.
         always: Where they are not, everything but the images is supervised.
     """
     import torch

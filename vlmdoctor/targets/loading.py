@@ -75,7 +75,7 @@ def loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any], 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and tables: what they say is found and told by rules."""
+    """Without transformers' bars and tables: what they say is found and reported by rules."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

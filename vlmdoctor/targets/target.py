@@ -21,7 +21,7 @@ class Target:
     Attributes:
         subject: What is examined.
         text: What the user typed.
-        facts: What is to be told about how it was made, such as where the weights came from.
+        facts: What is to be reported about how it was made, such as where the weights came from.
         file: The user's source file, where the target names one.
         missing_batch: Why there is no batch, where there is none.
         raised: What the model raised when a batch was to be made for it, such as `ValueError: …`.

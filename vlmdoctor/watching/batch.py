@@ -29,7 +29,7 @@ def supervised(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
 
 
 def count_images(args: Any, kwargs: Mapping[str, Any]) -> int | None:
-    """How many images the call has, from shapes alone; None where that can't be told."""
+    """How many images the call has, from shapes alone; None where that is not known."""
     named = _named(args, kwargs)
     for names in (_GRIDS, _PICTURES):
         counts = [len(value) for name in names if (value := named.get(name)) is not None and _sized(value)]

@@ -24,7 +24,7 @@ _IN_STEP = ("loss", "lr", "supervised_tokens", "images")
 class Journal:
     """Joins what the hooks measured in a step with what the loop tells of it, into one row.
 
-    The latest step stays open until it was told of, or the next one is made.
+    The latest step stays open until it was reported, or the next one is made.
 
     Attributes:
         last: Number of the latest step made; None before the first.
@@ -52,7 +52,7 @@ class Journal:
             self._recorder.start({"created": created, **info, **dataclasses.asdict(parameters)})
 
     def made(self, step: Step, sampled: bool) -> None:
-        """A step was made; it may yet be told of."""
+        """A step was made; it may yet be reported."""
         self._settle()
         self._open, self._sampled, self.last = step, sampled, step.step
 
@@ -125,7 +125,7 @@ class Journal:
         return dataclasses.replace(step, **_fields(told))
 
     def _settle(self) -> None:
-        """Ends the open step: into memory, and into the folder if it was sampled or told of."""
+        """Ends the open step: into memory, and into the folder if it was sampled or reported."""
         if self._open is None:
             return
         step = self._joined(self._open)
@@ -139,7 +139,7 @@ class Journal:
             self.row("step", {"step": step.step, "seconds": seconds, **told, **schema.row_of_step(step)})
 
     def _settle_told(self) -> None:
-        """What was told of a step that no optimizer made, or that is settled already."""
+        """What was reported of a step that no optimizer made, or that is settled already."""
         if self._told is None:
             return
         step, metrics = self._told

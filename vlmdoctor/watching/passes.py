@@ -21,7 +21,7 @@ class Passes:
 
     Attributes:
         count: How many there were.
-        images: Their images; None where that can't be told.
+        images: Their images; None where that is not known.
         supervised: Numbers of supervised labels, on the device.
     """
 

@@ -45,7 +45,7 @@ class Watcher:
     """Watches one model until it is closed; also a context manager.
 
     The loss is that in the output of the model's forward pass in training mode (the mean of accumulated
-    micro-batches), or what `log` is told. On an accelerator it is read on sampled steps only.
+    micro-batches), or what `log` is given. On an accelerator it is read on sampled steps only.
 
     Not covered: optimizers that are not torch's or that step inside backward; norms of sharded parameters
     (FSDP2) are those of this process's part.

@@ -51,7 +51,7 @@ class Gpu:
         uuid, bus: Its identity and its place on the PCI bus.
         capability: Compute capability, (9, 0) for Hopper.
         memory, used: Bytes.
-        processes: Programs that use it; None where they are not told.
+        processes: Programs that use it; None where they are not listed.
         compute_mode: `default`, `exclusive` or `prohibited`.
         mig: Whether it is split into MIG instances; `mig_devices` are the UUIDs of these.
         ecc_uncorrected: Memory errors since the driver was loaded that could not be corrected.
@@ -111,7 +111,7 @@ class Driver:
         libcuda: Where that library is, links resolved.
         nodes: Device files, such as `nvidia0`, `nvidiactl`, `nvidia-uvm`.
         modules: Kernel modules loaded, as far as /proc/modules shows them.
-        fabric_manager: Whether the fabric manager runs; None where processes can't be told.
+        fabric_manager: Whether the fabric manager runs; None where processes can't be seen.
     """
 
     version: str | None = None
@@ -178,7 +178,7 @@ class Mps:
     Attributes:
         folder: The folder that the variable names.
         control: Whether the daemon's socket lies there.
-        daemon: Whether the daemon runs; None where processes can't be told.
+        daemon: Whether the daemon runs; None where processes can't be seen.
     """
 
     folder: str = ""

@@ -1,4 +1,4 @@
-"""Finding in somebody's batch what can be changed: its tokens, labels, padding and images."""
+"""Finding in the user's batch what can be changed: its tokens, labels, padding and images."""
 
 from __future__ import annotations
 

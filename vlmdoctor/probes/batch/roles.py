@@ -1,8 +1,8 @@
 """Which part of a batch is the token ids, the labels, the mask and the images: by what they hold.
 
-Names are believed where they say it (`input_ids`, `targets`, `pixel_values`); everything else is told from
-shapes and values: labels are the tokens of another part, at their places or one ahead, with something below
-zero where nothing is to be learned; a mask holds zeros and ones; positions count.
+Names are believed where they say it (`input_ids`, `targets`, `pixel_values`); everything else is inferred
+from shapes and values: labels are the tokens of another part, at their positions or one ahead, with something
+below zero where nothing is to be learned; a mask holds zeros and ones; positions count.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _one(names: list[str]) -> list[str]:
 def _pair(
     whole: Mapping[str, torch.Tensor], ids: str | None, labels: str | None
 ) -> tuple[str | None, str | None]:
-    """Ids and labels told from what they hold; what is known already stays."""
+    """Ids and labels inferred from what they hold; what is known already stays."""
     candidates = _others(whole, labels)
     pairs = [
         (one, other)

@@ -33,7 +33,7 @@ class CheckpointFiles:
     """The tensors of a checkpoint by name; use it in a `with` statement.
 
     Attributes:
-        shown: What was opened, as it is told to people.
+        shown: What was opened, as it is shown to people.
         shapes: Name -> shape.
         dtypes: Name -> dtype, such as `bfloat16`.
     """

@@ -1,4 +1,4 @@
-"""Who speaks each token, told from the ids alone: by the chat template's markers in the tokens' own texts."""
+"""Who speaks each token, inferred from the ids: by the chat template's markers in the tokens' own texts."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def features_per_image(config: Any, batch: Mapping[str, Any]) -> Callable[[int],
 
 
 def image_count(config: Any, batch: Mapping[str, Any]) -> int | None:
-    """How many images the batch has; None where it can't be told from the shapes."""
+    """How many images the batch has; None where it is not known from the shapes."""
     grid = batch.get("image_grid_thw")
     if grid is not None:
         return len(grid)

@@ -97,7 +97,7 @@ def _around(wrapped: Any) -> Cut | None:
 
 
 def switched_off() -> Cut | None:
-    """What has switched gradients off around the calling code, told from its source, as of inference mode.
+    """What has switched gradients off around the calling code, read from its source, as of inference mode.
 
     None where autograd itself has.
     """

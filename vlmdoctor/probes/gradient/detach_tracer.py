@@ -26,11 +26,11 @@ _LEFT = 32  # tensors that are remembered as gone into numbers, and as detached:
 
 
 class Tracer(TorchFunctionMode):
-    """Notes the cuts of a forward pass, in their order; passes those in `mended` without a cut."""
+    """Notes the cuts of a forward pass, in their order; passes those in `repaired` without a cut."""
 
-    def __init__(self, mended: Collection[Cut] = ()) -> None:
+    def __init__(self, repaired: Collection[Cut] = ()) -> None:
         super().__init__()
-        self.mended = frozenset(mended)
+        self.repaired = frozenset(repaired)
         self.found: dict[Cut, nn.Module | None] = {}
         self._off: Cut | None = None  # what switched gradients off, where Python's own call did
         self._detached: deque[torch.Tensor] = deque(maxlen=_LEFT)
@@ -64,7 +64,7 @@ class Tracer(TorchFunctionMode):
         """Notes a cut; whether it is to be passed without one."""
         if cut is not None:
             self.found.setdefault(cut, running())
-        return cut in self.mended
+        return cut in self.repaired
 
     def _explicit(self, function: Any) -> Cut | None:
         if function in _DETACHES:
@@ -94,7 +94,7 @@ class Tracer(TorchFunctionMode):
             if self._meets(cut):
                 self._left.append((cut, source))
         # With a detach in front taken out, numpy would refuse it.
-        return function(tensor.detach() if self.mended else tensor, *more, **keywords)
+        return function(tensor.detach() if self.repaired else tensor, *more, **keywords)
 
     def _out_of_numbers(self, value: Any) -> Any:
         """A function's arguments, with the tensors themselves for those made anew from their numbers."""
@@ -129,7 +129,7 @@ def cuts_in(run: Callable[[], Any], without: Collection[Cut] = ()) -> dict[Cut, 
 
 
 @contextmanager
-def mended(cuts: Collection[Cut]) -> Iterator[None]:
+def repaired(cuts: Collection[Cut]) -> Iterator[None]:
     """Inside, a forward pass goes on as if these cuts were not there."""
     tracer = Tracer(cuts)
     with _without_compiling(), tracer, _watching_checkpoints(tracer):

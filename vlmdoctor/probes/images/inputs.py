@@ -1,4 +1,4 @@
-"""What a batch says about its images beside the pixels: grids, sizes and masks, held against each other.
+"""What a batch says about its images beside the pixels: grids, sizes and masks, compared with each other.
 
 Shapes:
     N images, P patches of all images, D numbers in a patch, B rows, H height, W width
@@ -59,7 +59,7 @@ def _mask(name: str, mask: torch.Tensor, labels: torch.Tensor | None) -> Mask:
 
 
 def _answers(mask: torch.Tensor, labels: torch.Tensor | None) -> tuple[int, int]:
-    """(supervised tokens, those of them that are foretold where the mask [B, T, ...] is not 0)."""
+    """(supervised tokens, those of them that are predicted where the mask [B, T, ...] is not 0)."""
     if labels is None or labels.ndim != 2 or mask.ndim < 3 or mask.shape[:2] != labels.shape:
         return 0, 0
     supervised = labels[:, 1:] >= 0

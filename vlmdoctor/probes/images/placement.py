@@ -234,7 +234,7 @@ def _grid(picture: _Picture, pixels: torch.Tensor, tokens: int) -> tuple[int, in
 
 
 def _chosen(rows: int, columns: int) -> list[int]:
-    """Patches by which an order is told: corners, neighbours of theirs, and one inside."""
+    """Patches by which an order is recognised: corners, neighbours of theirs, and one inside."""
     count = rows * columns
     inside = rows // 2 * columns + columns // 3
     return sorted({0, 1, columns - 1, min(columns, count - 1), inside, count - columns, count - 2, count - 1})

@@ -111,10 +111,10 @@ class Baseline:
         return getattr(text, name, None) if text is not None else getattr(self.config, name, None)
 
     def predicting(self) -> torch.Tensor:
-        """[B, T] on the CPU: where a logit is meant to foretell the next token from those before it.
+        """[B, T] on the CPU: where a logit is meant to predict the next token from those before it.
 
         Raises:
-            Unavailable: The model is not meant to look back only, or that can't be told.
+            Unavailable: The model is not meant to look back only, or that is not known.
         """
         model, inputs = self.trials.model, self.inputs
         generates = getattr(model, "can_generate", None)

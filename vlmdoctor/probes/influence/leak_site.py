@@ -44,7 +44,7 @@ def _sums(reference: Baseline, batch: Any, where: torch.Tensor) -> dict[str, tup
     rows, length = where.shape
 
     def kept(value: torch.Tensor) -> torch.Tensor | None:
-        """[B, L]: the places in a sequence that may have features in front, or lack what is not foretold."""
+        """[B, L]: the places in a sequence that may have features in front, or lack what is not predicted."""
         more = value.shape[1] - length
         if value.shape[0] != rows or more < -reference.trials.unseen:
             return None

@@ -139,7 +139,7 @@ def _label_shift(ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
     if best is None or shares[best] < NEARLY_ALL:
         raise Unavailable("too few labels are tokens of their own row to tell how they are shifted")
     if sum(share > shares[best] - 0.2 for share in shares.values()) > 1:
-        raise Unavailable("the tokens repeat so much that the labels' shift can't be told")
+        raise Unavailable("the tokens repeat so much that the labels' shift can't be determined")
     return best, shares[best]
 
 
@@ -163,7 +163,9 @@ def _which(loss: float, losses: Mapping[int, float]) -> int:
     near = [k for k, value in losses.items() if abs(value - loss) <= scale]
     rivals = [k for k, value in losses.items() if abs(value - loss) <= APART * scale]
     if len(near) != 1 or len(rivals) != 1:
-        raise Unavailable("the loss is no plain cross-entropy of the logits, so its shift can't be told")
+        raise Unavailable(
+            "the loss is no plain cross-entropy of the logits, so its shift can't be determined"
+        )
     return near[0]
 
 

@@ -48,7 +48,7 @@ def gpus(root: Path, contained: bool = False) -> tuple[Gpu, ...]:
     if nodes:
         return tuple(Gpu() for _ in nodes)
     if reading.exists(root / "usr/lib/wsl/lib/libcuda.so.1") and reading.exists(root / "dev/dxg"):
-        # WSL has neither: its GPUs are behind /dev/dxg and can't be told apart from here.
+        # WSL has neither: its GPUs are behind /dev/dxg and is not known apart from here.
         return (Gpu(name="NVIDIA GPU behind WSL"),)
     return ()
 

@@ -23,7 +23,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there, as far as it can be told."""
+    """Whether something is there, as far as that can be seen."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Snapshots as JSON, and whatever else people paste: told apart, and read into the same snapshot."""
+"""Snapshots as JSON, and whatever else people paste: distinguished, and read into the same snapshot."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def _sizes(processor: Any, model: Any, config: Any) -> ImageSizes:
 
 
 def _side(image_processor: Any) -> int | None:
-    """The side of the square images that it makes; None where that can't be told."""
+    """The side of the square images that it makes; None where that is not known."""
     cropped = getattr(image_processor, "do_center_crop", False)
     size: Any = getattr(image_processor, "crop_size" if cropped else "size", None)
     try:

@@ -34,7 +34,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> ContractStatus:
 
 def inferred(agreement: ContractStatus) -> dict[str, str]:
     """The contract that what was seen would fulfil."""
-    # Rows of new tokens can't be told from the others, so that nobody is held to them unasked.
+    # Rows of new tokens is not known from the others, so that nobody is held to them unasked.
     return {key: text for key, text in agreement.seen.items() if key != "new-token-rows"}
 
 

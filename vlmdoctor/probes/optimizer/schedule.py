@@ -36,7 +36,7 @@ def probe(subject: Subject, gather: Callable[[type], Any]) -> Schedule:
         raise Unavailable("the length of the run is not known (training_args: max_steps)")
     inner = getattr(given, "scheduler", given)
     if not isinstance(inner, LRScheduler) or isinstance(inner, ReduceLROnPlateau):
-        raise Unavailable(f"the schedule of a {type(inner).__name__} can't be foretold")
+        raise Unavailable(f"the schedule of a {type(inner).__name__} can't be predicted")
     # accelerate steps a prepared scheduler once for each process.
     prepared = inner is not given and type(given).__name__ == "AcceleratedScheduler"
     per_step = arguments.world_size if prepared and not getattr(given, "split_batches", False) else 1

@@ -182,7 +182,7 @@ def _own_calls(node: ast.stmt) -> Iterator[ast.Call]:
 
 
 def _initialises(call: ast.Call) -> str | None:
-    """How a call initialises CUDA, in words; None where it does not, or it can't be told."""
+    """How a call initialises CUDA, in words; None where it does not, or that is not known."""
     name = _name(call.func)
     if _INITIALISES.fullmatch(name):
         return f"{name}()"

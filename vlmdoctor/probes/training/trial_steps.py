@@ -28,7 +28,7 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
 
     The model learns itself, and its weights are put back: a copy of it would take more memory than training
     takes. Nothing of the subject is changed in the end, nor are the random states. What the loop of the real
-    run does (clearing gradients, clipping, its length) is not known here and not told.
+    run does (clearing gradients, clipping, its length) is not known here and not reported.
 
     Raises:
         Unavailable: Something that is needed is missing or can't be copied, or a step fails.

@@ -1,4 +1,4 @@
-"""The first batch of somebody's data loader."""
+"""The first batch of the user's data loader."""
 
 from __future__ import annotations
 

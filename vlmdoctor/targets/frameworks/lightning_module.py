@@ -120,7 +120,7 @@ def _configured(module: Any, name: str) -> tuple[Any, Any]:
             f"configure_optimizers of {name} returned an object of type {type(strange).__name__} where "
             f"an optimizer is expected."
         )
-    # A schedule by epochs can't be told by steps. The rate that it began with is the optimizer's then.
+    # A schedule by epochs is not known by steps. The rate that it began with is the optimizer's then.
     by_step = [one["scheduler"] for one in schedulers if one.get("interval", "epoch") == "step"]
     if not by_step:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):

@@ -1,6 +1,6 @@
 """Default configurations made consistent with themselves, for sweeps over families and tests.
 
-Never done to somebody's own configuration: there an inconsistency is a finding.
+Never done to the user's own configuration: there an inconsistency is a finding.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def image_inputs(config: Any, names: set[str], images: int, rows: int, size: int
 
 
 def grid(config: Any, names: set[str], images: int, rows: int, size: int | None) -> Inputs:
-    """Qwen and its kin: patches of all images in one row, and the grid of each image."""
+    """The Qwen family: patches of all images in one row, and the grid of each image."""
     vision = vision_config(config)
     patch = side(vision, "patch_size", default=14)
     merge = side(vision, "spatial_merge_size", "merge_size", "merge_kernel_size", default=2)
@@ -81,7 +81,7 @@ def crossed_tiles(config: Any, names: set[str], images: int, rows: int, size: in
 
 
 def tiles_by_size(config: Any, names: set[str], images: int, rows: int, size: int | None) -> Inputs:
-    """LLaVA-NeXT and its kin: an overview and tiles, as many as the image's size asks for."""
+    """The LLaVA-NeXT family: an overview and tiles, as many as the image's size asks for."""
     across = image_side(config, None, 336)
     height = size or across
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
