@@ -1,4 +1,4 @@
-"""Healthy machines for the rules' examples, to be spoilt in one respect."""
+"""Healthy machines for the rules' examples, of which an example changes one thing."""
 
 from __future__ import annotations
 
