@@ -1,4 +1,4 @@
-"""What a batch says about its images beside the pixels: grids, sizes and masks, held against each other.
+"""What a batch says about its images besides the pixels: grids, sizes and masks, compared with each other.
 
 Shapes:
     N images, P patches of all images, D numbers in a patch, B rows, H height, W width
