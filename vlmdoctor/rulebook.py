@@ -122,12 +122,17 @@ def all_rules() -> tuple[Rule, ...]:
 
 @functools.cache
 def rules_in(*areas: str) -> tuple[Rule, ...]:
-    """The rules of some areas, the folders under `vlmdoctor/rules/`, without importing the others."""
+    """The rules of some areas, the folders under `vlmdoctor/rules/`, without importing the others.
+
+    A file whose name begins with an underscore holds no rule.
+    """
     found: dict[str, Rule] = {}
     names: dict[str, Rule] = {}
     for area in areas or ("",):
         package = importlib.import_module(f"vlmdoctor.rules.{area}".rstrip("."))
         for module_info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if module_info.name.rpartition(".")[2].startswith("_"):
+                continue  # what several rules share
             module = importlib.import_module(module_info.name)
             for value in vars(module).values():
                 if isinstance(value, Rule) and value.function.__module__ == module.__name__:

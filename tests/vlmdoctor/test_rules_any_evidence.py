@@ -16,7 +16,7 @@ from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps, Track
 from vlmdoctor.knowledge.parameter_names import ROLES, layer_of
 from vlmdoctor.rulebook import all_rules
-from vlmdoctor.rules.samples import SHAPES, frozen, sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import SHAPES, frozen, sample_parameters, sample_steps
 
 RULES = [
     rule

@@ -30,7 +30,7 @@ INSTEAD = {
 }
 DIALECT = re.compile("|".join(rf"\b{word}\b" for word in INSTEAD), re.IGNORECASE)
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")]
-PAGES += [page for page in sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 SOURCES = sorted((ROOT / "vlmdoctor").rglob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""How the model's loss answers to the number of labels that transformers' Trainer passes to it."""
+"""How the model's loss depends on the number of labels that transformers' Trainer passes to it."""
 
 from __future__ import annotations
 

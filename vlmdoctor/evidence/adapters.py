@@ -1,4 +1,4 @@
-"""Where low-rank adapters sit, beside how they were asked for."""
+"""Where low-rank adapters are, and where they were asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which token the prediction at each place is compared with, inferred from the loss that the model gives."""
+"""Which token the prediction at each position is compared with, inferred from the model's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Auxiliary losses that a model gives out beside its loss, and whether the loss is made of them."""
+"""Auxiliary losses that a model returns with its loss, and whether the loss contains them."""
 
 from __future__ import annotations
 

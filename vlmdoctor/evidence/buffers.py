@@ -1,4 +1,4 @@
-"""Tables that a model holds beside its weights: rotary frequencies and the like, against fresh ones."""
+"""Tables that a model holds besides its weights, such as rotary frequencies, compared with fresh ones."""
 
 from __future__ import annotations
 

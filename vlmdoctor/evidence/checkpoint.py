@@ -1,4 +1,4 @@
-"""A checkpoint against the model: which weights it has, under which names, and whether they were loaded."""
+"""A checkpoint compared with the model: which weights it has, their names, and whether they were loaded."""
 
 from __future__ import annotations
 

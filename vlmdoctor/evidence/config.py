@@ -1,4 +1,4 @@
-"""The configuration against what it describes: tables, ties, special tokens, the processor's image sizes."""
+"""The configuration compared with the model: tables, ties, special tokens, the processor's image sizes."""
 
 from __future__ import annotations
 

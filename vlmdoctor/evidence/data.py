@@ -1,4 +1,4 @@
-"""What the model is really given: each token's role, whether the loss sees it, and the pixels."""
+"""What the model is given: each token's role, whether the loss counts it, and the pixels."""
 
 from __future__ import annotations
 

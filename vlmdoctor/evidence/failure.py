@@ -1,4 +1,4 @@
-"""An exception inside the user's model, as plain facts: which module, which line, which tensors met."""
+"""An exception inside the user's model, as plain facts: which module, which line, which tensors."""
 
 from __future__ import annotations
 

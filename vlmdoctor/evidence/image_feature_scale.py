@@ -1,4 +1,4 @@
-"""How large image features are beside the text's embeddings, where the two come together."""
+"""How large image features are, compared with the text's embeddings, where the two are joined."""
 
 from __future__ import annotations
 

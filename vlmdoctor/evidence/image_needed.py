@@ -1,4 +1,4 @@
-"""Whether one batch is learned beyond what its text tells, where only the images tell its answers apart."""
+"""Whether one batch is learned better with its images, where the text alone does not tell its answers."""
 
 from __future__ import annotations
 

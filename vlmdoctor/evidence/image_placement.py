@@ -1,4 +1,4 @@
-"""Where in the text each image lands, and each patch of one: pixels are changed, and the tokens looked at."""
+"""At which positions each image and each patch enters the text: pixels are changed, tokens compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moves the logits, and what must not: the batch is changed in one place, and the model run again."""
+"""What changes the logits, and what must not: one part of the batch is changed, and the model run again."""
 
 from __future__ import annotations
 

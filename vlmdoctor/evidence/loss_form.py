@@ -1,4 +1,4 @@
-"""What the loss is of the logits, read off its gradient there: which tokens count, and how much each."""
+"""What the loss makes of the logits, by its gradient: which tokens count, and how much each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a batch is the sum of its parts: the loss of all rows against that of a few rows at a time."""
+"""Whether a batch is the sum of its parts: the loss of all rows compared with that of a few at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether one batch can be overfit: with the user's optimizer, and if not, with one of our own."""
+"""Whether one batch can be overfit: with the user's optimizer, and if not, with another one."""
 
 from __future__ import annotations
 

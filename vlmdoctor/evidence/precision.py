@@ -1,4 +1,4 @@
-"""In which float types a model's layers compute, beside those that their weights are in."""
+"""In which float types a model's layers compute, and in which their weights are."""
 
 from __future__ import annotations
 

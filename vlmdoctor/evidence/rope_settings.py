@@ -1,4 +1,4 @@
-"""Rotary embeddings as the configuration sets them, for a model without weights: what turns, and how fast."""
+"""Rotary embeddings as the configuration sets them, for a model without weights: dims and frequencies."""
 
 from __future__ import annotations
 

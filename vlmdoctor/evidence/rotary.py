@@ -1,4 +1,4 @@
-"""A rotary table that met a query which it does not fit, as plain facts."""
+"""A rotary table and a query that it does not fit, as plain facts."""
 
 from __future__ import annotations
 

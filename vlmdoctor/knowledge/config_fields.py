@@ -48,20 +48,26 @@ def vision_config(config: Any) -> Any:
     return found if nested is None else nested
 
 
+_TEXT_OUTSIDE = ("llm_config", "language_config")  # names that transformers itself does not know
+
+
 def text_config(config: Any) -> Any:
     """The part of a configuration that describes the language model."""
     try:
-        return config.get_text_config()
-    except (AttributeError, ValueError):
-        return field(config, "text_config", "decoder", "language_config", default=config)
+        found = config.get_text_config()
+    except (AttributeError, TypeError, ValueError):
+        return field(config, "text_config", *_TEXT_OUTSIDE, "decoder", default=config)
+    return field(config, *_TEXT_OUTSIDE, default=config) if found is config else found
 
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 IMAGE_TOKEN = (
     "image_token_id",
     "image_token_index",
     "image_patch_id",
     "media_placeholder_token_id",
     "img_context_token_id",
+    "image_token",
 )
 
 

@@ -16,7 +16,7 @@ from vlmdoctor.finding import Finding, Fix
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.failure.traceback import is_users, line_of, shown_path
 from vlmdoctor.probes.gradient.detach_sites import Cut
-from vlmdoctor.probes.gradient.detach_tracer import cuts_in, outputs_of
+from vlmdoctor.probes.gradient.detach_tracer import cuts_in, outputs_of, repaired
 from vlmdoctor.proof.prove import Attempt, Measurement
 from vlmdoctor.proof.workbench import Workbench
 
@@ -67,7 +67,7 @@ def apply(bench: Workbench, finding: Finding, gather: Gatherer) -> Attempt:
     chosen = _fewest(bench, likely, wanted)
     if not chosen:
         raise NotProven(_seen(bench, finding, len(likely)))
-    bench.around.append(partial(mended, chosen))
+    bench.around.append(partial(repaired, chosen))
     return _told(bench, finding, chosen, candidates)
 
 
@@ -107,7 +107,7 @@ def _fewest(bench: Workbench, likely: Sequence[Cut], wanted: set[str]) -> tuple[
 
 
 def _reached_without(bench: Workbench, cuts: Sequence[Cut], wanted: set[str]) -> int:
-    bench.around.append(partial(mended, tuple(cuts)))
+    bench.around.append(partial(repaired, tuple(cuts)))
     try:
         return len(bench.reached().names & wanted)
     except Exception:  # numpy refuses what has a gradient; a model may need a cut

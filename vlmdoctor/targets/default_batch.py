@@ -65,7 +65,8 @@ def with_batch(
 
 def _by_configuration(model: Any) -> dict[str, Any]:
     """With images of the size that the configuration suggests, or smaller ones if they exceed the context."""
-    from vlmdoctor.probes.data.vocabulary import max_positions, text_config
+    from vlmdoctor.knowledge.config_fields import text_config
+    from vlmdoctor.probes.data.vocabulary import max_positions
     from vlmdoctor.targets.synthetic import batch_for
 
     context = max_positions(text_config(model.config)) or sys.maxsize

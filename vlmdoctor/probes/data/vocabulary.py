@@ -7,10 +7,10 @@ from typing import Any
 
 from vlmdoctor import subject as subjects
 from vlmdoctor.evidence.data import Words
+from vlmdoctor.knowledge.config_fields import POSITIONS, text_config
 
 _IMAGE_KEYS = ("image_token_id", "image_token_index", "image_token_ids")
 _MEDIA_KEYS = (*_IMAGE_KEYS, "video_token_id", "video_token_index", "audio_token_id", "audio_token_index")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 _STRETCHING = ("yarn", "linear", "dynamic", "ntk", "longrope")
 NO_LIMIT = 10**9
 
@@ -79,14 +79,6 @@ def _padding_inside(model: Any) -> int | None:
     return known.pop() if len(known) == 1 else None
 
 
-def text_config(config: Any) -> Any:
-    """The part of a configuration that describes the language model."""
-    for name in ("text_config", "llm_config", "language_config"):
-        if (inner := _get(config, name)) is not None:
-            return inner
-    return config
-
-
 def media_ids(config: Any, processor: Any) -> tuple[int, ...]:
     """Ids that stand for images, videos and sounds."""
     found: list[int] = []
@@ -108,7 +100,7 @@ def embedding_rows(model: Any) -> int | None:
 
 def max_positions(config: Any) -> int | None:
     """The longest sequence the configuration has positions for, stretched as its rotary scaling says."""
-    limit = next((v for name in _POSITIONS if isinstance(v := _get(config, name), int) and v > 0), None)
+    limit = next((v for name in POSITIONS if isinstance(v := _get(config, name), int) and v > 0), None)
     if limit is None or limit >= NO_LIMIT:
         return None
     rope = _get(config, "rope_parameters") or _get(config, "rope_scaling") or {}

@@ -15,7 +15,7 @@ from vlmdoctor.dryrun.table import folded
 from vlmdoctor.dryrun.unknown import ValueUnknown
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.shapes import DEPTH, FOR_DRY_RUNS, Shapes
-from vlmdoctor.knowledge.config_fields import field, image_token, text_config
+from vlmdoctor.knowledge.config_fields import POSITIONS, field, image_token, text_config
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.probes.failure.traceback import failure_of
@@ -149,5 +149,5 @@ def _image_tokens(batch: Any, config: Any) -> int | None:
 
 
 def _context(config: Any) -> int | None:
-    found = None if config is None else field(text_config(config), "max_position_embeddings", "n_positions")
+    found = None if config is None else field(text_config(config), *POSITIONS)
     return int(found) if isinstance(found, int) and found > 0 else None

@@ -9,6 +9,7 @@ from typing import Any
 from vlmdoctor.contract import PRECISIONS, ROLE_KEYS, state_seen
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.knowledge.config_fields import image_token
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.probes.batch.fields import standard
@@ -16,7 +17,6 @@ from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.batch import count_images
 
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok(en)?_emb\w*|wte|word_embeddings|shared)\.")
-_IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token")
 
 
 def probe(subject: Subject, gather: Callable[[type], Any]) -> ContractStatus:
@@ -70,7 +70,7 @@ def _batch_terms(subject: Subject) -> dict[str, str | None]:
     if getattr(ids, "ndim", 0) != 2:
         return {}
     config = getattr(subject.model, "config", None)
-    token = next((t for name in _IMAGE_TOKENS if isinstance(t := getattr(config, name, None), int)), None)
+    token = image_token(config)
     terms: dict[str, str | None] = {"supervise": _supervised(subject, batch, ids, token)}
     images = count_images((batch,), {})
     if token is not None and images:

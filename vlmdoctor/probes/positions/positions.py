@@ -20,10 +20,11 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.evidence.positions import Counted, ExpectedPositions, Place, Positions
+from vlmdoctor.knowledge.config_fields import text_config
 from vlmdoctor.knowledge.parameter_names import canonical_name, role_of
 from vlmdoctor.plain_text import raised
 from vlmdoctor.probes.batch.fields import Inputs, placeholders
-from vlmdoctor.probes.data.vocabulary import max_positions, text_config
+from vlmdoctor.probes.data.vocabulary import max_positions
 from vlmdoctor.probes.forward import passed
 from vlmdoctor.probes.influence.passes import innermost
 from vlmdoctor.probes.listening import Listening, Outcome

@@ -9,8 +9,8 @@ from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import frozen, sample_parameters
 from vlmdoctor.rules.places import places
-from vlmdoctor.rules.samples import frozen, sample_parameters
 
 _WORDS = {
     "vision": "the vision encoder",

@@ -10,7 +10,7 @@ from vlmdoctor.evidence.checkpoint import SAME_PART, Checkpoint, Weight
 from vlmdoctor.evidence.reach import PATH
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.ckpt.sample import NOT_LOADED, called, sample_checkpoint, share
+from vlmdoctor.rules.ckpt._healthy import NOT_LOADED, called, sample_checkpoint, share
 from vlmdoctor.rules.places import counted, listed, places
 
 MOST_OF_A_PART = 0.5

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
 from vlmdoctor.evidence.reach import PATH
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.ckpt.sample import ABSENT, called, sample_checkpoint, share
+from vlmdoctor.rules.ckpt._healthy import ABSENT, called, sample_checkpoint, share
 from vlmdoctor.rules.places import counted, listed, places
 
 

@@ -9,7 +9,7 @@ from vlmdoctor.evidence.checkpoint import Checkpoint, Weight, is_resized
 from vlmdoctor.evidence.reach import PATH
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.ckpt.sample import called, sample_checkpoint, share
+from vlmdoctor.rules.ckpt._healthy import called, sample_checkpoint, share
 from vlmdoctor.rules.places import counted, listed, places
 
 MOST_OF_A_PART = 0.5

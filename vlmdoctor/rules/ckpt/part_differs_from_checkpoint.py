@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.ckpt.sample import called, sample_checkpoint
+from vlmdoctor.rules.ckpt._healthy import called, sample_checkpoint
 from vlmdoctor.rules.places import places
 
 ROUNDED = 0.005  # relative distance: the rounding of a conversion to bfloat16 and back

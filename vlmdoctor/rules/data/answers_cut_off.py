@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data
+from vlmdoctor.rules._healthy import healthy_data, sample_data
 
 OFTEN, FEWEST = 0.2, 3
 

@@ -8,7 +8,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, words
+from vlmdoctor.rules._healthy import healthy_data, words
 
 
 @rule("placeholder-not-a-token", "DATA303", explains=("image-token-count", "forward-raises"))
@@ -66,7 +66,7 @@ def placeholder_not_a_token(data: Data) -> Iterator[Finding]:
 
 
 def _without_images(**changes: object) -> Data:
-    from vlmdoctor.rules.data_examples import sample_data
+    from vlmdoctor.rules._healthy import sample_data
 
     return sample_data("muuuuuumAAASmpp", words=words(**changes))
 

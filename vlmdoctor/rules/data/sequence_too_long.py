@@ -9,7 +9,7 @@ from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data
+from vlmdoctor.rules._healthy import healthy_data, sample_data
 from vlmdoctor.rules.places import counted
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, words
+from vlmdoctor.rules._healthy import healthy_data, sample_data, words
 
 
 @rule("stop-token-not-eos", "DATA301")

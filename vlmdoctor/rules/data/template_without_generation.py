@@ -8,7 +8,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data
+from vlmdoctor.rules._healthy import healthy_data
 
 
 @rule("template-without-generation", "DATA305", explains=("nothing-supervised",))

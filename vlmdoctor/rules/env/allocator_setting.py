@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.allocator import NAMES, complaints, ignored
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop, workstation
+from vlmdoctor.rules.env._healthy import laptop, workstation
 
 
 @rule("allocator-setting", "ENV402")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Live
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop, workstation
+from vlmdoctor.rules.env._healthy import laptop, workstation
 
 _CODES = {
     2: "out of memory",

@@ -11,7 +11,7 @@ from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import GIB, HOST, laptop, workstation
+from vlmdoctor.rules.env._healthy import GIB, HOST, laptop, workstation
 
 
 @rule("demand-not-met", "ENV601")

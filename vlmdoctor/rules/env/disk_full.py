@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Folder
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import GIB, HOST, laptop, workstation
+from vlmdoctor.rules.env._healthy import GIB, HOST, laptop, workstation
 
 _VARIABLES = {"hub cache": "HF_HOME", "datasets cache": "HF_HOME", "temporary files": "TMPDIR"}
 

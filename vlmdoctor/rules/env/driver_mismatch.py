@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Driver, Environment, Nvml
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 
 @rule("driver-mismatch", "ENV204", explains=("nvml-does-not-answer", "cuda-does-not-start"))

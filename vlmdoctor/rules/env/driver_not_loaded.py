@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Nvml, PciGpu
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import WHEEL, laptop, workstation
+from vlmdoctor.rules.env._healthy import WHEEL, laptop, workstation
 
 
 @rule("driver-not-loaded", "ENV215", explains=("nvml-does-not-answer", "cuda-does-not-start"))

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Driver, Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 from vlmdoctor.rules.env.torch_without_gpu_support import reinstall
 
 LEAST = {13: 580, 12: 525, 11: 450, 10: 410}

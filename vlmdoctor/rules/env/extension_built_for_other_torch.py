@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Extension, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import WHEEL, workstation
+from vlmdoctor.rules.env._healthy import WHEEL, workstation
 
 _ASKS = {
     "flash-attn": "pip install --force-reinstall --no-build-isolation --no-cache-dir --no-deps flash-attn",

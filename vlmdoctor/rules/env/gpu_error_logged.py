@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Xid
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.xid import HARDWARE
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 
 @rule("gpu-error-logged", "ENV220")

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.visible_devices import VARIABLE, VisibleDevices, read
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop, workstation
+from vlmdoctor.rules.env._healthy import laptop, workstation
 
 
 @rule(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Nvml, PciGpu
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import card, laptop, workstation
+from vlmdoctor.rules.env._healthy import card, laptop, workstation
 
 
 @rule("gpu-lost", "ENV208", explains=("cuda-does-not-start", "gpu-memory-errors", "gpu-error-logged"))

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Gpu, Process
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import GIB, card, workstation
+from vlmdoctor.rules.env._healthy import GIB, card, workstation
 
 
 @rule("gpu-memory-in-use", "ENV213")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop
+from vlmdoctor.rules.env._healthy import laptop
 
 _LAUNCHERS = (
     *("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PET_NNODES"),

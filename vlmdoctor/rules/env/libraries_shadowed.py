@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Library
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 # Their parts, and libraries built on them, need a release at least as new as that of the wheels.
 _STRICT = ("libnvJitLink", "libcudnn")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import GIB, HOST, laptop
+from vlmdoctor.rules.env._healthy import GIB, HOST, laptop
 
 
 @rule("memory-low", "ENV505")

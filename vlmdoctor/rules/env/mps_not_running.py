@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Mps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 
 @rule("mps-not-running", "ENV221", explains=("cuda-does-not-start",))

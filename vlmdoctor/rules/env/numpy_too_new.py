@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 
 @rule("numpy-too-new", "ENV305")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Nvml
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop, workstation
+from vlmdoctor.rules.env._healthy import laptop, workstation
 
 
 @rule("nvml-does-not-answer", "ENV216", explains=("cuda-does-not-start",))

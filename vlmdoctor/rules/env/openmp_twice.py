@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop
+from vlmdoctor.rules.env._healthy import laptop
 
 VARIABLE = "KMP_DUPLICATE_LIB_OK"
 SET_BY_SKLEARN = "True"  # scikit-learn puts it into the environment of every program that imports it

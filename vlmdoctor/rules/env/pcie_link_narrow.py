@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import card, workstation
+from vlmdoctor.rules.env._healthy import card, workstation
 
 
 @rule("pcie-link-narrow", "ENV211")

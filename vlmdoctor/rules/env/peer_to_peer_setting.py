@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Driver, Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import card, workstation
+from vlmdoctor.rules.env._healthy import card, workstation
 
 VARIABLE = "NCCL_P2P_DISABLE"
 

@@ -10,7 +10,7 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import workstation
+from vlmdoctor.rules.env._healthy import workstation
 
 _COMPILED = ("torchvision", "torchaudio")
 # Most requirements compare releases only; for them `packaging` need not be imported. What follows a

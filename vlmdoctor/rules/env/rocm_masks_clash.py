@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.environment import Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop
+from vlmdoctor.rules.env._healthy import laptop
 
 ROCR, HIP, CUDA = "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
 

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Driver, Environment, PciGpu, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import CPU_WHEEL, WHEEL, laptop, workstation
+from vlmdoctor.rules.env._healthy import CPU_WHEEL, WHEEL, laptop, workstation
 
 # Builds that PyTorch publishes, newest first, with the driver that each needs at least.
 _INDEXES = (("cu130", 580), ("cu126", 525), ("cu118", 450))

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import card, workstation
+from vlmdoctor.rules.env._healthy import card, workstation
 
 _READERS = ("vllm", "ray-lightning", "openrlhf")
 

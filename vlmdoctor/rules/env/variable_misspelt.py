@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.variable_names import closest_known_name
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import laptop
+from vlmdoctor.rules.env._healthy import laptop
 
 
 @rule("variable-misspelt", "ENV401")

@@ -8,8 +8,8 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.visible_devices import VARIABLE, read
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.env._healthy import laptop, workstation
 from vlmdoctor.rules.env.gpu_hidden_by_environment import entries
-from vlmdoctor.rules.env.machines import laptop, workstation
 
 
 @rule("visible-devices-misread", "ENV102", explains=("gpu-order-differs",))

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.environment import Environment, Torch
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.versions import numbers
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.env.machines import WHEEL, card, workstation
+from vlmdoctor.rules.env._healthy import WHEEL, card, workstation
 
 # Code for one of these runs on that device only (Jetson), and code for others does not run on it.
 _ALONE = {53: {53}, 62: {62}, 72: {72}, 87: {87}, 101: {101, 110}}

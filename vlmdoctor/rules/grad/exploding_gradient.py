@@ -11,8 +11,8 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 from vlmdoctor.rules.grad.depth import profiles
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
 WINDOW = 5  # samples: a healthy run has single spikes
 GROWTH = 100.0

@@ -15,8 +15,8 @@ from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.knowledge.parameter_names import layer_of, role_of
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps, without_gradient
 from vlmdoctor.rules.places import counted, listed, places, share_of
-from vlmdoctor.rules.samples import sample_parameters, sample_steps, without_gradient
 
 LARGE_SHARE = 0.01  # of the trainable numbers: below it, single unused parameters are for information
 MOST_OF_A_PART = 0.5

@@ -9,8 +9,8 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 from vlmdoctor.rules.grad.depth import profiles
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
 SAMPLES = 3
 LAYERS = 4

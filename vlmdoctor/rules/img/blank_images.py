@@ -10,7 +10,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 
 SAMPLES = 4
 _FIRST_LAYER = re.compile(r"patch_?embed|patch_conv|stem|conv1|conv_in|embeddings")

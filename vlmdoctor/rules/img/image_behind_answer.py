@@ -9,7 +9,7 @@ from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.image_placement import ImagePlacement, PlacedImage
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data
+from vlmdoctor.rules._healthy import healthy_data, sample_data
 
 
 @rule("image-behind-answer", "IMG346", explains=("no-gradient", "image-without-effect", "image-ignored"))

@@ -9,7 +9,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 
 LONG = 500  # steps: using images is learned later than the language of the answers
 NEARLY_DONE = 0.9

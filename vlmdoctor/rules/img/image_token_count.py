@@ -12,7 +12,7 @@ from vlmdoctor.evidence.shapes import Shapes
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.knowledge.parameter_names import role_of
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
 
 _MISMATCH = re.compile(r"image (features|tokens) and image (features|tokens) do not match", re.IGNORECASE)

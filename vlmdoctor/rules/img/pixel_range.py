@@ -8,7 +8,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Picture
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_picture
+from vlmdoctor.rules._healthy import healthy_data, sample_picture
 
 FITS, MISFITS = 0.95, 0.8  # half of the steps fit where values are halved
 STEP = 1 / 255

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.steps import Evaluation, Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_steps
+from vlmdoctor.rules._healthy import sample_steps
 
 
 @rule("accuracy-below-gate", "LOSS110")

@@ -11,7 +11,7 @@ from vlmdoctor.evidence.overfit import FALLS, Overfit, Try
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters
+from vlmdoctor.rules._healthy import sample_parameters
 
 ENOUGH = 24  # steps
 TRIES = 3  # learning rates

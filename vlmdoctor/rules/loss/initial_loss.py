@@ -10,7 +10,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import VOCABULARY, sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import VOCABULARY, sample_parameters, sample_steps
 
 ABOVE, ABOVE_FLOOR = 1.1, 1.0  # untrained: random logits of standard deviation 1 cost 0.5
 TRAINED_ABOVE, TRAINED_FLOOR = 1.5, 1.0

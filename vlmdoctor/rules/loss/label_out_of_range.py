@@ -11,7 +11,7 @@ from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_row
 from vlmdoctor.rules.places import counted
 
 

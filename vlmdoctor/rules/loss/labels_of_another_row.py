@@ -9,7 +9,7 @@ from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_row
 
 SHIFTS = (0, 1)  # the labels are at their own ids, or were shifted by the data
 OWN_AT_MOST, OTHER_AT_LEAST = 0.5, 0.95

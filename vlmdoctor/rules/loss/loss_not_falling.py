@@ -10,7 +10,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import VOCABULARY, sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import VOCABULARY, sample_parameters, sample_steps
 
 ENOUGH = 100  # steps after the warm-up
 FALL = 0.02  # of the loss at the start

@@ -12,9 +12,8 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_parameters, sample_steps
 from vlmdoctor.rules.places import counted
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
 
 ENOUGH = 3
 OFTEN, OFTEN_STEPS = 0.2, 20  # single masked batches are legal: the rate matters

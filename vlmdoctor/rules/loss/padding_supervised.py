@@ -8,7 +8,7 @@ from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_row
 
 MOST = 0.5
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.data import Data, count
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data
+from vlmdoctor.rules._healthy import healthy_data, sample_data
 
 NEARLY_ALL = 0.9
 FEWEST = 8  # tokens of users' words

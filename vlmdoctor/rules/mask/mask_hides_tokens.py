@@ -9,7 +9,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.data_examples import healthy_data, sample_data, sample_row
+from vlmdoctor.rules._healthy import healthy_data, sample_data, sample_row
 
 ROLES = {
     "image": "image placeholders",

@@ -9,7 +9,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import NonFinite, Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 
 FP16_LARGEST = 65504.0
 DIVERGED = 3.0  # times the lowest loss before it

@@ -12,7 +12,7 @@ from vlmdoctor.evidence.optimizer import Group, Optimizer
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters
+from vlmdoctor.rules._healthy import sample_parameters
 
 LARGE = 1e-4  # an epsilon; the usual ones are 1e-8 to 1e-6, and gradients of large models are small too
 TIMES = 1e3  # the gradients

@@ -8,7 +8,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.samples import sample_parameters, sample_steps
+from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 
 
 @rule(

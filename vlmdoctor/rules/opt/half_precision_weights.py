@@ -8,8 +8,8 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.training_args import TrainingArgs
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters
 from vlmdoctor.rules.places import counted, places
-from vlmdoctor.rules.samples import sample_parameters
 
 
 @rule("half-precision-weights", "OPT305")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import frozen, sample_parameters
 from vlmdoctor.rules.places import counted, listed, places, share_of
-from vlmdoctor.rules.samples import frozen, sample_parameters
 
 LARGE_SHARE = 0.01
 

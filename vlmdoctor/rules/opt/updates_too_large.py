@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_steps
 from vlmdoctor.rules.places import listed
-from vlmdoctor.rules.samples import sample_steps
 
 LARGE, FIRST, FALLEN = 2.0, 3, 0.9
 # Neither of them starts at zero as a whole, as a projector or an adapter may.

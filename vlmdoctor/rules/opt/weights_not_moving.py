@@ -9,8 +9,8 @@ from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.evidence.steps import Steps, Track
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import frozen, sample_parameters, sample_steps, without_movement
 from vlmdoctor.rules.places import counted, listed, places, share_of
-from vlmdoctor.rules.samples import frozen, sample_parameters, sample_steps, without_movement
 
 SAMPLES = 3  # a warm-up may begin with the learning rate 0
 ROUNDED = {"bfloat16": 2**-8, "float16": 2**-11}  # half a step between neighbouring numbers, relative

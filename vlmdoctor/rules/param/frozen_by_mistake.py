@@ -9,8 +9,8 @@ from vlmdoctor.evidence.parameters import Parameter, Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.parameter_names import is_adapter
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import frozen, sample_parameters
 from vlmdoctor.rules.places import counted, listed, places
-from vlmdoctor.rules.samples import frozen, sample_parameters
 
 LINKS = (
     "https://github.com/QwenLM/Qwen-VL/issues/124",

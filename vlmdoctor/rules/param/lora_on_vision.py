@@ -8,8 +8,8 @@ from vlmdoctor.evidence.adapters import AdaptedModule, Adapters
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters
 from vlmdoctor.rules.places import counted, listed, places
-from vlmdoctor.rules.samples import sample_parameters
 
 LINKS = (
     "https://github.com/huggingface/peft/issues/2615",

@@ -12,9 +12,9 @@ from vlmdoctor.evidence.data import Data
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.ckpt.sample import sample_checkpoint
+from vlmdoctor.rules._healthy import sample_parameters
+from vlmdoctor.rules.ckpt._healthy import sample_checkpoint
 from vlmdoctor.rules.places import counted, listed
-from vlmdoctor.rules.samples import sample_parameters
 
 
 @rule("new-rows-frozen", "PARAM303")

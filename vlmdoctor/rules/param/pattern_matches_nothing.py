@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules._healthy import sample_parameters
 from vlmdoctor.rules.places import counted, listed
-from vlmdoctor.rules.samples import sample_parameters
 
 
 @rule(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from vlmdoctor.evidence.checkpoint import Checkpoint, Weight
-from vlmdoctor.rules.samples import sample_parameters
+from vlmdoctor.rules._healthy import sample_parameters
 
 NOT_LOADED: dict[str, Any] = {"equal": False, "agreement": 0.01, "distance": 1.4}
 ABSENT: dict[str, Any] = {
