@@ -56,7 +56,7 @@ class Repair(Protocol):
     def measure(self, bench: Any, finding: Finding) -> Measurement:
         """Measures what the finding is about; runs on a copy before and on another after the repair.
 
-        May be left out: then the rule itself is run once more on the mended copy.
+        May be left out: then the rule itself is run once more on the repaired copy.
         """
 
 
