@@ -266,7 +266,9 @@ def test_image_tokens_hidden_as_padding() -> None:
     batch["attention_mask"][batch["input_ids"] == IMAGE] = 0
     report = vlmdoctor.check(model, batch, **FORWARD)
     messages = [f.message for f in report.findings if f.rule == "image-without-effect"]
-    assert messages == ["the text never attends to the images: no later logit changes when they are replaced by noise"]
+    assert messages == [
+        "the text never attends to the images: no later logit changes when they are replaced by noise"
+    ]
 
 
 def test_gates_that_start_closed() -> None:

@@ -73,7 +73,9 @@ def test_without_an_optimizer_it_is_a_warning_that_names_what_it_assumes():
 
 def test_a_layer_made_in_forward_is_told():
     model = Model(lambda self, x: nn.Linear(6, 6)(x))
-    assert found(model) == {"parameters-not-registered": "the forward pass creates 2 parameters again each time"}
+    assert found(model) == {
+        "parameters-not-registered": "the forward pass creates 2 parameters again each time"
+    }
 
 
 def test_parameters_that_an_optimizer_holds_are_left_alone():
