@@ -203,7 +203,7 @@ def test_what_is_added_to_the_optimizer_moves() -> None:
     finding = only(checked(model, model.language_model.parameters()))
     assert finding.proof is not None and finding.proof.works
     assert finding.proof.tried == "the 30 tensors added to the optimizer"
-    assert "30 of 30 change" in finding.proof.after and "0 of 30 move" in finding.proof.before
+    assert "30 of 30 change" in finding.proof.after and "0 of 30 change" in finding.proof.before
 
 
 def test_unfreezing_lets_the_loss_fall() -> None:
