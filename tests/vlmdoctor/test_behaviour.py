@@ -155,7 +155,7 @@ def test_a_rate_that_runs_away_is_lowered(rate: float) -> None:
     report = checked(model, optimizer=optimizer, select=["loss-runs-away"])
     (finding,) = report.findings
     assert finding.proof is not None and finding.proof.works
-    assert f"in place of {rate:.3g}" in finding.proof.tried
+    assert f"instead of {rate:.3g}" in finding.proof.tried
     assert optimizer.param_groups[0]["lr"] == rate
 
 
@@ -282,9 +282,9 @@ def test_a_checkpoint_is_loaded_under_the_names_that_fit() -> None:
     before = float(model(**tiny_vlm.batch(0)).loss.detach())
     (finding,) = checked(model, checkpoint=checkpoint, select=["checkpoint-not-loaded"]).findings
     assert finding.proof is not None and finding.proof.works
-    assert "with 'model.' taken off" in finding.proof.tried
+    assert "with 'model.' removed" in finding.proof.tried
     after = float(trained(**tiny_vlm.batch(0)).loss.detach())
-    assert f"brings the loss from {before:.4g} to {after:.4g}" in finding.proof.tried
+    assert f"the loss goes from {before:.4g} to {after:.4g}" in finding.proof.tried
 
 
 class WrittenOut(nn.Module):
@@ -316,7 +316,7 @@ def test_a_leak_in_attention_that_is_written_out_is_proven(softmax: Callable[[Te
     report = checked(WrittenOut(softmax), text(), select=["future-leak"])
     assert (F.softmax, torch.softmax, torch.Tensor.softmax, "softmax" in vars(torch.Tensor)) == ways
     (finding,) = report.findings
-    assert finding.proof is not None and finding.proof.after == "it moves by 0"
+    assert finding.proof is not None and finding.proof.after == "max logit change 0"
 
 
 def test_a_head_that_is_applied_to_no_token_crashes_no_rule() -> None:

@@ -100,7 +100,7 @@ def test_a_loss_that_forgets_the_prefix(start: int) -> None:
 
     found = checked(Captioner(), batch=batch, loss_fn=loss_fn).findings
     assert [finding.rule for finding in found] == ([] if start else ["labels-shifted-twice"])
-    assert start or "4 features stand in front" in found[0].cause
+    assert start or "4 features come before the text" in found[0].cause
 
 
 def test_a_frozen_copy_as_reference_is_fine() -> None:

@@ -206,7 +206,7 @@ def test_require_is_a_gate(driver: str) -> None:
     assert check_env(*gate, "fp8,bf16,vram=24GB,driver=570", **has).returncode == 0
     result = check_env(*gate, "8-gpus,vram=40GB", **has)
     assert result.returncode == 1
-    assert "required: vram=40GB; there is 25.8 GB" in result.stdout
+    assert "required vram=40GB, found 25.8 GB" in result.stdout
     # From a report that can't show it, a gate does not pass.
     result = check_env(*gate, "disk=1GB", "--from", MACHINES / "new-vllm.txt")
     assert result.returncode == 1

@@ -227,7 +227,7 @@ class TestNewRows:
         adapted = peft.get_peft_model(grown, peft.LoraConfig(target_modules=["q_proj"]))
         (finding,) = found(adapted, decoder.state_dict(), tokenizer=Tokenizer(130))
         assert finding.rule == "new-rows-frozen"
-        assert finding.message.startswith("2 new tokens never learn")
+        assert finding.message.startswith("rows of 2 new tokens are frozen")
 
     @pytest.mark.parametrize(
         "more", [{"trainable_token_indices": [128, 129]}, {"modules_to_save": ["embed_tokens", "lm_head"]}]

@@ -180,16 +180,16 @@ class TestProcessor:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"patch_size": 2}, "patch size 2 against 4"),
-            ({"num_additional_image_tokens": 0}, "tokens beside the patches -1 against 0"),
-            ({"vision_feature_select_strategy": "full"}, "tokens beside the patches 1 against 0"),
+            ({"patch_size": 2}, "patch size: 2, expected 4"),
+            ({"num_additional_image_tokens": 0}, "class token): -1, expected 0"),
+            ({"vision_feature_select_strategy": "full"}, "class token): 1, expected 0"),
             (
                 {
                     "image_processor": SimpleNamespace(
                         do_center_crop=True, crop_size={"height": 16, "width": 16}
                     )
                 },
-                "image size 16 against 8",
+                "image size: 16, expected 8",
             ),
             ({"image_token_id": 7}, "the model looks for image token 100, the processor writes 7"),
         ],

@@ -83,7 +83,7 @@ def check(folder: Path, values: dict[str, Any]) -> Report:
         ("llava", "vision_feature_layer", -30, CLASH, "vision_config.num_hidden_layers is 2"),
         ("llava", "text_config.hidden_act", "gellu", CLASH, "text_config.hidden_act 'gellu'"),
         ("llava", "text_config.rope_parameters", YARN, CLASH, "lacks factor"),
-        ("llava", "text_config.rope_parameters.rope_theta", -5.0, ROPE, "no positive numbers"),
+        ("llava", "text_config.rope_parameters.rope_theta", -5.0, ROPE, "not positive numbers"),
         ("llava", "text_config.rope_parameters.rope_theta", 1.0, ROPE, "rope_theta is 1"),
         ("llava", "text_config.rope_parameters.rope_theta", 10.0, ROPE, "rope_theta 10"),
         ("llava", "text_config.rope_parameters", LLAMA3, ROPE, "low_freq_factor 4"),

@@ -117,7 +117,7 @@ def test_one_row_alone_can_not_be_normalised() -> None:
 
 def test_a_batch_of_one_row() -> None:
     (finding,) = examined(normalised(), tiny_vlm.batch(0, 1)).findings
-    assert finding.message.startswith("vision_proj.norm normalises each batch of one row by itself")
+    assert finding.message.startswith("vision_proj.norm normalises each batch of one row separately")
     assert examined(tiny_vlm.TinyVLM(), tiny_vlm.batch(0, 1)).findings == ()
 
 

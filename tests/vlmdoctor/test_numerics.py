@@ -69,4 +69,4 @@ def test_two_dtypes_at_the_projector() -> None:
     model.vision_proj.to(torch.bfloat16)
     (finding,) = findings(model, tiny_batch(0))
     assert finding.rule == "dtype-mismatch"
-    assert finding.message == "bfloat16 and float32 meet in vision_proj, which raises"
+    assert finding.message == "dtype mismatch: bfloat16 and float32 meet in vision_proj, which raises"

@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[str, Make, dict[str, Any], str]] = {
         "lr-ends-early",
         lambda o: torch_schedules.OneCycleLR(o, 1e-3, total_steps=500),
         {},
-        "refuses to go on",
+        "raises after them",
     ),
     "cosine past its end": (
         "lr-rises-again",

@@ -73,7 +73,9 @@ def test_without_an_optimizer_it_is_a_warning_that_names_what_it_assumes():
 
 def test_a_layer_made_in_forward_is_told():
     model = Model(lambda self, x: nn.Linear(6, 6)(x))
-    assert found(model) == {"parameters-not-registered": "the forward pass makes 2 parameters anew each time"}
+    assert found(model) == {
+        "parameters-not-registered": "the forward pass creates 2 parameters again each time"
+    }
 
 
 def test_parameters_that_an_optimizer_holds_are_left_alone():
@@ -159,7 +161,7 @@ def test_a_hook_that_zeroes_is_told_and_one_that_looks_is_not():
     model = Model()
     model.first.weight.register_hook(torch.zeros_like)
     model.last.weight.register_hook(lambda gradient: None)
-    assert found(model) == {"gradient-zeroed-by-hook": "a hook turns the gradient of 1 parameter into zeros"}
+    assert found(model) == {"gradient-zeroed-by-hook": "a hook sets the gradient of 1 parameter to zero"}
 
 
 def test_nothing_is_changed_by_looking():

@@ -136,7 +136,7 @@ def test_routers_that_no_gradient_reaches(weighted: bool) -> None:
     torch.manual_seed(0)
     report = vlmdoctor.check(Routed(weighted), {"x": torch.randn(9, 8)}, select=["no-gradient"])
     assert [f.message for f in report.findings] == (
-        [] if weighted else ["no gradient reaches any router: 4 tensors, while the experts learn"]
+        [] if weighted else ["no gradient reaches the routers: 4 tensors, while the experts learn"]
     )
 
 

@@ -40,7 +40,7 @@ def dropped_on_save(configuration: Configuration) -> Iterator[Finding]:
             Severity.WARNING,
             measured={"raised": configuration.save_error},
             threshold={"raised": None},
-            cause="several names stand for one memory, and the model's list of tied weights has none of them",
+            cause="several names share one memory, and the model's list of tied weights has none of them",
             fix=Fix("give each its own copy, or declare them in _tied_weights_keys"),
             links=LINKS,
         )

@@ -33,7 +33,10 @@ def processor_misfit(configuration: Configuration) -> Iterator[Finding]:
     pairs = {
         "patch size": (sizes.patch, sizes.tower_patch),
         "image size": (sizes.image, sizes.tower_image),
-        "num_additional_image_tokens": (sizes.extra_tokens, sizes.tower_extra_tokens),
+        "num_additional_image_tokens (minus the dropped class token)": (
+            sizes.extra_tokens,
+            sizes.tower_extra_tokens,
+        ),
     }
     wrong = {what: pair for what, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     if not wrong:

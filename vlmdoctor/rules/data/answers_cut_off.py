@@ -1,4 +1,4 @@
-"""answers-cut-off: many samples are cut at the maximum length, in the middle of what they teach."""
+"""answers-cut-off: many samples are truncated at the maximum length, inside their answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""batch-form: the batch's tensors don't go together, or are of a kind that the model can't take."""
+"""batch-form: the batch's tensors have lengths or dtypes that do not match."""
 
 from __future__ import annotations
 

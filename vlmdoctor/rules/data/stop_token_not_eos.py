@@ -1,4 +1,4 @@
-"""stop-token-not-eos: answers end with one token, and generation waits for another."""
+"""stop-token-not-eos: answers end with a token that does not end generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""template-without-generation: the loss is asked for answers alone, and the template does not mark them."""
+"""template-without-generation: assistant_only_loss is on, and the template does not mark the answers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def accelerate_forces_cpu(environment: Environment) -> Iterator[Finding]:
 
     ## Confidence and false positives
     The variable and the file are read; whether the next run uses accelerate at all is not known, hence a
-    warning. Silent on a machine without a GPU.
+    warning. Nothing is reported on a machine without a GPU.
 
     ## What to do
     Unset the variable, or run `accelerate config` again.

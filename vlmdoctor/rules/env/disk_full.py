@@ -32,13 +32,13 @@ def disk_full(environment: Environment) -> Iterator[Finding]:
     Free space, or point the variable at another disk.
     """
     environment.need("host")
-    told = set()
+    reported = set()
     for folder in environment.host.folders if environment.host else ():
         message, severity = _judged(folder)
         # Several folders on one full disk are one fault.
-        if message is None or (folder.free, folder.total, severity) in told:
+        if message is None or (folder.free, folder.total, severity) in reported:
             continue
-        told.add((folder.free, folder.total, severity))
+        reported.add((folder.free, folder.total, severity))
         variable = _VARIABLES.get(folder.use)
         yield Finding(
             message=message,

@@ -45,20 +45,25 @@ def requirement_unmet(environment: Environment) -> Iterator[Finding]:
     """
     environment.need("packages")
     packages = environment.packages
-    told = set()
+    reported = set()
     for package, needs in environment.requires.items():
         for need in needs:
             other, wanted = _unmet(need, packages)
             if other is None or package not in packages:
                 continue
-            told.add((package, other))
+            reported.add((package, other))
             yield _finding(environment, package, other, wanted, package in _COMPILED)
     for package in _COMPILED:
         ours, torchs = _build(packages.get(package)), _build(packages.get("torch"))
-        if ours and torchs and ours != torchs and (package, "torch") not in told:
+        if ours and torchs and ours != torchs and (package, "torch") not in reported:
             yield _finding(environment, package, "torch", f"the build +{ours}", True)
     peft, transformers = numbers(packages.get("peft", "")), numbers(packages.get("transformers", ""))
-    if peft >= (0, 12) and transformers and transformers < (4, 43) and ("peft", "transformers") not in told:
+    if (
+        peft >= (0, 12)
+        and transformers
+        and transformers < (4, 43)
+        and ("peft", "transformers") not in reported
+    ):
         yield _finding(environment, "peft", "transformers", ">=4.43", True)
 
 

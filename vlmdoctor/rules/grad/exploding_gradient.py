@@ -1,4 +1,4 @@
-"""exploding-gradient: gradient norms grow by orders of magnitude, over steps or through depth."""
+"""exploding-gradient: gradient norms grow by orders of magnitude, over steps or over depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gradient-zeroed-by-hook: hooks on parameters turn their gradients into zeros."""
+"""gradient-zeroed-by-hook: hooks on parameters set their gradients to zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""zero-weights-block: weights that are all zero stand in the gradient's way, and can't leave zero."""
+"""zero-weights-block: weights that are all zero block the gradient, and stay zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""blank-images: every pixel that the vision encoder is given is exactly 0."""
+"""blank-images: every pixel of the images is exactly 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""feature-scale: image features are thousands of times larger, or smaller, than the text beside them."""
+"""feature-scale: image features are thousands of times larger, or smaller, than the text embeddings."""
 
 from __future__ import annotations
 

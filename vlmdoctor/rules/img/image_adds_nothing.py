@@ -1,4 +1,4 @@
-"""image-adds-nothing: a batch whose answers the images tell is learned as well with blank ones."""
+"""image-adds-nothing: a batch whose answers depend on the images is overfit as well with blank ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def image_adds_nothing(needed: ImageNeeded) -> Iterator[Finding]:
     of the text.
 
     ## Confidence and false positives
-    On copies, with dropout off, the batch was overfit twice by AdamW at the same rate, once with one blank
-    image in place of all. It is reported only where a tenth of the supervised tokens can't be known from the
-    text before them, where both losses fell to half, and where they end within 5% of each other. It is for
-    information, since a very small signal may only need more steps.
+    On copies, with dropout off, the batch was overfit twice by AdamW at the same rate, once with all images
+    blank. It is reported only where a tenth of the supervised tokens can't be known from the text before
+    them, where both losses fell to half, and where they end within 5% of each other. It is for information,
+    since a very small signal may only need more steps.
 
     ## What to do
     Compare the projector's output for two images, and its scale with that of the token embeddings. Train the

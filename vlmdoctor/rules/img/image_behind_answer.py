@@ -1,4 +1,4 @@
-"""image-behind-answer: the image stands behind all that is supervised."""
+"""image-behind-answer: the image comes after all supervised tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-grid-misfit: grids or sizes speak of other images than the pixels hold."""
+"""image-grid-misfit: grids or sizes do not match the pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-grid-transposed: height and width of an image's grid are the wrong way round."""
+"""image-grid-transposed: height and width of an image's grid are exchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-ignored: the trained model answers as well, or as badly, when it is shown the wrong images."""
+"""image-ignored: a trained model is as accurate with shuffled images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-token-count: the text has more or fewer image placeholders than the images give features."""
+"""image-token-count: the numbers of image tokens and image features differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-tokens-alike: all tokens of an image are one and the same vector."""
+"""image-tokens-alike: all tokens of an image are the same vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image-tokens-reordered: the patches of an image stand in another order than row by row."""
+"""image-tokens-reordered: image tokens are not in the order of the patches, row by row."""
 
 from __future__ import annotations
 

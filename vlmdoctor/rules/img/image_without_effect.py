@@ -1,4 +1,4 @@
-"""image-without-effect: other images, the same logits."""
+"""image-without-effect: the logits do not depend on the images."""
 
 from __future__ import annotations
 

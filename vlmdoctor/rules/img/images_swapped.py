@@ -1,4 +1,4 @@
-"""images-swapped: images of one row stand at each other's placeholders, or one of them at none."""
+"""images-swapped: images of one row are at each other's placeholders, or one of them is used nowhere."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     normalisation is right depends on the model's training, so it is a warning, except for images rescaled
     twice or never, which no model is made for.
 
-    Without a processor, whole numbers between 0 and 255 in nearly all places, some above 20, are a warning,
+    Without a processor, whole numbers between 0 and 255 in nearly all pixels, some above 20, are a warning,
     and only for models with a configuration, whose processors normalise: some models divide in their own
     code. Images that span at most one of 256 steps in each channel were rescaled twice, whatever usual
     normalisation followed. It is an error where there are two or more and they are near black, else a

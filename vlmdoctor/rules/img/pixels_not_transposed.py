@@ -1,4 +1,4 @@
-"""pixels-not-transposed: channels were moved to the front with reshape, which scrambles the picture."""
+"""pixels-not-transposed: channels were moved to the front with reshape, which scrambles the image."""
 
 from __future__ import annotations
 

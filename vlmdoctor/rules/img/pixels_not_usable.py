@@ -1,4 +1,4 @@
-"""pixels-not-usable: the images are all of one colour, or hold NaN."""
+"""pixels-not-usable: the images are blank, or hold NaN."""
 
 from __future__ import annotations
 

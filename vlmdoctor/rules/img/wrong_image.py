@@ -1,4 +1,4 @@
-"""wrong-image: a sample is shown the image of another one."""
+"""wrong-image: a sample gets the image of another one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wrong_image(influence: Influence) -> Iterator[Finding]:
         return
     if not seen.moves:
         message = "the image of sample 0 is used by no sample, while others are"
-        why = "its features are dropped, or another sample's are put in their place"
+        why = "its features are dropped, or replaced by another sample's"
     elif own:
         message = f"the image of sample 0 reaches sample {seen.row} too"
         why = "features of one sample are written into others, or image and batch axes are mixed"

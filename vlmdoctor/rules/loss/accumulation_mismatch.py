@@ -1,4 +1,4 @@
-"""accumulation-mismatch: the rows of a batch, run a few at a time, don't add up to the batch."""
+"""accumulation-mismatch: accumulated micro-batches differ from one large batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accumulation-not-divided: the loss leaves out the division that the Trainer leaves to it."""
+"""accumulation-not-divided: the loss does not divide by num_items_in_batch, which the Trainer expects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def accumulation_not_divided(arguments: TrainingArgs, accumulation: Accumulation
     ## Confidence and false positives
     Measured: the loss was the same when `num_items_in_batch` was four times as large, or the forward pass
     raised. An error with transformers' `TrainingArguments`, whose Trainer does that; a warning where the
-    arguments are a mapping, since the loop may be another. Silent without accumulation.
+    arguments are a mapping, since the loop may be another. Nothing is reported without accumulation.
 
     ## What to do
     Compute the loss as a sum over labels divided by `num_items_in_batch`, or set

@@ -1,4 +1,4 @@
-"""accuracy-below-gate: the run had to reach a share of right answers and did not."""
+"""accuracy-below-gate: the run did not reach the required accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""batch-not-learned: one batch, learned again and again, is not learned."""
+"""batch-not-learned: one batch can't be overfit."""
 
 from __future__ import annotations
 

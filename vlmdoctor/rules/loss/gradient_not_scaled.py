@@ -1,4 +1,4 @@
-"""gradient-not-scaled: half the loss has not half the gradient."""
+"""gradient-not-scaled: half the loss does not have half the gradient."""
 
 from __future__ import annotations
 

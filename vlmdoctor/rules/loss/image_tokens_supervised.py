@@ -1,4 +1,4 @@
-"""image-tokens-supervised: the loss asks the model to write image placeholders."""
+"""image-tokens-supervised: image tokens are among the supervised tokens."""
 
 from __future__ import annotations
 

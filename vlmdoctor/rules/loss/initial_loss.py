@@ -1,4 +1,4 @@
-"""initial-loss: the first loss is far from that of a model that knows nothing."""
+"""initial-loss: the first loss is far from that of an untrained model."""
 
 from __future__ import annotations
 

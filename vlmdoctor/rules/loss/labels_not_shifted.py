@@ -1,4 +1,4 @@
-"""labels-not-shifted: the model is taught to repeat the token that it is looking at."""
+"""labels-not-shifted: the model is trained to repeat its input token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""labels-of-another-row: the labels beside a text belong to another text of the batch."""
+"""labels-of-another-row: the labels of a text belong to another text of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""labels-shifted-twice: the model is taught to predict the token after the next one."""
+"""labels-shifted-twice: the model is trained to predict the token after the next one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labels_shifted_twice(alignment: Alignment) -> Iterator[Finding]:
     counted: a loss that takes its predictions from the start of the sequence is off by that many positions.
 
     ## What to do
-    Shift in one place only: give labels that equal the input ids, with -100 where nothing is to be learned.
+    Shift in one place only: give labels that equal the input ids, with -100 where nothing should be learned.
     """
     if alignment.ahead < 2:
         return

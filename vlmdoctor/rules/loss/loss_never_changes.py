@@ -1,4 +1,4 @@
-"""loss-never-changes: the loss is one number, whatever the weights are."""
+"""loss-never-changes: the loss is constant, whatever the weights are."""
 
 from __future__ import annotations
 

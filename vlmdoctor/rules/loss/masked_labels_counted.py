@@ -1,4 +1,4 @@
-"""masked-labels-counted: the loss counts tokens whose labels are masked."""
+"""masked-labels-counted: tokens with masked labels are in the loss."""
 
 from __future__ import annotations
 

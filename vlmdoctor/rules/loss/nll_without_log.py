@@ -1,4 +1,4 @@
-"""nll-without-log: nll_loss is given numbers that are no log-probabilities."""
+"""nll-without-log: the input of nll_loss is not log-probabilities."""
 
 from __future__ import annotations
 

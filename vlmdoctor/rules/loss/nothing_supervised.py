@@ -1,4 +1,4 @@
-"""nothing-supervised: every label is masked, so that there is nothing to learn from."""
+"""nothing-supervised: all labels are masked."""
 
 from __future__ import annotations
 

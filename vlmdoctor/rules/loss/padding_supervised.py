@@ -1,4 +1,4 @@
-"""padding-supervised: the loss asks the model to write padding."""
+"""padding-supervised: padding is among the supervised tokens."""
 
 from __future__ import annotations
 

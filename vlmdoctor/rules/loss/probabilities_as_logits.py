@@ -1,4 +1,4 @@
-"""probabilities-as-logits: cross-entropy is given probabilities, of which it takes the softmax again."""
+"""probabilities-as-logits: cross-entropy gets probabilities and applies the softmax again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prompt-supervised: the model is taught the questions as well as the answers."""
+"""prompt-supervised: the prompt is among the supervised tokens."""
 
 from __future__ import annotations
 

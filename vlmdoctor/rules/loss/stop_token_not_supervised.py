@@ -1,4 +1,4 @@
-"""stop-token-not-supervised: answers are learned, and where they end is not."""
+"""stop-token-not-supervised: answers are supervised, and their stop tokens are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""beyond-float16: activations that float16 can't hold, in a run that is to be in float16."""
+"""beyond-float16: activations too large for float16, in a run that will use float16."""
 
 from __future__ import annotations
 

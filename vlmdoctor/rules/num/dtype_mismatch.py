@@ -1,4 +1,4 @@
-"""dtype-mismatch: a forward pass that raises since two float types or devices meet."""
+"""dtype-mismatch: a forward pass that raises since two dtypes or devices meet."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def decay_erases_weights(optimizer: Optimizer) -> Iterator[Finding]:
     It is a warning, and an error where a step takes half.
 
     ## What to do
-    A decay between 0 and 0.1 is usual; check whether the decay was given in place of the rate.
+    A decay between 0 and 0.1 is usual; check whether decay and rate were exchanged.
     """
     # In Adam the decay is part of the gradient, which is then scaled to the rate.
     coupled = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta")

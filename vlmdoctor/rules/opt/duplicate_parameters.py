@@ -1,4 +1,4 @@
-"""duplicate-parameters: parameters that stand in the optimizers more than once."""
+"""duplicate-parameters: parameters that are in the optimizers more than once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gradients-pile-up: gradients are never set back to zero."""
+"""gradients-pile-up: gradients are never zeroed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""half-precision-weights: weights in float16 that an optimizer is to update."""
+"""half-precision-weights: trainable weights in float16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""loss-runs-away: the optimizer drives the loss of one and the same batch up, not down."""
+"""loss-runs-away: the optimizer increases the loss of one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lr-far-from-base: the schedule takes the learning rate far away from what was chosen."""
+"""lr-far-from-base: the schedule takes the learning rate far away from the chosen one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lr-rises-again: after its end the schedule climbs back."""
+"""lr-rises-again: after its end the schedule rises again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""optimizer-maximizes: the optimizer climbs a loss that is to be brought down."""
+"""optimizer-maximizes: the optimizer maximises a loss."""
 
 from __future__ import annotations
 

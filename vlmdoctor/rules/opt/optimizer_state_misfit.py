@@ -1,4 +1,4 @@
-"""optimizer-state-misfit: what the optimizer kept belongs to other parameters."""
+"""optimizer-state-misfit: the optimizer's state belongs to other parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scheduler-not-restored: the optimizer was resumed, and its schedule begins anew."""
+"""scheduler-not-restored: the optimizer was resumed, and its schedule starts again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""warmup-ignored: a warm-up was asked for and the schedule has none."""
+"""warmup-ignored: warmup_steps are set and the schedule has no warm-up."""
 
 from __future__ import annotations
 

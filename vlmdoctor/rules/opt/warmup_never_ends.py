@@ -1,4 +1,4 @@
-"""warmup-never-ends: the run is over before the learning rate is up."""
+"""warmup-never-ends: the run ends before the warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""weights-not-moving: gradients arrive, and the weights stay what they were."""
+"""weights-not-moving: gradients arrive, and the weights do not change."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _barely(track: Track) -> bool:
     return track.moved > 0 and track.changed_fraction is not None and track.changed_fraction < FEW_CHANGED
 
 
-Told = tuple[str, Severity, str, Fix]
+Parts = tuple[str, Severity, str, Fix]
 
 
 def _names(chosen: Sequence[Parameter], learning: Sequence[Parameter]) -> str:
@@ -115,7 +115,7 @@ def _whole(chosen: Sequence[Parameter], learning: Sequence[Parameter]) -> list[s
     return [role for role in roles if all(p in chosen for p in learning if p.role == role)]
 
 
-def _absent(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
+def _absent(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Parts:
     what = _names(chosen, learning)
     if parameters.foreign:
         return (
@@ -138,7 +138,7 @@ def _absent(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramete
 _AFTER = ("optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)",)
 
 
-def _rate_zero(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
+def _rate_zero(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Parts:
     whole = len(chosen) == len(learning)
     return (
         f"{_names(chosen, learning)} get gradients and never change: their learning rate is 0",
@@ -154,7 +154,7 @@ def _rate_zero(chosen: Sequence[Parameter], learning: Sequence[Parameter], param
     )
 
 
-def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
+def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Parts:
     dtype = chosen[0].dtype
     return (
         f"updates are rounded away: {_names(chosen, learning)} hardly change in {dtype}",
@@ -173,7 +173,7 @@ def _rounded(chosen: Sequence[Parameter], learning: Sequence[Parameter], paramet
     )
 
 
-def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Told:
+def _unknown(chosen: Sequence[Parameter], learning: Sequence[Parameter], parameters: Parameters) -> Parts:
     rates = [p.lr for p in chosen]
     if all(rate is not None and 0 < rate < TINY for rate in rates):
         rate = f"{max(filter(None, rates)):.2g}"

@@ -1,4 +1,4 @@
-"""adapters-without-effect: what the adapters compute is multiplied by zero."""
+"""adapters-without-effect: the adapters' output is multiplied by zero."""
 
 from __future__ import annotations
 

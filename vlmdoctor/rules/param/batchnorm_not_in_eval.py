@@ -1,4 +1,4 @@
-"""batchnorm-not-in-eval: batch normalisation with frozen weights whose running statistics go on changing."""
+"""batchnorm-not-in-eval: batch normalisation with frozen weights whose running statistics change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""frozen-by-mistake: parts of the model that are meant to learn have requires_grad switched off."""
+"""frozen-by-mistake: parts of the model that should learn have requires_grad=False."""
 
 from __future__ import annotations
 

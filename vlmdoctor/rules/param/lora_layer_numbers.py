@@ -1,4 +1,4 @@
-"""lora-layer-numbers: layers chosen by number were chosen in several stacks."""
+"""lora-layer-numbers: layers selected by number were selected in several stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""parameters-not-registered: the loss depends on parameters that `model.parameters()` does not give."""
+"""parameters-not-registered: the loss depends on parameters that are not in `model.parameters()`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""quantised-projector: the small part between the towers is kept in a few bits."""
+"""quantised-projector: the projector is quantised."""
 
 from __future__ import annotations
 

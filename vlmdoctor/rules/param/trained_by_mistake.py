@@ -1,4 +1,4 @@
-"""trained-by-mistake: parameters outside the declared names that learn all the same."""
+"""trained-by-mistake: parameters outside the declared names are trainable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""weights-overwritten: the forward pass replaces the values of parameters that are meant to learn."""
+"""weights-overwritten: the forward pass replaces the values of trainable parameters."""
 
 from __future__ import annotations
 

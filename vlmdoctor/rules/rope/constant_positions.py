@@ -1,4 +1,4 @@
-"""constant-positions: the tokens of a row have one position, or positions that go back."""
+"""constant-positions: the tokens of a row have one position, or positions that decrease."""
 
 from __future__ import annotations
 

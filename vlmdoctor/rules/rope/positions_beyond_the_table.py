@@ -1,4 +1,4 @@
-"""positions-beyond-the-table: tokens have higher positions than the model was made for."""
+"""positions-beyond-the-table: tokens have positions beyond max_position_embeddings."""
 
 from __future__ import annotations
 

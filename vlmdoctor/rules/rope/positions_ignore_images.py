@@ -1,4 +1,4 @@
-"""positions-ignore-images: image tokens have other positions than the model gives them itself."""
+"""positions-ignore-images: image tokens have other positions than the model computes."""
 
 from __future__ import annotations
 

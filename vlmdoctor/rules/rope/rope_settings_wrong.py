@@ -1,4 +1,4 @@
-"""rope-settings-wrong: rotary settings of the configuration that make no sense for this model."""
+"""rope-settings-wrong: rotary settings of the configuration that are invalid for this model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rotary-not-relative: attention with rotary positions depends on where, not only on how far apart."""
+"""rotary-not-relative: attention with rotary positions depends on absolute positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rotated-twice: queries or keys pass the rotary embedding two times."""
+"""rotated-twice: queries or keys get the rotary embedding twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uninitialised-buffer: a table beside the weights that is not what its module makes."""
+"""uninitialised-buffer: a buffer that differs from what its module computes."""
 
 from __future__ import annotations
 
