@@ -47,7 +47,7 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
             if is_watched(name):
                 found.append(
                     Setting(
-                        file=file, line=number, name=name, value=None, code=line.strip(), condition=condition
+                        file=file, line=number, name=name, value=None, code=line.strip()[:400], condition=condition
                     )
                 )
                 standing.append(found[-1])
@@ -56,7 +56,7 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
         trains = bool(TRAINS.search(command)) if alone else launches
         for name, raw in settings:
             made = Setting(
-                file=file, line=number, name=name, value=plain(raw), code=line.strip(), condition=condition
+                file=file, line=number, name=name, value=plain(raw), code=line.strip()[:400], condition=condition
             )
             found.append(dataclasses.replace(made, trains=trains, uses_torch=trains))
             if not alone:
