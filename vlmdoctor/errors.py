@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmdoctor.plain_text import plain_line
+from vlmdoctor.plain_text import MOST_SENTENCE, plain_line
 
 
 class UserError(Exception):
@@ -14,7 +14,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(plain_line(str(message)))
+        super().__init__(plain_line(str(message), MOST_SENTENCE))
 
 
 class NotBuilt(UserError):

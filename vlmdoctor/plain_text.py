@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LINE = 2_000  # characters of one line: a name, a message, a value
+MOST_SENTENCE = 1_400  # characters of an error's sentence
 BLOCK = 20_000  # characters of several lines: commands to paste, a traceback, a fact
 DEEPEST = 40
 ELLIPSIS = "…"

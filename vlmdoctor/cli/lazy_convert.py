@@ -6,12 +6,14 @@ there is nothing to convert.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from vlmdoctor.errors import NotRestored, UserError
-from vlmdoctor.plain_text import raised
+from vlmdoctor.plain_text import plain_line, raised
 
 
 class _Quick:
@@ -43,6 +45,20 @@ def _processing(parameter: Any, texts: tuple[str, ...]) -> Any:
     return process_value
 
 
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """What Typer quotes of a wrong command line is plain, and coloured for a terminal only."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = plain_line(error.message)
+            from typer import rich_utils
+
+            rich_utils.FORCE_TERMINAL = None  # else a job's log gets colours
+        raise
+
+
 class Ended(Exception):
     """What Typer would answer with a status of its own, which ours gives another meaning; see `__cause__`."""
 
@@ -50,10 +66,16 @@ class Ended(Exception):
 class QuickGroup(_Quick, TyperGroup):
     """The group of the commands."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the options before the command; what is quoted of a wrong one is made plain."""
+        with _plainly():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; an interruption and a reader that has gone are not left to Typer."""
         try:
-            return super().invoke(ctx)
+            with _plainly():
+                return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError, OSError) as error:
             raise Ended from error
         except (Exception, NotRestored):

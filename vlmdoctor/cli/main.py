@@ -17,7 +17,15 @@ import vlmdoctor.cli
 from vlmdoctor import __version__, boundary, streams
 from vlmdoctor.cli.lazy_convert import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import NotRestored, UserError
-from vlmdoctor.plain_text import BLOCK, plain_line, plain_lines, raised, text_of, without_commands
+from vlmdoctor.plain_text import (
+    BLOCK,
+    MOST_SENTENCE,
+    plain_line,
+    plain_lines,
+    raised,
+    text_of,
+    without_commands,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 INTERRUPTED = 130  # as shells have it
@@ -97,7 +105,7 @@ def _failed(error: BaseException, arguments: list[str], said: TextIO) -> int:
         streams.drop(sys.stdout)
         print(f"vlmdoctor: can't write: {error.strerror}.", file=said)
     elif isinstance(error, NotRestored) or is_user_error(error):
-        print(f"vlmdoctor: {text_of(error, BLOCK)}", file=said)
+        print(f"vlmdoctor: {plain_line(text_of(error, MOST_SENTENCE), MOST_SENTENCE)}", file=said)
         if error.__cause__ is not None and {"-v", "--verbose"} & set(arguments):
             print(_traceback(error.__cause__), file=said)
     elif (file := _shadowing()) is not None:

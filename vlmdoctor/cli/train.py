@@ -15,7 +15,7 @@ from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
 from vlmdoctor.boundary import whole_number
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
-from vlmdoctor.plain_text import first_line, plain_line
+from vlmdoctor.plain_text import first_line, plain_line, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,7 +169,7 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
         present(report, output, None, folder)
         return exit_status(report, output)
     if error is not None and is_user_error(error) and not folder.is_dir():
-        print(f"vlmdoctor: {error}", file=sys.stderr)
+        _complain(text_of(error))
         return 2
     examples = _examples(session) if error is None else []
     summary = publish(folder, report, _complain, environment=_environment())
@@ -179,7 +179,7 @@ def _conclude(session: Session, error: BaseException | None, output: OutputOptio
     stopped = getattr(error, "exit_status", None) or (130 if isinstance(error, KeyboardInterrupt) else None)
     if stopped is None and not is_user_error(error):
         raise error
-    print(f"vlmdoctor: {error or 'interrupted'}", file=sys.stderr)
+    _complain(text_of(error) or "interrupted")
     # A run that broke down for a reason that was found has a judgement; otherwise there is none.
     return stopped or (1 if report.failing and not output.exit_zero else 2)
 

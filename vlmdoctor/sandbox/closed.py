@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import logging
 import random
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+
+from vlmdoctor.plain_text import plain_lines
 
 _STARTED = time.time()  # the date in a prompt stays that of the day
 _LIBRARY = "transformers.integrations.hub_kernels"
@@ -34,7 +37,26 @@ def nothing_fetched(*, models: bool = False) -> Iterator[None]:
             _put(stack, kernels, "get_kernel", _refused)
             if hasattr(kernels, "get_kernel_hub"):
                 _put(stack, kernels, "get_kernel_hub", _refused)
+        stack.enter_context(_plain_log())
         yield
+
+
+@contextlib.contextmanager
+def _plain_log() -> Iterator[None]:
+    """Inside, what transformers logs of a foreign file can't steer the terminal."""
+
+    def plain(record: logging.LogRecord) -> bool:
+        record.msg, record.args = plain_lines(record.getMessage()), None
+        return True
+
+    handlers = list(logging.getLogger("transformers").handlers)
+    for handler in handlers:
+        handler.addFilter(plain)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(plain)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,19 @@ import signal
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from benchmarks.hostile.harness.outcome import KEPT, Outcome
-from benchmarks.hostile.harness.trial import CANARY, CLOSED_ERR, CLOSED_OUT, FULL_ERR, FULL_OUT, GONE, Trial
+from benchmarks.hostile.harness.trial import (
+    CANARY,
+    CLOSED_ERR,
+    CLOSED_OUT,
+    FULL_ERR,
+    FULL_OUT,
+    GONE,
+    Link,
+    Trial,
+)
 
 MOST_MEGABYTES = 1500.0
 MOST_WORDS = 1500  # characters of a sentence, beside what it repeats of the command line
@@ -92,7 +101,9 @@ def _deeds(trial: Trial, outcome: Outcome) -> Iterator[str]:
             yield f"changed: {path.split('/')[0]}/{_without_digits(name)} was {how}"
         elif how == "added" and path.startswith("out/") and _unfinished(name):
             yield f"left: {_without_digits(name)}"
-    for name in outcome.read:
+    # Links to regular files are followed: caches of downloads consist of them.
+    linked = {Path(c.target).name for c in trial.files.values() if isinstance(c, Link)}
+    for name in (name for name in outcome.read if name not in linked):
         yield f"read: {name}, which is outside of what was given"
     for event in sorted(set(outcome.events)):
         yield f"{event.partition(' ')[0]}: {_short(event.partition(' ')[2])}"

@@ -75,7 +75,7 @@ class CheckpointFiles:
         refuse_header(path)
         try:
             file = self._open.enter_context(safe_open(str(path), framework="pt"))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError) as error:  # it is mapped whole
             raise UserError(
                 f"the checkpoint {path} is no whole safetensors file ({first_line(error)})."
             ) from error

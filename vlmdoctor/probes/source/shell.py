@@ -12,6 +12,7 @@ from vlmdoctor.knowledge.visible_devices import VARIABLE
 from vlmdoctor.knowledge.watched_variables import is_watched
 from vlmdoctor.probes.source.files import is_test
 
+MOST_CODE = 400  # characters of a line that are quoted
 _VALUE = r"(\"[^\"]*\"|'[^']*'|[^\s;&|\"']*)"
 _LEAD = re.compile(r"^\s*(?:export\s+|declare\s+-x\s+|set\s+-gx\s+|env\s+|sudo\s+|time\s+|nohup\s+)*")
 _TOKEN = re.compile(rf"([A-Za-z_][A-Za-z0-9_-]*)={_VALUE}(?:\s+|(?=[;&|])|$)")
@@ -42,13 +43,12 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
             conditions.pop()
         condition = conditions[-1] if conditions else None
         settings, command = assigned(line)
+        code = line.strip()[:MOST_CODE]  # a file of continued lines is one line
         unset = _UNSET.match(line)
         for name in unset[1].split() if unset else ():
             if is_watched(name):
                 found.append(
-                    Setting(
-                        file=file, line=number, name=name, value=None, code=line.strip(), condition=condition
-                    )
+                    Setting(file=file, line=number, name=name, value=None, code=code, condition=condition)
                 )
                 standing.append(found[-1])
         # In front of a command the setting is for that command alone.
@@ -56,7 +56,7 @@ def in_shell(file: str, text: str) -> Iterator[Setting | OnCpu | Launch]:
         trains = bool(TRAINS.search(command)) if alone else launches
         for name, raw in settings:
             made = Setting(
-                file=file, line=number, name=name, value=plain(raw), code=line.strip(), condition=condition
+                file=file, line=number, name=name, value=plain(raw), code=code, condition=condition
             )
             found.append(dataclasses.replace(made, trains=trains, uses_torch=trains))
             if not alone:
