@@ -361,7 +361,7 @@ else:
     resource.setrlimit(resource.RLIMIT_AS, (now + limit, now + limit))
     kept_file.folders = lambda: []
 try:
-    kept_now = kept.Kept(list(model.parameters()), aside=True)
+    kept_now = kept.KeptTensors(list(model.parameters()), aside=True)
 except vlmdoctor.errors.Unavailable as reason:
     print("unavailable:", reason)
 else:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from vlmdoctor.errors import NotRestored, Unavailable
-from vlmdoctor.probes.machine.host import free_memory
 from vlmdoctor.sandbox.kept_file import KeptFile
+from vlmdoctor.sandbox.memory import free_memory
 
 # Beyond so many bytes a second set of weights is felt: what is tried meanwhile shall have the memory.
 IN_MEMORY = 64 << 20
