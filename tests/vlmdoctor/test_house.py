@@ -122,6 +122,15 @@ def test_rules_import_nothing_that_measures() -> None:
             assert not within(other, *(f"vlmdoctor.{one}" for one in above)), f"{name} imports {other}"
 
 
+def test_the_sandbox_imports_nothing_of_those_that_run_in_it() -> None:
+    files = [name for name in FILES if within(name, "vlmdoctor.sandbox")]
+    assert files
+    above = ("probes", "watching", "dryrun", "targets", "rules", "proof", "repairs", "reporters", "cli")
+    for name in files:
+        for other in IMPORTS[name]:
+            assert not within(other, *(f"vlmdoctor.{one}" for one in above)), f"{name} imports {other}"
+
+
 def test_facts_and_rules_import_no_torch() -> None:
     """Neither they nor what they import; examples that build a model import it once they are run."""
     floors = ("vlmdoctor.evidence", "vlmdoctor.rules", "vlmdoctor.knowledge")

@@ -13,7 +13,7 @@ from watched import VOCABULARY, Model, adamw, hooks_on, make_batch, run
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.steps import Step
 from vlmdoctor.watching import recent_steps as histories
-from vlmdoctor.watching.movement import SAMPLE, strided_sample
+from vlmdoctor.watching.movement import SAMPLE, Movement, strided_sample
 from vlmdoctor.watching.recent_steps import RecentSteps
 from vlmdoctor.watching.tracks import KEPT, Tracks
 from vlmdoctor.watching.watcher import Watcher
@@ -441,3 +441,34 @@ def test_an_optimizer_in_place_of_the_one_given_is_followed():
     steps = watcher.evidence()[1].steps
     assert [step.step for step in steps] == [0, 1, 2]
     assert steps[0].loss == pytest.approx(math.log(VOCABULARY), abs=1)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(3, 4)], [(3, 4), (5,)], [(300, 300)], [(3, 4), (300, 300), (2, 2), ()]],
+    ids=["one", "small", "large", "both"],
+)
+def test_what_a_step_moves_is_measured_and_left_as_it_is(shapes):
+    torch.manual_seed(0)
+    tensors = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    if len(tensors) > 2:
+        tensors[2].data = tensors[2].data.t()
+    movement = Movement(lambda: tensors)
+    places = list(range(len(tensors)))
+    for _ in range(2):
+        with torch.no_grad():
+            before = [tensor.clone() for tensor in tensors]
+            movement.before(places)
+            for tensor in tensors:
+                tensor.view(-1)[::2].mul_(1.5) if tensor.is_contiguous() else tensor[0].mul_(1.5)
+            after = [tensor.clone() for tensor in tensors]
+            moved = movement.after()
+        assert all(torch.equal(tensor, now) for tensor, now in zip(tensors, after, strict=True))
+        assert sorted(moved.places) == places
+        numbers = [torch.cat(values).tolist() for values in (moved.updates, moved.weights, moved.changed)]
+        for place, size, update, weight, changed in zip(moved.places, moved.sizes, *numbers, strict=True):
+            a, b = (strided_sample(values[place]) for values in (before, after))
+            assert size == a.numel() and changed == (a != b).sum()
+            assert update == pytest.approx(float((b - a).square().sum()), rel=1e-5)
+            assert weight == pytest.approx(float(a.square().sum()), rel=1e-5)
+        tensors[0].data = tensors[0].data.clone()  # lies elsewhere from now on

@@ -9,12 +9,13 @@ import threading
 import pytest
 import torch
 from torch import nn
-from watched import Model, adamw, hooks_on, make_batch
+from watched import Model, adamw, hooks_on, make_batch, run
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.probes.training.trial_steps import trial_steps
 from vlmdoctor.sandbox.kept_tensors import KeptTensors
 from vlmdoctor.subject import Subject
+from vlmdoctor.watching.watcher import Watcher
 
 
 @pytest.mark.parametrize(
@@ -178,3 +179,15 @@ def test_a_graph_that_is_still_needed_survives():
     trial_steps(Subject(model, make_batch(), optimizer=adamw(model)))
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_no_rule_judges_the_steps_of_a_trial(monkeypatch):
+    judged = []
+    monkeypatch.setattr("vlmdoctor.engine.judge", lambda *_, **__: judged.append(1))
+    model = Model()
+    with Watcher(model, every=1, on_error="raise", judge=False) as watcher:
+        run(model, adamw(model), 3)
+    assert watcher.steps == 3 and watcher.findings == ()
+    model = Model()
+    subject = Subject(model, make_batch(), optimizer=adamw(model))
+    assert len(trial_steps(subject).steps) == 8 and not judged

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vlmdoctor.probes.machine import reading
+from vlmdoctor.sandbox import reading
 
 # Values pass through one buffer of so many bytes: nothing is allocated when they are put back.
 CHUNK = 1 << 20

@@ -12,8 +12,8 @@ from torch import nn
 
 from vlmdoctor.errors import NotRestored, Unavailable
 from vlmdoctor.plain_text import first_line, text_of
-from vlmdoctor.probes.machine.host import free_memory
 from vlmdoctor.sandbox.kept_file import KeptFile
+from vlmdoctor.sandbox.memory import free_memory
 
 # Beyond so many bytes a second set of weights is felt: what is tried meanwhile shall have the memory.
 IN_MEMORY = 64 << 20

@@ -8,7 +8,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -303,8 +303,3 @@ def shown(path: Path) -> str:
         else:
             parts.append(f"[{name!r}]" if type(name) in ATOMS else f"[{type(name).__name__}]")
     return f"{path}{''.join(reversed(parts[:12]))}"
-
-
-def each_tensor(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that an object leads to."""
-    yield from Reach({"": value}).tensors.values()

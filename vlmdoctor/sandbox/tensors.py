@@ -54,19 +54,7 @@ def keep_values(tensors: list[torch.Tensor], owner: object, *, learns: bool) -> 
         torch._C._autograd._unsafe_set_version_counter(plain, versions)
 
     # A graph that is still needed refuses tensors that were written to, although they are restored.
-    return [to_their_places, Once(kept.restore), to_their_versions]
-
-
-class Once:
-    """Does something until it has succeeded once."""
-
-    def __init__(self, undo: Undo) -> None:
-        self.undo, self.done = undo, False
-
-    def __call__(self) -> None:
-        if not self.done:
-            self.undo()
-            self.done = True
+    return [to_their_places, kept.restore, to_their_versions]
 
 
 def _move_back(tensor: torch.Tensor, place: torch.Tensor) -> None:

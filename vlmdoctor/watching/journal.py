@@ -164,3 +164,14 @@ def _rank() -> int:
         return int(os.environ.get("RANK") or 0)
     except ValueError:
         return 0  # no launcher's: watching goes on
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and texts among them, as JSON has them; what is neither is left out."""
+    return {name: plain for name, value in values.items() if (plain := _plain(value)) is not None}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar tensor or numpy number
+        value = value.item()
+    return value if isinstance(value, str | int | float) else None

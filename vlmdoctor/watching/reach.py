@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmdoctor.watching.hook import Hook
+from vlmdoctor.watching.writes import Unkeepable, same_bytes
 
 MOST = 300_000  # objects
 MOST_BYTES = 256 << 20  # of arrays and tensors that are copied
@@ -36,10 +37,6 @@ _LIBRARIES = {"torch", "torchvision", "torchgen", "numpy", "triton", "vlmdoctor"
 _HOLDERS = (list, dict, set, collections.deque, bytearray, array.array)
 
 Step = Callable[[], object]
-
-
-class Unkeepable(Exception):
-    """Something that a pass may move can't be put back."""
 
 
 class Reached:
@@ -286,12 +283,6 @@ def getattr_static_dict(value: Any) -> dict[str, Any] | None:
         if isinstance(descriptor, types.GetSetDescriptorType | types.MemberDescriptorType):
             return descriptor.__get__(value)
     return None
-
-
-def same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape and type are the same to the bit; NaN is itself."""
-    a, b = a.contiguous().view(-1), b.contiguous().view(-1)
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _slots(kind: type) -> Iterator[Any]:

@@ -20,8 +20,8 @@ from vlmdoctor.knowledge.parameter_names import canonical_name
 from vlmdoctor.sandbox.restore import same_random_states
 from vlmdoctor.watching.finite import find_loss, is_spoiled, tensors_in
 from vlmdoctor.watching.guarded import Undo
-from vlmdoctor.watching.reach import Reached, Unkeepable
-from vlmdoctor.watching.writes import Writes
+from vlmdoctor.watching.reach import Reached
+from vlmdoctor.watching.writes import Unkeepable, Writes
 
 __all__ = ["Culprit", "ReplayInput", "Unkeepable", "backward_again", "forward_again", "rng_states"]
 

@@ -31,14 +31,11 @@ from vlmdoctor.runs import schema
 from vlmdoctor.subject import optimizers
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
 from vlmdoctor.watching.guarded import of_a_signal, words
-from vlmdoctor.watching.journal import Journal
+from vlmdoctor.watching.journal import Journal, plain_values
+from vlmdoctor.watching.judging import Judging
 from vlmdoctor.watching.sensor import Listener, Sensor
 
 log = logging.getLogger("vlmdoctor")
-
-JUDGE_SECONDS = 2.0
-JUDGE_SHARE = 200  # judging may take one part in so many of the run's time
-EAGER_JUDGEMENTS = 64  # until then also at steps 1, 2, 4, 8 ...
 
 
 class Watcher:
@@ -68,6 +65,7 @@ class Watcher:
         resumed: Whether the run continues another or starts from trained weights.
         first_step: Number of the first step; 0 unless the run is resumed.
         required_accuracy: The share of right answers, 0 to 1, that is asked for.
+        judge: Whether rules judge the run while it goes on, and at its end; `report` judges in any case.
 
     Attributes:
         sampled: The latest step at which gradients were measured; None before the first.
@@ -94,6 +92,7 @@ class Watcher:
         resumed: bool | None = None,
         first_step: int = 0,
         required_accuracy: float | None = None,
+        judge: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UserError(f"watch() needs a torch.nn.Module to watch, not {type(model).__name__}.")
@@ -112,13 +111,11 @@ class Watcher:
         self._aligned = first_step != 0
         self._evaluations: list[Evaluation] = []
         self._nonfinite: NonFinite | None = None
-        self._findings: dict[tuple[str, str], Finding] = {}
+        self._judging = Judging(on=judge)
         self._known_parameters: Parameters | None = None
         self.sampled: Step | None = None
         self._finished = self._closed = self._ended = self._failed = False
         self._started = time.perf_counter()
-        self._next_judgement = self._started + JUDGE_SECONDS
-        self._judgements = 0
         self._journal = Journal(out, resumed=bool(resumed) and first_step > 0)
         self._sensor = Sensor(
             model,
@@ -161,7 +158,7 @@ class Watcher:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was found so far, in the order found."""
-        return tuple(self._findings.values())
+        return tuple(self._judging.findings.values())
 
     @property
     def steps(self) -> int:
@@ -222,18 +219,13 @@ class Watcher:
         self._journal.made(step, sampled)
         if sampled:
             self.sampled = step
-        now = time.perf_counter()
-        self._judgements += 1
-        doubled = self._judgements <= EAGER_JUDGEMENTS and self._judgements & (self._judgements - 1) == 0
-        if sampled and (doubled or now >= self._next_judgement):
-            self._judge()
-            took = time.perf_counter() - now
-            self._next_judgement = now + max(JUDGE_SECONDS, took * JUDGE_SHARE)
+        if self._judging.due(sampled=sampled):
+            self._judging.judge(self._judge)
 
     def _on_nonfinite(self, event: NonFinite) -> None:
         self._nonfinite = event
         self._journal.row("nonfinite", vars(event))
-        self._next_judgement = 0.0
+        self._judging.soon()
 
     def _on_failure(self, error: Exception) -> None:
         if self._on_error == "raise":
@@ -271,7 +263,7 @@ class Watcher:
             self._journal.renumber(step - present)
             sensor.step += step - present
         self._aligned = True
-        metrics = {name: plain for name, value in metrics.items() if (plain := _plain(value)) is not None}
+        metrics = plain_values(metrics)
         self._journal.tell(step, metrics)
         loss = metrics.get("loss")
         if isinstance(loss, float) and loss - loss != 0 and self._nonfinite is None:
@@ -279,8 +271,7 @@ class Watcher:
             self._on_nonfinite(NonFinite(step=step, where="loss", why_unknown=why))
 
     def _evaluated(self, record: Mapping[str, Any]) -> None:
-        record = {"step": self._sensor.step - 1, **record}
-        values = {name: plain for name, value in record.items() if (plain := _plain(value)) is not None}
+        values = plain_values({"step": self._sensor.step - 1, **record})
         self._evaluations.append(schema.evaluation_of(values))
         self._journal.row("evaluate", values)
         self._judge()
@@ -288,11 +279,9 @@ class Watcher:
     # Judging
 
     def _judge(self) -> None:
-        for finding in self.report().findings:
-            key = (finding.rule, str(finding.severity))
-            if key in self._findings:
-                continue
-            self._findings[key] = finding
+        if not self._judging.on:
+            return
+        for finding in self._judging.new(self.report()):
             self._journal.finding(finding, self._sensor.step - 1)
             if self._on_finding is not None:
                 self._on_finding(finding)
@@ -317,10 +306,3 @@ class Watcher:
 
 
 watch = Watcher
-
-
-def _plain(value: Any) -> Any:
-    """A number or text as JSON has it; None for what is neither."""
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar tensor or numpy number
-        value = value.item()
-    return value if isinstance(value, str | int | float) else None

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from vlmdoctor.watching.reach import Unkeepable, same_bytes
-
 MOST_BYTES = 1 << 30  # that are copied, into the host's memory
 _RUNNING = ("running_mean", "running_var")  # batch norm writes these without saying so in its schema
 _NEVER = ("set_", "resize_", "swap")
+
+
+class Unkeepable(Exception):
+    """Something that a pass may move can't be put back."""
 
 
 class Writes(TorchDispatchMode):
@@ -76,6 +78,12 @@ class Writes(TorchDispatchMode):
             raise Unkeepable(f"the forward pass writes more than {MOST_BYTES >> 30} GiB of the model")
         live = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
         self._kept[key] = live, live.to("cpu", copy=True)
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and type are the same to the bit; NaN is itself."""
+    a, b = a.contiguous().view(-1), b.contiguous().view(-1)
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _key(tensor: Tensor) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlmdoctor.evidence.environment.facts import Driver, Gpu, PciGpu
-from vlmdoctor.probes.machine import reading
 from vlmdoctor.probes.machine.driver_traces import minor
+from vlmdoctor.sandbox import reading
 
 _VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 _VERSION = re.compile(r"\b(\d{3,4}\.\d+(?:\.\d+)?)\b")

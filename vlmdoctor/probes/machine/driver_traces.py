@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmdoctor.evidence.environment.facts import Gpu, Mps, Process, Xid
 from vlmdoctor.knowledge.xid import HARDWARE
-from vlmdoctor.probes.machine import reading
+from vlmdoctor.sandbox import reading
 
 _XID = re.compile(r"NVRM: Xid \(PCI:([\w:.]{1,20})\): (\d{1,4}),? ?(.{0,120})")
 _LOG = 4_000_000

@@ -10,15 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlmdoctor.evidence.environment.facts import Folder, Host
-from vlmdoctor.probes.machine import reading
+from vlmdoctor.sandbox import reading
+from vlmdoctor.sandbox.memory import control_groups, memory_of
 
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "": 1}
 
 
 def read(root: Path, environ: Mapping[str, str], work: Path | None) -> Host:
     """The limits of the machine under `root`; `work` is the folder that a run would write to, if any."""
-    groups = _groups(root)
-    memory, available = _memory(root, groups)
+    groups = control_groups(root)
+    memory, available = memory_of(root, groups)
     size, free = _shm(root)
     soft, hard = _open_files(root)
     headers = sysconfig.get_paths().get("include")
@@ -38,12 +39,6 @@ def read(root: Path, environ: Mapping[str, str], work: Path | None) -> Host:
     )
 
 
-def free_memory(root: Path) -> int | None:
-    """Bytes of memory that this process may still take, by the machine and its control groups; None where
-    neither says."""
-    return _memory(root, _groups(root))[1]
-
-
 def _cpus(root: Path) -> int:
     allowed = re.search(r"^Cpus_allowed_list:\s*([\d,-]+)", reading.text(root / "proc/self/status"), re.M)
     if allowed:
@@ -52,23 +47,6 @@ def _cpus(root: Path) -> int:
         if count > 0:
             return count
     return os.cpu_count() or 1
-
-
-def _groups(root: Path) -> list[Path]:
-    """The folders of the control groups that this process is in, the innermost first."""
-    base = root / "sys/fs/cgroup"
-    found = []
-    for line in reading.text(root / "proc/self/cgroup").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if ".." in path:
-            continue
-        for mount in (base / controllers, base / controllers.split(",")[0], base):
-            place = mount / path.lstrip("/")
-            while place != mount:
-                found.append(place)
-                place = place.parent
-            found.append(mount)
-    return list(dict.fromkeys([*found, base, base / "cpu", base / "memory"]))
 
 
 def _quota(groups: list[Path]) -> float | None:
@@ -80,32 +58,6 @@ def _quota(groups: list[Path]) -> float | None:
         if len(allowed) == 2 and all(part.isdigit() for part in allowed) and int(allowed[1]):
             found.append(int(allowed[0]) / int(allowed[1]))
     return min(found, default=None)
-
-
-def _memory(root: Path, groups: list[Path]) -> tuple[int | None, int | None]:
-    values = {
-        name: int(kilobytes) * 1024
-        for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", reading.text(root / "proc/meminfo"), re.M)
-    }
-    total, available = values.get("MemTotal"), values.get("MemAvailable")
-    for group in groups:
-        for limit, used in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            most, now = reading.text(group / limit).strip(), reading.text(group / used).strip()
-            # Version 1 writes a huge number where there is no limit.
-            if most.isdigit() and total is not None and int(most) < total:
-                total = int(most)
-                # What is in use counts cached files, which give way: only a part of it is spoken for.
-                cached = re.search(r"^(?:inactive_file|total_inactive_file) (\d+)", _stat(group), re.M)
-                spoken = int(now) - (int(cached[1]) if cached else 0) if now.isdigit() else 0
-                available = min(available or total, max(0, total - spoken))
-    return total, available
-
-
-def _stat(group: Path) -> str:
-    return reading.text(group / "memory.stat")
 
 
 def _shm(root: Path) -> tuple[int | None, int | None]:

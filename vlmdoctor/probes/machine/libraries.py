@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vlmdoctor.evidence.environment.facts import Extension, Library, Torch
-from vlmdoctor.probes.machine import reading
 from vlmdoctor.probes.machine.elf import defined, undefined
 from vlmdoctor.probes.machine.packages import Installed
+from vlmdoctor.sandbox import reading
 
 # Library -> the wheel that brings it. For CUDA 13 the wheels share one folder, so that it does not tell.
 _WHEELS = {

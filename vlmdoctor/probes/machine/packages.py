@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlmdoctor.probes.machine import reading
+from vlmdoctor.sandbox import reading
 
 # What is reported, in this order.
 PACKAGES = (

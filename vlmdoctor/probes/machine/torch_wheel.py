@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmdoctor.evidence.environment.facts import Torch
-from vlmdoctor.probes.machine import reading
 from vlmdoctor.probes.machine.packages import Installed
+from vlmdoctor.sandbox import reading
 
 _ARCHS = re.compile(rb"(?:(?:sm|compute)_\d{2,3}[af]?)(?: (?:sm|compute)_\d{2,3}[af]?)*")
 

@@ -46,7 +46,9 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
         warnings.simplefilter("ignore")
         own, schedulers = _own_optimizers(subject, kept.reached())
         model.train()
-        with Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise") as watcher:
+        # What is seen is evidence, which the rules judge once all of it is there.
+        options = {"every": 1, "trainable": subject.trainable, "on_error": "raise", "judge": False}
+        with Watcher(model, own, **options) as watcher:
             try:
                 for _ in range(steps):
                     watcher.log(loss=step(subject, model, own, schedulers))
