@@ -38,8 +38,8 @@ class Mask:
         name: Its key.
         shape: Its shape.
         kept: How many of its places are not 0.
-        answers: How many supervised tokens are foretold by a token that it speaks of; 0 where it does not
-            speak of tokens.
+        answers: How many supervised tokens are predicted by a token that it covers; 0 where it does not
+            cover tokens.
         answers_seeing: How many of those tokens may look at an image.
     """
 
