@@ -51,8 +51,9 @@ def _plainly() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
-            error.message = plain_line(error.message)
+        message = getattr(error, "message", None)
+        if hasattr(error, "format_message") and isinstance(message, str):
+            vars(error)["message"] = plain_line(message)
             from typer import rich_utils
 
             rich_utils.FORCE_TERMINAL = None  # else a job's log gets colours

@@ -127,7 +127,9 @@ def read_recording(folder: Path) -> Recording:
 
 def recording_of(files: RunFiles) -> Recording:
     """The columns of a run folder that was read."""
-    steps, evaluations, findings, end = _Columns(), _Columns(), [], {}
+    steps, evaluations = _Columns(), _Columns()
+    findings: list[Mapping[str, Any]] = []
+    end: Mapping[str, Any] = {}
     for row in files.rows:
         match row["event"]:
             case "step":

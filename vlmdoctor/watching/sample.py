@@ -114,14 +114,15 @@ class HostSample:
 
 def _read(parts: list[list[Number]]) -> list[np.ndarray]:
     """Each part as numbers, vectors and scalars joined; what is read already is not read again."""
-    unread = [not part or type(part[0]) is not float for part in parts]
-    numbers = to_host([value for part, new in zip(parts, unread, strict=True) if new for value in part])
+    unread = [[value for value in part if isinstance(value, Tensor)] for part in parts]
+    numbers = to_host([value for part in unread for value in part])
     found, start = [], 0
     for part, new in zip(parts, unread, strict=True):
-        if new:
-            end = start + sum(value.numel() for value in part)
-            part, start = numbers[start:end], end
-        found.append(np.array(part, dtype=np.float64))
+        end = start + sum(value.numel() for value in new)
+        # A part holds either tensors or numbers.
+        values = numbers[start:end] if new else [value for value in part if isinstance(value, float)]
+        start = end
+        found.append(np.array(values, dtype=np.float64))
     return found
 
 

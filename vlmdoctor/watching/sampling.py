@@ -196,7 +196,7 @@ class Sampling:
         self._held.take_parameters(index.ids)
         self._movement = Movement(index.tensors)
         self._note_devices(index.tensors())
-        self._flags: list[bool] = []
+        self._flags = []
 
     def _note_devices(self, tensors: Sequence[Tensor | None]) -> None:
         self.devices = sorted({tensor.device for tensor in tensors if tensor is not None}, key=str)

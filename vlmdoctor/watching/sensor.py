@@ -87,9 +87,12 @@ class Sensor:
         self._rng: list[Tensor] = []
         self._seen_nonfinite = False
         itself = weakref.ref(self)
-        gradients = Gradients(
-            self._guard, lambda: (sensor := itself()) is not None and sensor._after_backward()
-        )
+
+        def backward_ended() -> None:
+            if (sensor := itself()) is not None:
+                sensor._after_backward()
+
+        gradients = Gradients(self._guard, backward_ended)
         self.sampling = Sampling(model, self.held, scaler, gradients)
         self._undo, self._undo_optimizers = Undo(), Undo()
         self._undo.push(lambda: gradients.disarm())
@@ -122,7 +125,7 @@ class Sensor:
         self.passes.forget()
 
     def _attach(self, model: nn.Module) -> None:
-        root = model
+        root: Any = model
         # These call the module that they wrap, on the inputs of this process.
         while type(root).__name__ in ("DistributedDataParallel", "DataParallel"):
             root = root.module

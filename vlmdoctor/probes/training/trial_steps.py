@@ -47,8 +47,8 @@ def trial_steps(subject: Subject, steps: int = STEPS) -> Steps:
         own, schedulers = _own_optimizers(subject, kept.reached())
         model.train()
         # What is seen is evidence, which the rules judge once all of it is there.
-        options = {"every": 1, "trainable": subject.trainable, "on_error": "raise", "judge": False}
-        with Watcher(model, own, **options) as watcher:
+        watched = Watcher(model, own, every=1, trainable=subject.trainable, on_error="raise", judge=False)
+        with watched as watcher:
             try:
                 for _ in range(steps):
                     watcher.log(loss=step(subject, model, own, schedulers))
