@@ -50,7 +50,7 @@ class Gradients:
             if tensor is not None and tensor.requires_grad and tensor.is_leaf:
                 self._handles.append(tensor.register_post_accumulate_grad_hook(_Arrival(self, place)))
         watched = now[probe] if probe is not None else None
-        if watched is not None and watched.requires_grad:
+        if probe is not None and watched is not None and watched.requires_grad:
             self._probe = probe
             self._handles.append(watched.register_hook(_BeforeFirst(self)))
 

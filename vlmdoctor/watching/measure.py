@@ -34,9 +34,9 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         return []
     dtypes = {tensor.dtype for tensor in tensors}
     if not dtypes & HALF:
-        return torch._foreach_norm(tensors)
+        return list(torch._foreach_norm(list(tensors)))
     if dtypes <= HALF:
-        return torch._foreach_norm(tensors, 2, torch.float32)
+        return list(torch._foreach_norm(list(tensors), 2, torch.float32))
     return [norms([tensor])[0] for tensor in tensors]
 
 

@@ -74,15 +74,12 @@ class Movement:
         tensors = self._local(self._places)
         same = _addresses(tensors) == self._addresses
         moved = Moved()
-        for group, before in zip(self._groups, copies, strict=True):
-            if not same:
-                group = group.cut_again(tensors)
-            now = group.sample(tensors) if group is not None else None
-            if now is None or (now.shape, now.dtype, now.device) != (
-                before.shape,
-                before.dtype,
-                before.device,
-            ):
+        for made, before in zip(self._groups, copies, strict=True):
+            group = made if same else made.cut_again(tensors)
+            if group is None:
+                continue
+            now = group.sample(tensors)
+            if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
                 continue
             # Written as numbers at once: making them of truth values is several times slower.
             changed = torch.ne(now, before, out=torch.empty_like(now, dtype=torch.float32))
@@ -123,7 +120,8 @@ class _Group:
 
     def sample(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """A copy of the samples, as one vector."""
-        parts = [torch.as_strided(tensors[number], *cut) for number, cut in self.cut.items()]
+        held = {number: tensor for number in self.cut if (tensor := tensors[number]) is not None}
+        parts = [torch.as_strided(tensor, *self.cut[number]) for number, tensor in held.items()]
         if self.whole:
             # A third of the time that a view of each takes. Of a single tensor it would be no copy.
             joined = _flatten_dense_tensors([tensors[number] for number in self.whole])
@@ -154,7 +152,7 @@ def _grouped(tensors: Sequence[Tensor | None]) -> list[_Group]:
             views.setdefault((view.device, view.dtype), {})[number] = view
     groups = []
     for members in views.values():
-        whole = [number for number in members if _is_whole(tensors[number])]
+        whole = [n for n in members if (tensor := tensors[n]) is not None and _is_whole(tensor)]
         whole = whole if len(whole) > 1 else []
         cut = {
             number: ((view.numel(),), (view.stride(0),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -33,7 +34,7 @@ class Gathered:
 
     def read(self, moved: Moved, index: Index, trainable: np.ndarray) -> HostSample:
         """Copies everything to the host at once."""
-        parts = [
+        parts: list[list[Any]] = [
             list(self.scalars.values()),
             self.supervised,
             list(self.norms.values()),
@@ -42,8 +43,8 @@ class Gathered:
             moved.weights,
             moved.changed,
         ]
-        told, labels, norms, after, updates, weights, changed = _read(parts)
-        facts = dict(zip(self.scalars, told.tolist(), strict=True))
+        scalars, labels, norms, after, updates, weights, changed = _read(parts)
+        facts = dict(zip(self.scalars, scalars.tolist(), strict=True))
         count = len(index.names)
         scale = facts.get("scale", 1.0)
         sizes = np.array(moved.sizes, dtype=np.float64)

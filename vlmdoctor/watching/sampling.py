@@ -41,6 +41,7 @@ class Sampling:
 
     def __init__(self, model: nn.Module, held: OptimizerTracker, scaler: Any, gradients: Gradients) -> None:
         self.on = False
+        self._flags: list[bool] = []
         self.gradients = gradients
         self._held = held
         self._scaler: Callable[[], Any] = reference(scaler) if scaler is not None else _nothing
