@@ -131,7 +131,7 @@ def _of_batch(reader: Reader, batch: Any, origin: str, names: list[str] | None) 
 
 
 def _images_per_row(rows: Sequence[Row], images: int) -> list[int]:
-    """How many images belong to each row; all to the first where that can't be told."""
+    """How many images belong to each row; all to the first where that is not known."""
     known = [len(row.features) if row.features is not None else None for row in rows]
     if all(n is not None for n in known) and sum(n or 0 for n in known) == images:
         return [n or 0 for n in known]

@@ -47,7 +47,7 @@ def publish(
     """Writes summary.json's verdict, loss.png, grads.png and report.html.
 
     Each is tried by itself: a run is never lost, nor its exit status changed, because a picture could not be
-    drawn. What failed is told to `complain` in one sentence. `environment` is noted in the summary.
+    drawn. What failed is reported to `complain` in one sentence. `environment` is noted in the summary.
 
     Returns:
         What was learned; None where the recording itself could not be read.
