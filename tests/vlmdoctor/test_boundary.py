@@ -257,7 +257,7 @@ def test_a_file_called_torch_on_the_path_is_named(tmp_path) -> None:
     path = os.pathsep.join((str(tmp_path), str(ROOT)))
     status, _, said = shell("vlmdoctor check minivlm", tmp_path, PYTHONPATH=path)
     assert status == 2 and said.count("\n") == 1, said
-    assert "torch.py stands in front of the package 'torch'" in said
+    assert "torch.py hides the package 'torch'" in said
 
 
 def test_files_are_read_with_bounds(folder) -> None:

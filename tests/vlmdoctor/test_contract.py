@@ -151,7 +151,7 @@ def test_frozen_against_the_contract_is_an_error_with_proof() -> None:
 
 def test_trained_against_the_contract() -> None:
     (finding,) = check(contract={"vision": "frozen"}).findings
-    assert finding.message == "the vision encoder: the contract says 'frozen', it is 'train, lr 0.003'"
+    assert finding.message == "the vision encoder: the contract says 'frozen', the run has 'train, lr 0.003'"
     assert finding.proof is None and "inferred" not in (finding.cause or "")
 
 

@@ -57,7 +57,7 @@ def test_the_kernel_s_log_is_read_for_failing_gpus(machine: Path) -> None:
     (xid,) = xids(machine)
     assert (xid.code, xid.bus) == (79, "0000:65:00")
     found = findings(snapshot(machine, {}, []))["gpu-error-logged"]
-    assert "0000:65:00: Xid 79, it fell off the bus" in found.message
+    assert "0000:65:00, Xid 79, it fell off the bus" in found.message
 
 
 def test_without_a_log_nothing_is_said(machine: Path) -> None:

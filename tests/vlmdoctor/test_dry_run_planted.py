@@ -79,7 +79,7 @@ def check(folder: Path, values: dict[str, Any]) -> Report:
         ("llava", "text_config.num_key_value_heads", 5, CLASH, "text_config.num_key_value_heads 5"),
         ("llava", "text_config.num_attention_heads", 33, CLASH, "text_config.hidden_size 4096"),
         ("llava", "vision_config.num_attention_heads", 15, CLASH, "vision_config.hidden_size 1024"),
-        ("llava", "image_token_index", 40000, CLASH, "text_config.vocab_size is 32000"),
+        ("llava", "image_token_index", 40000, CLASH, "text_config.vocab_size 32000"),
         ("llava", "vision_feature_layer", -30, CLASH, "vision_config.num_hidden_layers is 2"),
         ("llava", "text_config.hidden_act", "gellu", CLASH, "text_config.hidden_act 'gellu'"),
         ("llava", "text_config.rope_parameters", YARN, CLASH, "lacks factor"),

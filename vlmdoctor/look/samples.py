@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 SPEAKERS = ("system", "user", "assistant", "other")
+MOST_TOKENS = 20_000  # of a sample that are drawn
+MOST_BYTES = 400  # of a token's text
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def _of_batch(reader: Reader, batch: Any, origin: str, names: list[str] | None) 
         notes = []
         if own and reader.normalisation is None:
             notes.append("no processor was given: each image is stretched to its own range")
+        if len(row.ids) > MOST_TOKENS:
+            notes.append(f"the first {MOST_TOKENS:,} of {len(row.ids):,} tokens are drawn")
         images = tuple(_picture(image, reader.normalisation) for image in own)
         found.append(Look(row, tuple(_turns(row, reader)), images, tuple(notes)))
     return found
@@ -191,7 +195,10 @@ def _shared(tokens: list[Token]) -> tuple[list[Token], list[Token]]:
 def _pieces(row: Row, reader: Reader) -> Iterator[tuple[str, list[Token]]]:
     """Stretches of one role; placeholders and padding folded to one token each."""
     seen = row.seen or (False,) * len(row.ids)
-    for role, start, many in row.runs:
+    for role, start, length in row.runs:
+        many = min(length, MOST_TOKENS - start)
+        if many <= 0:
+            return
         if role in ("image", "padding"):
             i = start
             while i < start + many:
@@ -208,7 +215,7 @@ def _pieces(row: Row, reader: Reader) -> Iterator[tuple[str, list[Token]]]:
 
 def _text(reader: Reader, token: int) -> str:
     if reader.pieces is not None:
-        return reader.pieces.text(token)
+        return reader.pieces.text(token)[:MOST_BYTES]
     return dict(reader.words.names).get(token, f" {token}")
 
 
@@ -218,9 +225,9 @@ def _texts(reader: Reader, ids: Sequence[int]) -> list[str]:
         return [_text(reader, token) for token in ids]
     found, waiting = [], b""
     for token in ids:
-        waiting += reader.pieces(token)
+        waiting += reader.pieces(token)[:MOST_BYTES]
         try:
-            found.append(waiting.decode() if waiting else reader.pieces.text(token))
+            found.append(waiting.decode() if waiting else _text(reader, token))
             waiting = b""
         except UnicodeDecodeError as error:
             if len(waiting) < 4 and error.end == len(waiting):

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib
 import logging
+import os
 import random
 import sys
 import time
@@ -38,7 +39,28 @@ def nothing_fetched(*, models: bool = False) -> Iterator[None]:
             if hasattr(kernels, "get_kernel_hub"):
                 _put(stack, kernels, "get_kernel_hub", _refused)
         stack.enter_context(_plain_log())
+        stack.enter_context(_no_compiled_output())
         yield
+
+
+@contextlib.contextmanager
+def _no_compiled_output() -> Iterator[None]:
+    """Inside, what compiled code prints goes nowhere: tokenizers prints parts of its file there."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # what Python has printed before is no part of it
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from vlmdoctor.plain_text import first_line
 
 QUESTION, ANSWER = "What is in the picture?", "A slow change from dark to light."
 SIDE = 224
+MOST_TOKENS = 100_000  # of a question and its answer, of which real processors make some thousands at most
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -51,7 +52,10 @@ def conversation(owner: Any, folder: Path, rows: int = 1) -> dict[str, Any]:
         )
     for with_image in (True, False):
         try:
-            return _encoded(owner, with_image and owner is not tokenizer, owner is tokenizer, rows)
+            batch = _encoded(owner, with_image and owner is not tokenizer, owner is tokenizer, rows)
+            if (tokens := batch["input_ids"].shape[-1]) > MOST_TOKENS:
+                raise ValueError(f"a short question with its answer becomes {tokens:,} tokens")
+            return batch
         except MemoryError:
             raise
         except Exception as error:  # processors and templates raise what they like
