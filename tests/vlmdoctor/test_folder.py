@@ -265,3 +265,16 @@ def test_a_made_batch_is_no_sign_of_what_is_meant(
     command(str(folder), dry_run=True, force=False, trust_remote_code=False)
     told = capsys.readouterr().out
     assert 'vision = "train"' in told and "supervise" not in told and "image-tokens" not in told
+
+
+def test_weights_that_raise_once_more_without_those_of_other_sizes_are_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*given: object, ignore_mismatched_sizes: bool = False, **options: object) -> object:
+        if not ignore_mismatched_sizes:
+            raise RuntimeError("set ignore_mismatched_sizes=True to load them all the same")
+        raise NotImplementedError("aten::equal: attempted to run this operator with Meta tensors")
+
+    monkeypatch.setattr(checkpoint, "loaded", loaded)
+    with pytest.raises(UserError, match=r"the weights in .* can't be loaded: aten::equal"):
+        resolve(str(folder))

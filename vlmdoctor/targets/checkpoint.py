@@ -254,17 +254,21 @@ def _loaded(model_class: Any, config: Any, folder: Path, values: dict[str, Any],
     laid_out = _laid_out(model_class, copy.deepcopy(config))
     if laid_out is not None and _too_much(laid_out):
         return laid_out  # a small file can belong to a configuration of any size
+    attempts: tuple[dict[str, Any], ...] = ({}, {"ignore_mismatched_sizes": True})
     with quiet():
-        try:
-            return load()
-        except ImportError as error:
-            raise package_missing(model_class, error) from error
-        except UserError:
-            raise
-        except Exception as error:
-            if "ignore_mismatched_sizes" in text_of(error):
-                return load(ignore_mismatched_sizes=True)  # which do not fit, a rule will tell
-            raise UserError(f"the weights in {folder} can't be loaded: {first_line(error, 300)}.") from error
+        for options in attempts:
+            try:
+                return load(**options)
+            except ImportError as error:
+                raise package_missing(model_class, error) from error
+            except UserError:
+                raise
+            except Exception as error:
+                # Weights of other sizes are left out once more: a rule reports them.
+                if options or "ignore_mismatched_sizes" not in text_of(error):
+                    reason = f"the weights in {folder} can't be loaded: {first_line(error, 300)}."
+                    raise UserError(reason) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _laid_out(model_class: Any, config: Any) -> Any | None:
