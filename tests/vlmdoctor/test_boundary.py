@@ -287,3 +287,9 @@ def test_files_are_read_with_bounds(folder) -> None:
             boundary.read_json("a", 1_000_000)
     (folder / "a").write_bytes(b'{"a": 1}')
     assert boundary.read_json(Path("a"), 100) == {"a": 1}
+
+
+def test_nothing_is_said_to_a_reader_that_has_gone(tmp_path) -> None:
+    """Rich ends the program by itself there, which is not the doing of what was examined."""
+    line = "vlmdoctor rules 2>said | head -1 >/dev/null; cat said"
+    assert shell(line, tmp_path)[1] == ""

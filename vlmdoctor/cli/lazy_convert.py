@@ -82,6 +82,9 @@ class QuickGroup(_Quick, TyperGroup):
         except (Exception, NotRestored):
             raise
         except BaseException as error:
+            # Rich ends the program by itself where the reader of its output has gone (`| head`).
+            if isinstance(gone := error.__context__, BrokenPipeError):
+                raise Ended from gone
             # No command ends in this way by itself: the user's code did.
             raise UserError(f"what was to be examined ended the program: {raised(error)}.") from error
 
