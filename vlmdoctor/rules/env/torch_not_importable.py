@@ -56,7 +56,7 @@ def torch_not_importable(environment: Environment) -> Iterator[Finding]:
 
 @torch_not_importable.bad
 def a_script_of_that_name() -> Environment:
-    return laptop(torch=Torch(version="2.13.0+cpu", archs=(), shadow="/work/torch.py"))
+    return laptop(torch=Torch(version="2.13.0+cpu", archs=(), shadow="/home/ada/project/torch.py"))
 
 
 @torch_not_importable.bad
