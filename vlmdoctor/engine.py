@@ -55,9 +55,7 @@ class Gatherer:
             refused = Unavailable(str(refusal))
         except Unavailable as reason:
             raise_if_interrupted()
-            # It is kept, and its frames would keep what the probe held, such as the graph of a loss.
-            refused = reason.with_traceback(None)
-            refused.__cause__ = refused.__context__ = None
+            refused = reason.without_frames()
         except Exception as error:
             raise_if_interrupted()
             self._refused[evidence_class] = error
@@ -84,7 +82,7 @@ class Gatherer:
             try:
                 self._once[make] = make(self.subject, self)
             except Unavailable as reason:
-                self._once[make] = reason
+                self._once[make] = reason.without_frames()
         if isinstance(made := self._once[make], Unavailable):
             raise made
         return made

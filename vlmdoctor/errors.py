@@ -32,6 +32,11 @@ class NotBuilt(UserError):
 class Unavailable(Exception):
     """A probe can't gather its evidence here; the message is the reason shown beside the skipped rules."""
 
+    def without_frames(self) -> Unavailable:
+        """This reason to be kept: its frames would keep what they hold alive, such as the graph of a loss."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
+
 
 class WouldMove(BaseException):
     """A probe was about to move something of the user's that can't be put back; the message says what.

@@ -125,9 +125,7 @@ def _reason(error: Exception) -> Unavailable:
     """What is kept of an exception: its frames would keep the pass's tensors alive."""
     if not isinstance(error, Unavailable):
         error = Unavailable(f"what was seen could not be read ({raised(error, 200)})")
-    reason = error.with_traceback(None)
-    reason.__cause__ = reason.__context__ = None
-    return reason
+    return error.without_frames()
 
 
 def _attempt(
