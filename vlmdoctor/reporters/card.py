@@ -68,9 +68,10 @@ class Card:
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
         """(label, text) of what is printed under the title; a text may have several lines."""
-        lines = [self.fix, *(f"  {line}" for line in self.commands)] if self.fix else []
-        if self.pattern and self.commands:
-            lines[0] = f"{self.fix.rstrip(' :')} (pattern, names may differ):"
+        fix = self.fix
+        if self.pattern:
+            fix = f"{fix.rstrip(' :')} (pattern, names may differ):".lstrip()
+        lines = [*([fix] if fix else []), *(f"  {line}" for line in self.commands)]
         rows = (
             ("at", self.where),
             ("cause", self.cause),
