@@ -6,9 +6,7 @@ import contextlib
 import os
 import sys
 
-from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
-from vlmdoctor.reporters.card import card_of
 
 
 def say(text: str) -> None:
@@ -25,16 +23,6 @@ def say(text: str) -> None:
             tqdm.write(lines, file=sys.stderr)
         else:
             print(lines, file=sys.stderr, flush=True)
-
-
-def card_text(finding: Finding) -> str:
-    """The card of a finding as plain lines."""
-    card = card_of(finding)
-    lines = [f"{card.glyph} {card.severity}  {card.title}  [{card.name} {card.code}]"]
-    for label, text in card.rows:
-        first, *others = text.splitlines()
-        lines += [f"  {label:<6}  {first}", *(f"          {line}" for line in others)]
-    return "\n".join(lines)
 
 
 def _prefix() -> str:

@@ -11,10 +11,10 @@ from typing import Any
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.integrations.voice import card_text, say
+from vlmdoctor.integrations.voice import say
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import summary_line
+from vlmdoctor.reporters.card import card_lines, summary_line
 from vlmdoctor.watching.watcher import Watcher
 
 FOLDER = "vlmdoctor"
@@ -112,7 +112,7 @@ class Watching:
         say(summary_line(report) + where)
 
     def _found(self, finding: Finding) -> None:
-        say(card_text(finding))
+        say("\n".join(card_lines(finding)))
         if self._stop_on is not None and finding.severity.rank >= self._stop_on.rank:
             self._stop = True
             say(f"the training is ended, since stop_on is '{self._stop_on}'")

@@ -123,6 +123,16 @@ def rows_of(finding: Finding, *, verbose: bool = True) -> tuple[tuple[str, str],
     return (*rows[:-1], *detail_rows(finding), rows[-1]) if verbose else rows
 
 
+def card_lines(finding: Finding) -> list[str]:
+    """The card as plain lines, for logs: title with name and code, then its rows."""
+    card = card_of(finding)
+    lines = [f"{card.glyph} {card.severity}  {card.title}  [{card.name} {card.code}]"]
+    for label, text in card.rows:
+        first, *others = text.splitlines()
+        lines += [f"  {label:<6}  {first}", *(f"          {line}" for line in others)]
+    return lines
+
+
 def summary_parts(report: Report) -> tuple[str, ...]:
     """The parts of the summary line: verdict with counts, checks, what was not judged, seconds."""
     counts = Counter(finding.severity for finding in report.findings)
