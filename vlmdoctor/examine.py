@@ -179,7 +179,9 @@ def _examined(
         terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
         report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
     answers = coverage((rule.name for rule in rules), report.ran, report.skipped, gather.gathered)
-    report = dataclasses.replace(report, coverage=answers)
+    late = sum(reason == gather.ran_out for _, reason in report.skipped)
+    cut = f"the budget of {gather.budget:g} s ran out before {late} checks" if late else None
+    report = dataclasses.replace(report, coverage=answers, incomplete=cut)
     return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
 
 
@@ -224,13 +226,18 @@ class BudgetedGatherer(Gatherer):
         self.missing_batch = missing_batch
         self._started = time.monotonic()
 
+    @property
+    def ran_out(self) -> str:
+        """Why a probe is not started after its time."""
+        return f"the budget of {self.budget or 0:g} s was used up"
+
     def in_time(self) -> bool:
         """Whether its time is not up yet."""
         return self.budget is None or time.monotonic() - self._started <= self.budget
 
     def _probe(self, evidence_class: type) -> object:
         if not self.in_time():
-            raise Unavailable(f"the budget of {self.budget:g} s was used up")
+            raise Unavailable(self.ran_out)
         try:
             return super()._probe(evidence_class)
         except Unavailable as reason:
