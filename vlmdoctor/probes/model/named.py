@@ -10,7 +10,9 @@ from typing import Any
 from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.wiring import Wiring
-from vlmdoctor.knowledge.named_parts import NamedParts
+from vlmdoctor.knowledge.named_parts import NamedParts, naming
+from vlmdoctor.statements import statements
+from vlmdoctor.subject import Subject
 
 
 def measured(said: NamedParts, gather: Gatherer) -> tuple[NamedParts, dict[str, str]]:
@@ -20,6 +22,13 @@ def measured(said: NamedParts, gather: Gatherer) -> tuple[NamedParts, dict[str, 
     except Unavailable:
         wiring = None
     return completed(said, wiring), in_words(said, wiring)
+
+
+def known_parts(subject: Subject) -> NamedParts:
+    """The same of a subject by itself: what it says, and what is measured in the gaps."""
+    said = statements(subject)
+    with naming(said):
+        return measured(said, Gatherer(subject))[0]
 
 
 def completed(said: NamedParts, wiring: Wiring | None) -> NamedParts:

@@ -31,6 +31,8 @@ SLOW = 5.0  # seconds for one pass: about six are made
 
 def probe(subject: Subject, gather: Gatherer) -> Wiring:
     """Runs a model without a configuration about six times, and leaves it as it was."""
+    if not isinstance(subject.model, nn.Module):
+        raise Unavailable("no built model was given")
     model = innermost(subject.model)
     if hasattr(getattr(model, "config", None), "model_type"):
         raise Unavailable("the model's configuration names its parts")
