@@ -58,7 +58,10 @@ def _parts(module: nn.Module, prefix: str, moved: Moved, given_pixels: set[str])
         # What is given the pixels and the text is a wrapper; what is given features and text is the decoder.
         wraps = name not in moved or name in given_pixels
         if kind == "both" and wraps and layer_of(name)[0] != name and any(True for _ in child.children()):
-            yield from _parts(child, f"{raw}.", moved, given_pixels)
+            inner = list(_parts(child, f"{raw}.", moved, given_pixels))
+            # A list of blocks is one part, and is named as one.
+            listed = name not in moved and {own for _, own in inner} == {"both"}
+            yield from [(name, "both")] if listed else inner
         elif kind is not None:
             yield name, kind
 

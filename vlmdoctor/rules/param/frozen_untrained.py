@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.initialisation import FrozenWeights, Initialisation
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.places import places
 
 _CALLED = {"vision": "vision encoder", "language": "language model", "projector": "projector"}
 
@@ -44,7 +43,7 @@ def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
         yield Finding(
             f"the frozen {name} has random weights: it was never trained and can't learn",
             Severity.WARNING,
-            at=places(list(part.names), list(part.names)),
+            at=(root,),
             measured={
                 "frozen_parameters": part.numbers,
                 "even_matrices": part.uniform,
