@@ -13,6 +13,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.reading import source_line
 from vlmdoctor.sandbox.signals import raise_if_interrupted
 
 DEPTHS = ("static", "shapes", "forward", "backward", "steps")
@@ -163,7 +164,8 @@ def judge(
 def _of_rule(finding: Finding, rule: Rule) -> Finding:
     """The finding with its rule's name and code, and with the links of its page behind its own."""
     links = tuple(dict.fromkeys((*finding.links, *rule.links)))
-    return dataclasses.replace(finding, rule=rule.name, code=rule.code, links=links)
+    source = finding.source or source_line(finding.file, finding.line)
+    return dataclasses.replace(finding, rule=rule.name, code=rule.code, links=links, source=source)
 
 
 def fold(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[Finding]:

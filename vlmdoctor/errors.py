@@ -59,4 +59,4 @@ class NotRestored(BaseException):
 
 
 class FindingsError(Exception):
-    """Raised by `Report.raise_for_findings`; the message lists the findings."""
+    """Raised by `Report.raise_for_findings`; the message is their cards and the summary line."""

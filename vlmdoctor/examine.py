@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vlmdoctor.contract import parse
+from vlmdoctor.coverage import coverage
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
@@ -194,6 +195,8 @@ def _examined(
     if isinstance(agreement, ContractStatus) and agreement.seen:
         terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
         report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
+    answers = coverage((rule.name for rule in rules), report.ran, report.skipped, gather.gathered)
+    report = dataclasses.replace(report, coverage=answers)
     return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
 
 

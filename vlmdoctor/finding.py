@@ -38,10 +38,18 @@ class Inferred(str):
 
 @dataclass(frozen=True)
 class Fix:
-    """How to fix it: a sentence, and lines to paste (code or shell commands)."""
+    """How to fix it: a sentence, and lines to paste (code or shell commands).
+
+    Attributes:
+        text: What to do, in one sentence.
+        commands: Lines to paste.
+        tried: Whether these very lines were run on a copy, and helped; else they are a pattern, in which
+            names may differ from the user's.
+    """
 
     text: str
     commands: tuple[str, ...] = ()
+    tried: bool = False
 
     def __post_init__(self) -> None:
         _make_plain(self, text=plain_line(self.text), commands=tuple(map(plain_lines, self.commands)))
@@ -78,6 +86,7 @@ class Finding:
         at: Where: parameters, modules, token positions, environment variables, packages.
         file: A source file, where the fault has one.
         line: The line in `file`, counted from 1.
+        source: The text of that line; read by the engine where the file is there.
         measured: What was measured, as plain values.
         threshold: What was expected, as plain values.
         cause: Why it happens; says so when it is inferred and not proven.
@@ -98,6 +107,7 @@ class Finding:
     at: tuple[str, ...] = ()
     file: str | None = None
     line: int | None = None
+    source: str | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
     threshold: Mapping[str, Any] = field(default_factory=dict)
     cause: str | None = None
@@ -116,7 +126,7 @@ class Finding:
             object.__setattr__(self, "certainty", Certainty.PROVEN)
         elif isinstance(self.cause, Inferred):
             object.__setattr__(self, "certainty", Certainty.INFERRED)
-        optional = {name: getattr(self, name) for name in ("file", "cause")}
+        optional = {name: getattr(self, name) for name in ("file", "source", "cause")}
         _make_plain(
             self,
             message=plain_line(self.message),
@@ -141,16 +151,21 @@ class Finding:
             "at": list(self.at),
             "file": self.file,
             "line": self.line,
+            "source": self.source,
             "step": self.step,
             "measured": plain(self.measured),
             "threshold": plain(self.threshold),
             "cause": self.cause,
             "certainty": str(self.certainty),
             "proof": None if self.proof is None else vars(self.proof).copy(),
-            "fix": None if self.fix is None else {"text": self.fix.text, "commands": list(self.fix.commands)},
+            "fix": None if self.fix is None else _fix_fields(self.fix),
             "symptoms": list(self.symptoms),
             "links": list(self.links),
         }
+
+
+def _fix_fields(fix: Fix) -> dict[str, Any]:
+    return {"text": fix.text, "commands": list(fix.commands), "tried": fix.tried}
 
 
 def plain(value: Any) -> Any:

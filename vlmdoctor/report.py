@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmdoctor import __version__
+from vlmdoctor.coverage import Coverage
 from vlmdoctor.errors import FindingsError
 from vlmdoctor.finding import Finding, Severity, plain
 from vlmdoctor.plain_text import plain_line, plain_values
 
 SCHEMA_VERSION = 1
+# Columns of a report that is printed from Python.
+WIDTH = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What an examination found. Every text in it is made plain when it is made.
 
@@ -28,6 +32,9 @@ class Report:
         facts: What else was established, as plain values.
         seconds: How long it took.
         fail_on: The least severity that fails: `error`, `warning` or `never`.
+        coverage: The central questions, and which of them were answered.
+        incomplete: Why no judgement on the whole is possible although rules ran, such as `the budget of 5 s
+            ran out before 40 of 90 checks`; None where it is.
     """
 
     command: str
@@ -39,12 +46,16 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     fail_on: str = "error"
+    coverage: tuple[Coverage, ...] = ()
+    incomplete: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("command", "target"):
             object.__setattr__(self, name, plain_line(getattr(self, name)))
         for name in ("ran", "skipped", "crashed"):
             object.__setattr__(self, name, plain_values(getattr(self, name)))
+        if self.incomplete is not None:
+            object.__setattr__(self, "incomplete", plain_line(self.incomplete))
         object.__setattr__(self, "facts", plain_values(self.facts, lines=True))
 
     @property
@@ -56,28 +67,48 @@ class Report:
         return tuple(finding for finding in self.findings if finding.severity.rank >= least)
 
     @property
+    def why_incomplete(self) -> str | None:
+        """Why no judgement on the whole is possible: a rule crashed, nothing ran, or `incomplete`."""
+        if self.crashed:
+            return f"{', '.join(name for name, _ in self.crashed[:3])} could not run: {self.crashed[0][1]}"
+        if not self.ran:
+            return f"no check ran ({self.skipped[0][1]})" if self.skipped else "no check ran"
+        return self.incomplete
+
+    @property
     def verdict(self) -> str:
-        """`pass`, `fail`, or `incomplete` (a rule crashed or nothing ran: a gate never passes vacuously)."""
+        """`pass`, `fail`, or `incomplete`: a gate never passes without having judged."""
         if self.failing:
             return "fail"
-        return "pass" if self.ran and not self.crashed else "incomplete"
+        return "pass" if self.why_incomplete is None else "incomplete"
 
     @property
     def exit_status(self) -> int:
-        """0 nothing at or above `fail_on`, 1 findings, 2 could not run."""
+        """0 nothing at or above `fail_on`, 1 findings, 2 could not judge."""
         if self.crashed or not self.ran:
             return 2
-        return 1 if self.failing else 0
+        return {"fail": 1, "pass": 0, "incomplete": 2}[self.verdict]
 
     def raise_for_findings(self, fail_on: str = "error") -> None:
-        """Raises `FindingsError` for a finding at or above `fail_on`, or where the checks could not run."""
-        judged = Report(**{**vars(self), "fail_on": fail_on})
-        if judged.failing:
-            lines = [f"{f.severity}: {f.message} [{f.rule} {f.code}]" for f in judged.failing]
-            raise FindingsError("\n".join(lines))
+        """Raises `FindingsError`, which prints the cards, for a finding at or above `fail_on`.
+
+        The same where no judgement on the whole was possible.
+        """
+        judged = dataclasses.replace(self, fail_on=fail_on)
+        if judged.verdict == "fail":
+            raise FindingsError(str(dataclasses.replace(judged, findings=judged.failing)))
         if judged.verdict == "incomplete":
-            reasons = [f"{name}: {error}" for name, error in (*self.crashed, *self.skipped)]
-            raise FindingsError("could not run: " + ("; ".join(reasons) or "no rule ran"))
+            raise FindingsError(str(judged))
+
+    def __str__(self) -> str:
+        from vlmdoctor.reporters.full import render
+
+        return render(self, color=False, verbose=False, quiet=False, width=WIDTH).rstrip("\n")
+
+    def __repr__(self) -> str:
+        from vlmdoctor.reporters.card import summary_line
+
+        return f"<Report of {self.command} {self.target}: {summary_line(self)}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready plain values (schema in the documentation)."""
@@ -88,6 +119,8 @@ class Report:
             "target": self.target,
             "verdict": self.verdict,
             "findings": [finding.to_dict() for finding in self.findings],
+            "coverage": [one.to_dict() for one in self.coverage],
+            "incomplete": self.why_incomplete,
             "ran": list(self.ran),
             "skipped": [{"rule": name, "reason": reason} for name, reason in self.skipped],
             "crashed": [{"rule": name, "error": error} for name, error in self.crashed],

@@ -75,7 +75,7 @@ def test_the_hidden_gpu_is_found_without_importing_torch() -> None:
 def test_the_repaired_script_passes_with_a_plain_statement() -> None:
     result = check_env("examples/hidden_gpu_fixed.py", "--select", "SRC")
     assert result.returncode == 0, result.stdout
-    assert "No issues: 6 checks ran" in result.stdout
+    assert "✓ 0 errors, 0 warnings · 6 checks · " in result.stdout
     assert result.stdout.startswith(f"[✓] Python and packages: Python {sys.version.split()[0]} on ")
     assert "Ready to train" in result.stdout
 

@@ -229,7 +229,7 @@ def test_report_is_json_even_with_nan() -> None:
     report = judge([Rule("odd", "LOSS903", function)], Gatherer("s"), command="c", target="t")
     told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert told["findings"][0]["measured"] == {"loss": "nan", "at": [1, 2]}
-    assert told["findings"][0]["fix"] == {"text": "mend it", "commands": ["x"]}
+    assert told["findings"][0]["fix"] == {"text": "mend it", "commands": ["x"], "tried": False}
     assert set(told) >= {
         "schema_version",
         "tool",

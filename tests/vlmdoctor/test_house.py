@@ -22,8 +22,12 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.rulebook import all_rules
 
 ROOT = Path(vlmdoctor.__file__).parent
-# The notebook hook: a report shows itself, and its reporters import reports.
-ALLOWED = {("vlmdoctor.report", "vlmdoctor.reporters.html")}
+# A report shows itself, in a notebook and when it is printed, and its reporters import reports.
+ALLOWED = {
+    ("vlmdoctor.report", "vlmdoctor.reporters.html"),
+    ("vlmdoctor.report", "vlmdoctor.reporters.card"),
+    ("vlmdoctor.report", "vlmdoctor.reporters.full"),
+}
 
 
 def name_of(path: Path) -> str:

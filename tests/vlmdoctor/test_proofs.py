@@ -302,9 +302,11 @@ def test_a_repair_that_does_not_help_is_shown_as_such(monkeypatch: pytest.Monkey
     assert report.to_dict()["findings"][0]["proof"] == {
         "tried": "a try", "before": "bad", "after": "bad", "works": False
     }  # fmt: skip
-    from vlmdoctor.reporters.full import finding_rows
+    from vlmdoctor.reporters.card import rows_of
 
-    assert dict(finding_rows(finding))["tried"] == "with a try: bad (before: bad); that did not help"
+    cause = dict(rows_of(finding))["cause"]
+    assert cause.startswith("inferred: ")
+    assert cause.endswith("; tried a try: bad (before: bad), which did not help")
 
 
 def test_without_a_measurement_the_rule_itself_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmdoctor import reporters
+from vlmdoctor.coverage import Coverage
 from vlmdoctor.errors import FindingsError, UserError
 from vlmdoctor.finding import Finding, Fix, Proof, Severity, plain
 from vlmdoctor.plain_text import plain_line
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import closing_line, render
+from vlmdoctor.reporters.card import summary_line
+from vlmdoctor.reporters.full import render
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -147,9 +149,9 @@ def test_exit_status_and_verdict(report, status, verdict):
 
 def test_raise_for_findings():
     report_with(Severity.WARNING).raise_for_findings()
-    with pytest.raises(FindingsError, match="warning: m"):
+    with pytest.raises(FindingsError, match="! warning m"):
         report_with(Severity.WARNING).raise_for_findings(fail_on="warning")
-    with pytest.raises(FindingsError, match="could not run"):
+    with pytest.raises(FindingsError, match="incomplete: no check ran"):
         report_with(ran=()).raise_for_findings()
 
 
@@ -157,24 +159,49 @@ def test_a_notebook_shows_the_findings():
     assert "the image never reaches the loss" in REPORT._repr_html_()
 
 
-def test_the_closing_line_counts_the_checks():
+def test_the_summary_counts_findings_and_checks():
     ran, skipped = ("a",) * 91, (("b", "needs --depth steps"),) * 62
-    clean = Report(command="check", target="t", ran=ran, skipped=skipped)
-    assert closing_line(clean) == "No issues: 91 checks ran, 62 skipped"
-    assert closing_line(clean, hint=True) == "No issues: 91 checks ran, 62 skipped (`-v` lists why)"
-    assert closing_line(REPORT) == "1 error, 1 warning: 3 checks ran, 1 skipped"
+    clean = Report(command="check", target="t", ran=ran, skipped=skipped, seconds=5.94)
+    assert summary_line(clean) == "✓ 0 errors, 0 warnings · 91 checks, 62 skipped · 5.9 s"
+    assert summary_line(REPORT).startswith("✗ 1 error, 1 warning · 3 checks, 1 skipped · ")
     one = Report(command="check", target="t", ran=("a",))
-    assert closing_line(one, hint=True) == "No issues: 1 check ran"
+    assert summary_line(one) == "✓ 0 errors, 0 warnings · 1 check · 0.0 s"
 
 
-def test_the_closing_line_says_what_could_not_run():
-    crashed = Report(command="check", target="t", ran=("a",), crashed=(("b", "KeyError"),))
-    assert closing_line(crashed) == "Could not run: 1 check ran, 1 could not run (b)"
+def test_the_summary_says_why_there_is_no_verdict():
+    crashed = Report(command="check", target="t", ran=("a",), crashed=(("b", "KeyError: 1"),))
+    assert summary_line(crashed).startswith("! incomplete: b could not run: KeyError: 1 · ")
     nothing = Report(command="check", target="t", skipped=(("a", "needs a tokenizer"),))
-    assert closing_line(nothing) == "Could not run: 0 checks ran, 1 skipped"
+    assert summary_line(nothing).startswith("! incomplete: no check ran (needs a tokenizer) · ")
+    cut = Report(command="check", target="t", ran=("a",), incomplete="the budget of 5 s ran out")
+    assert (cut.verdict, cut.exit_status) == ("incomplete", 2)
+    assert summary_line(cut).startswith(
+        "! incomplete: the budget of 5 s ran out · nothing found so far · 1 check"
+    )
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_the_option_that_lists_the_skipped_is_named_where_it_was_not_given(verbose):
-    text = render(REPORT, color=False, verbose=verbose, quiet=False, width=100)
-    assert ("(`-v` lists why)" in text) is not verbose
+def test_the_summary_names_what_was_not_judged():
+    answers = (
+        Coverage("image use", "does it see its images?", True),
+        Coverage("label masking", "are prompts masked?", False, "no tokenizer", "tokenizer"),
+        Coverage("pixel scale", "are the pixels scaled?", False, "no processor", "processor"),
+        Coverage("loaded weights", "do they come from it?", False, "no processor", "processor"),
+    )
+    report = Report(command="check", target="t", ran=("a",), coverage=answers)
+    assert (
+        " · not judged: label masking (no tokenizer), pixel scale, loaded weights (no processor) · "
+        in summary_line(report)
+    )
+    assert report.to_dict()["coverage"][1] == {
+        "topic": "label masking",
+        "question": "are prompts masked?",
+        "answered": False,
+        "reason": "no tokenizer",
+        "needs": "tokenizer",
+    }
+
+
+def test_a_report_is_printed_as_its_cards_and_shown_as_one_line():
+    assert str(REPORT) == render(REPORT, color=False, verbose=False, quiet=False, width=100).rstrip()
+    assert "\n" not in repr(REPORT)
+    assert repr(REPORT).startswith("<Report of ")

@@ -288,7 +288,7 @@ def test_report_of_a_healthy_run_is_quiet_about_it(tmp_path):
     done = vlmdoctor("report", "run", "--no-draw", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("It uses its images: 95")
-    assert "No issues: " in done.stdout
+    assert "✓ 0 errors, 0 warnings · " in done.stdout
     assert not (folder / "report.html").exists()
 
 

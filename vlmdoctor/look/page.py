@@ -15,7 +15,7 @@ from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look, Token, Turn
 from vlmdoctor.look.summary import notes, shares, stop_line, visible
 from vlmdoctor.plain_text import plain_line
-from vlmdoctor.reporters.full import GLYPHS, finding_rows
+from vlmdoctor.reporters.card import GLYPHS, rows_of
 from vlmdoctor.reporters.html import inert
 from vlmdoctor.rules.places import counted
 
@@ -74,7 +74,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         f"<section class='finding {finding.severity}'><h3>"
         f"<span>{GLYPHS[finding.severity]} {finding.severity}</span> {escape(finding.message)} "
         f"<code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>"
-        + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in finding_rows(finding))
+        + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in rows_of(finding))
         + "</dl></section>"
         for finding in findings
     )

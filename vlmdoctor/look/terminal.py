@@ -17,7 +17,7 @@ from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look, Token, Turn
 from vlmdoctor.look.summary import notes, shares, stop_line, visible
 from vlmdoctor.plain_text import plain_line, without_commands
-from vlmdoctor.reporters.full import GLYPHS
+from vlmdoctor.reporters.card import GLYPHS
 from vlmdoctor.reporters.full import STYLES as FINDING_STYLES
 from vlmdoctor.rules.places import counted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import closing_line
+from vlmdoctor.reporters.card import summary_line
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
@@ -17,5 +17,5 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
             place = f"{', '.join(finding.at)}: " if finding.at else ""
         lines.append(f"{place}{finding.severity}: {finding.message} [{finding.rule} {finding.code}]")
     if not quiet:
-        lines.append(closing_line(report))
+        lines.append(summary_line(report))
     return without_commands("".join(line + "\n" for line in lines))

@@ -1,11 +1,9 @@
-"""The report for a person at a terminal: each finding with where, what was measured, why, proof and fix."""
+"""The report for a person at a terminal: a card for each finding, and the summary line."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import textwrap
 
 from rich.console import Console
 from rich.padding import Padding
@@ -14,13 +12,14 @@ from rich.text import Text
 
 from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.plain_text import plain_line, shown_integer, without_commands
+from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.card import card_of, rows_of, summary_parts
 from vlmdoctor.reporters.dry_run import print_dry_run
 
-# A glyph and a word: colour is never the only carrier of meaning.
-GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
+# Columns under which the rule's name gets a line of its own.
+NARROW = 80
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
@@ -37,94 +36,45 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         emoji=False,
     )
     for finding in report.findings:
-        _print_finding(console, finding)
+        _print_card(console, finding, verbose)
         console.print()
     if not quiet and "dry_run" in report.facts:
         print_dry_run(console, report.facts["dry_run"])
     if verbose:
         _print_contract(console, report)
+        _print_coverage(console, report)
         _print_unrun(console, report)
     if not quiet and "dry_run" not in report.facts:
         _print_made(console, report)
     if not quiet:
         for text in report.facts.get("not_followed", ()):
             console.print(Text(f"note     {text}", style="dim"))
-        console.print(_closing(report, console.width, verbose))
+        _print_summary(console, report)
     # Rich pads cells with blanks, which only get in the way of copying.
     return without_commands("\n".join(line.rstrip() for line in stream.getvalue().split("\n")))
 
 
-def _print_finding(console: Console, finding: Finding) -> None:
-    style = STYLES[finding.severity]
-    heading = Text.assemble((f"{GLYPHS[finding.severity]} {finding.severity:<7} ", style))
-    label = Text(f"{finding.rule} {finding.code}", style="dim")
-    message = Text(finding.message, style="bold")
+def _print_card(console: Console, finding: Finding, verbose: bool) -> None:
+    card = card_of(finding)
+    heading = Text(f"{card.glyph} {card.severity:<7} ", STYLES[card.severity])
+    label = Text(f"{card.name} {card.code}", "dim")
+    title = Text(card.title, "bold")
     first = Table.grid(expand=True)
     first.add_column(no_wrap=True)
     first.add_column(ratio=1)
     first.add_column(no_wrap=True, justify="right")
-    if console.width >= 80:
-        first.add_row(heading, message, Text("  ") + label)
-    else:
-        first.add_row(heading, message, "")
+    beside = console.width >= NARROW
+    first.add_row(heading, title, Text("  ") + label if beside else "")
     console.print(first)
     body = Table.grid(padding=(0, 2))
-    body.add_column(no_wrap=True, style="dim")
+    body.add_column(no_wrap=True, style="dim", min_width=6)
     body.add_column()
-    for name, value in finding_rows(finding):
+    rows = list(rows_of(finding, verbose=verbose))
+    if not beside:
+        rows[-1:-1] = [("rule", label.plain)]
+    for name, value in rows:
         body.add_row(name, Text(value))
-    console.print(Padding(body, (0, 0, 0, 4)))
-
-
-def finding_rows(finding: Finding) -> Iterator[tuple[str, str]]:
-    """The labelled lines under a finding's message: where, measured, expected, why, proof, fix."""
-    where = ", ".join(finding.at)
-    if finding.file is not None:
-        source = f"{finding.file}:{finding.line}" if finding.line else finding.file
-        where = f"{where}  ({source})" if where else source
-    if finding.step is not None:
-        where = f"{where}  from step {finding.step}" if where else f"from step {finding.step}"
-    if where:
-        yield "at", where
-    if finding.measured:
-        yield "measured", _values(finding.measured)
-    if finding.threshold:
-        yield "expected", _values(finding.threshold)
-    if finding.cause:
-        yield "why", finding.cause
-    if finding.proof:
-        proof = finding.proof
-        worked = "" if proof.works else "; that did not help"
-        yield (
-            ("proof" if proof.works else "tried"),
-            (f"with {proof.tried}: {proof.after} (before: {proof.before}){worked}"),
-        )
-    for symptom in finding.symptoms:
-        yield "so", symptom
-    if finding.fix:
-        yield "fix", "\n".join([finding.fix.text, *(f"  {line}" for line in finding.fix.commands)])
-    if finding.links:
-        yield "see", "\n".join(finding.links)
-    yield "more", f"vlmdoctor rule {finding.rule}"
-
-
-def _values(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in dict(values).items())
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "unknown"}[value]
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        shown = ", ".join(_value(item) for item in value[:6])
-        return f"[{shown}{', …' if len(value) > 6 else ''}]"
-    if hasattr(value, "items"):
-        return "{" + ", ".join(f"{name}: {_value(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, int):
-        return shown_integer(value)
-    return plain_line(str(value)) or '""'
+    console.print(Padding(body, (0, 0, 0, 2)))
 
 
 def _print_contract(console: Console, report: Report) -> None:
@@ -153,19 +103,6 @@ def _print_unrun(console: Console, report: Report) -> None:
     console.print()
 
 
-def closing_line(report: Report, *, hint: bool = False) -> str:
-    """`1 error: 31 checks ran, 6 skipped`; with `hint`, also which option lists the skipped ones."""
-    counts = Counter(finding.severity for finding in report.findings)
-    found = [_count(counts[s], s.value) for s in reversed(Severity) if counts[s]]
-    outcome = ", ".join(found) or ("Could not run" if report.exit_status == 2 else "No issues")
-    parts = [f"{_count(len(report.ran), 'check')} ran"]
-    if report.skipped:
-        parts.append(f"{len(report.skipped)} skipped{' (`-v` lists why)' if hint else ''}")
-    if report.crashed:
-        parts.append(f"{len(report.crashed)} could not run ({', '.join(name for name, _ in report.crashed)})")
-    return f"{outcome}: {', '.join(parts)}"
-
-
 def _print_made(console: Console, report: Report) -> None:
     """What a checkpoint folder did not hold, so that it was made up."""
     batch, weights = report.facts.get("batch"), report.facts.get("weights", "safetensors")
@@ -176,14 +113,27 @@ def _print_made(console: Console, report: Report) -> None:
         console.print(Text(how, style="dim"))
 
 
-def _closing(report: Report, width: int, verbose: bool) -> Text:
+def _print_summary(console: Console, report: Report) -> None:
+    """The summary, which hangs under itself where it is longer than a line."""
     style = {"pass": "green", "fail": "red", "incomplete": "yellow"}[report.verdict]
-    line, seconds = closing_line(report, hint=not verbose), f"{report.seconds:.1f} s"
-    gap = width - len(line) - len(seconds)
-    return Text.assemble((line, style), " " * gap if gap >= 2 else "  ", (seconds, "dim"))
+    verdict, *others = summary_parts(report)
+    lines = textwrap.wrap(
+        " · ".join((verdict, *others)), console.width, subsequent_indent="  ", break_on_hyphens=False
+    )
+    for i, line in enumerate(lines):
+        text = Text(line)
+        if i == 0:
+            text.stylize(style, 0, len(verdict))
+        console.print(text, soft_wrap=True)
 
 
-def _count(number: int, noun: str) -> str:
-    if noun == "info":
-        return f"{number} info"
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _print_coverage(console: Console, report: Report) -> None:
+    """The central questions, answered or with what to hand in."""
+    if not report.coverage:
+        return
+    table = Table.grid(padding=(0, 2))
+    for one in report.coverage:
+        answer = "answered" if one.answered else f"not judged: hand in {one.needs}"
+        table.add_row(Text("question", style="dim"), Text(one.question), Text(answer))
+    console.print(table)
+    console.print()

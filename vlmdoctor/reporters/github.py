@@ -6,7 +6,7 @@ from collections import Counter
 
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import closing_line, finding_rows
+from vlmdoctor.reporters.card import rows_of, summary_line
 
 COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 # GitHub shows about so many of each severity for one step, and drops the others without a word.
@@ -27,7 +27,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         else:
             lines.append(_plain(f"{finding.severity}: {finding.message} [{finding.rule} {finding.code}]"))
     if not quiet:
-        lines.append(_plain(closing_line(report)))
+        lines.append(_plain(summary_line(report)))
     return "".join(line + "\n" for line in lines)
 
 
@@ -38,7 +38,7 @@ def _annotation(finding: Finding) -> str:
         if finding.line is not None:
             properties["line"] = str(finding.line)
     properties["title"] = f"{finding.rule} {finding.code}"
-    rows = [f"{name}: {value}" for name, value in finding_rows(finding)]
+    rows = [f"{name}: {value}" for name, value in rows_of(finding)]
     return _command(COMMANDS[finding.severity], properties, "\n".join([finding.message, *rows]))
 
 

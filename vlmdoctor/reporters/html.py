@@ -7,8 +7,8 @@ from html import escape
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import COMMAND as _COMMAND
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line
 from vlmdoctor.reporters.dry_run import dry_run_html
-from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
 
 STYLE = """
 .vlmdoctor{font:14px/1.5 system-ui,sans-serif;max-width:60rem}
@@ -45,15 +45,13 @@ def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
     table = dry_run_html(report.facts)
-    closing = f"<p>{escape(closing_line(report))}</p>"
+    closing = f"<p>{escape(summary_line(report))}</p>"
     return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>")
 
 
 def section(finding: Finding) -> str:
     """One finding as a `<section>`."""
-    rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in finding_rows(finding)
-    )
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows_of(finding))
     return (
         f"<section class='{finding.severity}'><h3>{GLYPHS[finding.severity]} {finding.severity}: "
         f"{escape(finding.message)} <code>{escape(finding.rule)} {escape(finding.code)}</code></h3>"

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import finding_rows
+from vlmdoctor.reporters.card import rows_of
 from vlmdoctor.reporters.html import inert
 
 # XML 1.0 has no way of writing these, escaped or not.
@@ -73,7 +73,7 @@ def _tell(case: ElementTree.Element, kind: str, findings: Sequence[Finding]) -> 
 def _text(findings: Sequence[Finding]) -> str:
     texts = []
     for finding in findings:
-        rows = [f"{name:<8} {value}" for name, value in finding_rows(finding)]
+        rows = [f"{name:<8} {value}" for name, value in rows_of(finding)]
         texts.append("\n".join([f"{finding.severity}: {finding.message}", *rows]))
     return "\n\n".join(texts)
 

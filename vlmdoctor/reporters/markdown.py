@@ -7,7 +7,7 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import GLYPHS, closing_line, finding_rows
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line
 
 # A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
 _LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
@@ -23,7 +23,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if verbose and report.skipped:
         parts.append(_table("skipped", "reason", report.skipped))
     if not quiet:
-        parts.append(_text(closing_line(report)))
+        parts.append(_text(summary_line(report)))
     return without_commands("\n\n".join(parts) + "\n")
 
 
@@ -31,7 +31,7 @@ def _finding(finding: Finding) -> str:
     heading = f"### {GLYPHS[finding.severity]} {finding.severity}: {_text(finding.message)}"
     label = f"{_code(finding.rule)} {_code(finding.code)}"
     rows, fenced = [], ""
-    for name, value in finding_rows(finding):
+    for name, value in rows_of(finding):
         if name == "fix" and finding.fix is not None:
             rows.append(f"| fix | {_cell(finding.fix.text)} |")
             fenced = "\n\n" + _fence("\n".join(finding.fix.commands)) if finding.fix.commands else ""

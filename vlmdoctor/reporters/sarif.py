@@ -10,7 +10,7 @@ from urllib.parse import quote
 from vlmdoctor import __version__
 from vlmdoctor.finding import Finding, Severity, plain
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import finding_rows
+from vlmdoctor.reporters.card import rows_of
 from vlmdoctor.reporters.json import as_json
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -65,7 +65,7 @@ def _rule(code: str, report: Report) -> dict[str, Any]:
 
 
 def _result(finding: Finding, codes: list[str], report: Report) -> dict[str, Any]:
-    rows = [f"{name}: {value}" for name, value in finding_rows(finding)]
+    rows = [f"{name}: {value}" for name, value in rows_of(finding)]
     result: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": codes.index(finding.code),

@@ -13,7 +13,7 @@ from vlmdoctor import __version__
 from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.full import GLYPHS, finding_rows
+from vlmdoctor.reporters.card import GLYPHS, rows_of
 from vlmdoctor.reporters.html import inert
 from vlmdoctor.runs.columns import Recording
 from vlmdoctor.runs.examples import read_examples
@@ -120,9 +120,7 @@ def _tiles(recording: Recording) -> str:
 def _findings(report: Report) -> str:
     cards = []
     for finding in report.findings:
-        rows = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in finding_rows(finding)
-        )
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows_of(finding))
         cards.append(
             f"<section class='finding {finding.severity}'><h3><span>{GLYPHS[finding.severity]} "
             f"{finding.severity}</span>{escape(finding.message)} "

@@ -28,3 +28,19 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def source_line(file: str | None, line: int | None, most: int = 160) -> str | None:
+    """The text of one line of a source file, without its indentation; None where it can't be read."""
+    # A notebook's lines are of its cells, and not of the file.
+    if file is None or not line or line < 1 or file.endswith(".ipynb"):
+        return None
+    path = Path(file)
+    try:
+        # A pipe or a device would wait, or never end.
+        if not path.is_file():
+            return None
+    except (OSError, ValueError):
+        return None
+    lines = text(path).split("\n", line)
+    return lines[line - 1].strip()[:most] or None if len(lines) >= line else None

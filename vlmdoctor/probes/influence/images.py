@@ -79,6 +79,14 @@ def _first_image(reference: Baseline, positions: torch.Tensor | None) -> dict[st
     changed = {}
     for name in inputs.images:
         images = inputs[name]
+        leaf = inputs.leaves.get(name)
+        if leaf is not None and leaf.place is not None:
+            # A list with an entry for each row: the entry's images are the row's.
+            if len(inputs.fields[leaf.part]) != rows or not bool(images.any()):
+                return None
+            if leaf.place == 0:
+                changed[name] = noise_like(images)
+            continue
         grid = inputs.fields.get(_GRIDS.get(name, ""))
         patches = grid.prod(dim=1) if isinstance(grid, torch.Tensor) else None
         if patches is not None and len(patches) == rows and int(patches.sum()) == len(images):
@@ -90,7 +98,7 @@ def _first_image(reference: Baseline, positions: torch.Tensor | None) -> dict[st
         if not bool(images[:count].any()):
             return None
         changed[name] = torch.cat([noise_like(images[:count]), images[count:]])
-    return changed
+    return changed or None
 
 
 def _influence(
