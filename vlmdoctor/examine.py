@@ -14,10 +14,12 @@ from vlmdoctor.coverage import coverage
 from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
+from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
 from vlmdoctor.sandbox.examining import examining
+from vlmdoctor.statements import statements
 from vlmdoctor.subject import Subject, optimizers
 
 
@@ -36,6 +38,9 @@ def check(
     trainable: Iterable[str] | str | None = None,
     training_args: Any = None,
     contract: Mapping[str, Any] | None = None,
+    roles: Mapping[str, Any] | None = None,
+    image_token_id: int | None = None,
+    labels_name: str | None = None,
     depth: str | None = None,
     budget: float | None = None,
     select: Iterable[str] = (),
@@ -55,6 +60,8 @@ def check(
         optimizer, lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
             training_args: As in `Subject`.
         contract: What the run is meant to be, as in `[tool.vlmdoctor.contract]`: `{"vision": "frozen"}`.
+        roles, image_token_id, labels_name: As in `Subject`: which part is which where names don't say it;
+            measured where they are not given.
         depth: `static`, `shapes`, `forward`, `backward` or `steps`; by default as deep as the batch allows.
         budget: Seconds after which no further probe is started.
         select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL.
@@ -80,6 +87,9 @@ def check(
             trainable=trainable,
             training_args=training_args,
             contract=None if contract is None else parse(contract, "contract="),
+            roles=roles,
+            image_token_id=image_token_id,
+            labels_name=labels_name,
         )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
@@ -138,21 +148,28 @@ def examine(
     """Runs `rules` on `subject`; see `check`. `given` is evidence that was gathered elsewhere."""
     if depth is not None and depth not in DEPTHS:
         raise UserError(f"there is no depth '{depth}'; choose one of {', '.join(DEPTHS)}.")
-    _refuse_nonsense(subject)
+    said = statements(subject)
+    with naming(said):
+        _refuse_nonsense(subject)
     gather = BudgetedGatherer(
         subject, given, depth=depth or "steps", progress=progress, budget=budget, missing_batch=missing_batch
     )
     rules = list(rules)
+    from vlmdoctor.probes.model.named import measured
     from vlmdoctor.sandbox.restore import restoring_subject
 
     kept = restoring_subject(subject)
     try:
-        with examining(), kept, _uncompiled():
+        with naming(said), examining(), kept, _uncompiled():
             known = dict(facts or {})
             not_kept = [*known.pop("not_kept", ()), *not_kept_by(kept)]
             if not_kept:
                 known["not_kept"] = list({one["at"]: one for one in reversed(not_kept)}.values())[::-1]
-            return _examined(subject, gather, rules, known, target=target, fail_on=fail_on)
+            parts, words = measured(said, gather)
+            if words:
+                known["parts"] = words
+            with naming(parts):
+                return _examined(subject, gather, rules, known, target=target, fail_on=fail_on)
     finally:
         # Once more: an exception may have come between any two instructions of leaving it.
         kept.close()

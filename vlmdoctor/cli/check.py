@@ -147,8 +147,7 @@ def _examine(
     output.rules(rules)  # a misspelt rule is reported before the model is built
     progress("building the model")
     resolved = resolve(target, trust_remote_code=trust_remote_code, budget=budget)
-    if resolved.subject.contract is None:
-        resolved.subject.contract = settings.load().contract
+    settings.load().fill(resolved.subject)
     if "batch" in resolved.facts:
         given.append(MadeBatch(how=resolved.facts["batch"]))
     if device is not None:

@@ -20,9 +20,9 @@ _PICTURES = ("pixel_values", "pixel_values_videos", "images", "image")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
-def supervised(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+def supervised(args: Any, kwargs: Mapping[str, Any], name: str = "labels") -> Tensor | None:
     """How many labels are not ignored, as a scalar on their device; None where there are no labels."""
-    labels = _named(args, kwargs).get("labels")
+    labels = _named(args, kwargs).get(name)
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
     return (labels != IGNORE_INDEX).sum()

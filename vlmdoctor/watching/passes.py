@@ -23,10 +23,14 @@ class Passes:
         count: How many there were.
         images: Their images; None where that is not known.
         supervised: Numbers of supervised labels, on the device.
+
+    Args:
+        labels: What a call names its labels, where it is not `labels`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: str | None = None) -> None:
         self.count = 0
+        self._labels = labels or "labels"
         self.images: int | None = 0
         self.supervised: list[Tensor] = []
         self._last: weakref.ref[ReplayInput] | None = None
@@ -79,7 +83,7 @@ class Passes:
 
     def add_labels(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Counts its labels, on their device."""
-        if (labels := attempted(supervised, args, kwargs)) is not None:
+        if (labels := attempted(supervised, args, kwargs, self._labels)) is not None:
             self.supervised.append(labels)
 
     def loss_in(self, output: Any) -> Tensor | None:

@@ -25,10 +25,12 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps, Withdrawn
 from vlmdoctor.finding import Finding
+from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.report import Report
 from vlmdoctor.runs import schema
 from vlmdoctor.runs.conclusion import judge_run
-from vlmdoctor.subject import optimizers
+from vlmdoctor.statements import statements
+from vlmdoctor.subject import Subject, optimizers
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
 from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal, plain_values
@@ -66,6 +68,7 @@ class Watcher:
         resumed: Whether the run continues another or starts from trained weights.
         first_step: Number of the first step; 0 unless the run is resumed.
         required_accuracy: The share of right answers, 0 to 1, that is asked for.
+        roles, image_token_id, labels_name: As in `Subject`; nothing is measured while a run is watched.
         judge: Whether rules judge the run while it goes on, and at its end; `report` judges in any case.
 
     Attributes:
@@ -95,6 +98,9 @@ class Watcher:
         first_step: int = 0,
         required_accuracy: float | None = None,
         judge: bool = True,
+        roles: Mapping[str, Any] | None = None,
+        image_token_id: int | None = None,
+        labels_name: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UserError(f"watch() needs a torch.nn.Module to watch, not {type(model).__name__}.")
@@ -102,6 +108,8 @@ class Watcher:
             raise UserError(f"on_error is '{on_error}'; it must be 'warn', 'raise' or 'ignore'.")
         if not isinstance(every, int) or every < 0:
             raise UserError(f"every is {every}; it must be a number of steps, or 0 to sample none.")
+        said = Subject(model, roles=roles, image_token_id=image_token_id, labels_name=labels_name)
+        self._said = statements(said)
         self.target = target or type(model).__name__
         self._model = weakref.ref(model)  # a report keeps no model
         self._trainable = [trainable] if isinstance(trainable, str) else trainable and list(trainable)
@@ -121,14 +129,15 @@ class Watcher:
         self._finished = self._closed = self._ended = self._failed = False
         self._started = time.perf_counter()
         self._journal = Journal(out, resumed=bool(resumed) and first_step > 0)
-        self._sensor = Sensor(
-            model,
-            optimizers(optimizer),
-            every=every,
-            scaler=scaler,
-            first_step=first_step,
-            listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
-        )
+        with naming(self._said):
+            self._sensor = Sensor(
+                model,
+                optimizers(optimizer),
+                every=every,
+                scaler=scaler,
+                first_step=first_step,
+                listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
+            )
         try:
             self._journal.start(
                 {
@@ -187,9 +196,10 @@ class Watcher:
 
     def report(self, fail_on: str = "error") -> Report:
         """The judgement of every rule that parameters and steps are enough for."""
-        return judge_run(
-            *self.evidence(), rules_on_steps(), command="watch", target=self.target, fail_on=fail_on
-        )
+        with naming(self._said):
+            return judge_run(
+                *self.evidence(), rules_on_steps(), command="watch", target=self.target, fail_on=fail_on
+            )
 
     def close(self, error: BaseException | str | None = None) -> None:
         """Ends the watching: removes all hooks, completes the run folder. More calls do no harm.
@@ -309,7 +319,8 @@ class Watcher:
     def _parameters(self) -> Parameters:
         model = self._model()
         if model is not None and not self._ended:
-            self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
+            with naming(self._said):
+                self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
         return self._known_parameters or Parameters(parameters=())
 
     def _end(self, error: BaseException | str | None) -> None:

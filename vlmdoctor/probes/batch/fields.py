@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.knowledge.named_parts import current
 from vlmdoctor.probes.batch.nested import image_leaves, replaced
 from vlmdoctor.probes.batch.roles import roles_of
 
@@ -143,7 +144,7 @@ def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, 
     Its other parts keep their names. Labels that are left out are `IGNORE_INDEX`; a mask is 1 where there
     is text.
     """
-    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+    if _has_usual_names(model, batch):
         return batch
     inputs = Inputs(model, batch, apart=loss_fn is not None)
     found = dict(inputs.fields)
@@ -173,7 +174,7 @@ def _together(images: list[torch.Tensor]) -> Any:
 
 def own_names(model: nn.Module, batch: Any, loss_fn: Any = None) -> dict[str, str]:
     """What the batch calls its parts, by the names of `standard`, where it has other names for them."""
-    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+    if _has_usual_names(model, batch):
         return {}
     inputs = Inputs(model, batch, apart=loss_fn is not None)
     images = inputs.images[0] if inputs.images else None
@@ -182,9 +183,10 @@ def own_names(model: nn.Module, batch: Any, loss_fn: Any = None) -> dict[str, st
 
 
 def placeholders(model: nn.Module, *others: Any) -> set[int]:
-    """Token ids that stand for images and the like, as configuration and processor name them."""
+    """Token ids that stand for images and the like, as configuration, processor and user name them."""
     config = getattr(model, "config", None)
-    found: set[int] = set()
+    said = current().image_token_id
+    found: set[int] = set() if said is None else {said}
     for place in (config, getattr(config, "text_config", None), *others):
         names = list(place) if isinstance(place, Mapping) else list(getattr(place, "__dict__", ()))
         for name in names:
@@ -206,6 +208,11 @@ def _fields(model: nn.Module, batch: Any, apart: bool) -> dict[str, Any]:
     names = [p.name for p in known if p.kind < p.VAR_POSITIONAL]
     names += [f"[{place}]" for place in range(len(names), len(batch))]
     return dict(zip(names, batch, strict=False))
+
+
+def _has_usual_names(model: nn.Module, batch: Any) -> bool:
+    usual = isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model)
+    return usual and current().labels is None
 
 
 def _is_of_transformers(model: Any) -> bool:
