@@ -35,7 +35,7 @@ def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
             continue
         name = _CALLED[part.role]
         how = (
-            f"{part.uniform} weight matrices fill the interval of a fresh initialisation evenly, to its ends"
+            f"{_filling(part.uniform)} the interval of a fresh initialisation evenly, to its ends"
             if part.uniform and not part.unclear
             else f"{part.unit_norms} norms are exactly one and {part.zero_biases} biases exactly zero"
         )
@@ -59,6 +59,10 @@ def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
             ),
             parameters=part.names,
         )
+
+
+def _filling(matrices: int) -> str:
+    return "its weight matrix fills" if matrices == 1 else f"{matrices} weight matrices fill"
 
 
 def _root(names: tuple[str, ...]) -> str:
