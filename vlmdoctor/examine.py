@@ -15,6 +15,7 @@ from vlmdoctor.coverage import coverage
 from vlmdoctor.engine import DEPTHS, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
@@ -231,6 +232,11 @@ def _examined(
     late = sum(reason == gather.ran_out for _, reason in report.skipped)
     cut = f"the budget of {gather.budget:g} s ran out before {late} checks" if late else None
     report = dataclasses.replace(report, coverage=answers, incomplete=cut)
+    forward = gather.gathered.get(Forward)
+    if report.findings and isinstance(forward, Forward) and forward.failure is None and gather.in_time():
+        from vlmdoctor.probes.places import located
+
+        report = dataclasses.replace(report, findings=located(report.findings, subject))
     return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
 
 
