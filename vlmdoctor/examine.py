@@ -237,7 +237,13 @@ def _examined(
         from vlmdoctor.probes.places import located
 
         report = dataclasses.replace(report, findings=located(report.findings, subject))
-    return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
+    report = prove(report, subject, gather, rules, gather.in_time)
+    if any(finding.fix and finding.fix.commands for finding in report.findings):
+        from vlmdoctor.proof.fix_lines import tried
+
+        found = tried(report.findings, subject, rules, gather.depth, gather.in_time)
+        report = dataclasses.replace(report, findings=found)
+    return _in_own_names(report, subject)
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:

@@ -117,8 +117,8 @@ def _print_made(console: Console, report: Report) -> None:
 
 def _print_summary(console: Console, report: Report) -> None:
     """The summary, which hangs under itself where it is longer than a line."""
-    style = {"pass": "green", "fail": "red", "incomplete": "yellow"}[report.verdict]
     verdict, *others = summary_parts(report)
+    style = {"✓": "green", "✗": "red", "!": "yellow"}[verdict[0]]
     lines = textwrap.wrap(
         " · ".join((verdict, *others)), console.width, subsequent_indent="  ", break_on_hyphens=False
     )
