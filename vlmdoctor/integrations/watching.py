@@ -76,6 +76,7 @@ class Watching:
             "resumed": first_step > 0,
             "first_step": first_step,
             "on_finding": self._found,
+            "on_withdrawn": _withdrawn,
             **self._options,
         }
         if self._out is None and output_dir:
@@ -116,6 +117,10 @@ class Watching:
         if self._stop_on is not None and finding.severity.rank >= self._stop_on.rank:
             self._stop = True
             say(f"the training is ended, since stop_on is '{self._stop_on}'")
+
+
+def _withdrawn(finding: Finding, step: int) -> None:
+    say(f"withdrawn at step {step:,}: {finding.message}  [{finding.rule} {finding.code}]")
 
 
 def _close_if_alive(reference: weakref.ref[Watching]) -> None:

@@ -59,6 +59,9 @@ class LiveView:
     def noticed(self, finding: Finding) -> None:
         """The view draws itself from the state, at its own pace."""
 
+    def withdrawn(self, finding: Finding, step: int) -> None:
+        """The view draws itself from the state, at its own pace."""
+
     def say(self, sentence: str) -> None:
         """Prints a sentence above the view."""
         self._console.print(plain_line(sentence), markup=False, highlight=False, emoji=False)
@@ -101,6 +104,10 @@ class PlainLines:
         for line in card_lines(finding):
             self.say(line)
 
+    def withdrawn(self, finding: Finding, step: int) -> None:
+        """One line, when it is seen that it no longer holds."""
+        self.say(f"withdrawn at step {step:,}: {finding.message}  [{finding.rule} {finding.code}]")
+
     def say(self, sentence: str) -> None:
         """Prints one line at once."""
         if not self._unicode:
@@ -127,6 +134,9 @@ class Silent:
         """Shows nothing."""
 
     def noticed(self, finding: Finding) -> None:
+        """Shows nothing."""
+
+    def withdrawn(self, finding: Finding, step: int) -> None:
         """Shows nothing."""
 
     def say(self, sentence: str) -> None:

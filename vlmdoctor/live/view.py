@@ -237,7 +237,7 @@ def _findings(state: LiveState, width: int, signs: Signs) -> Iterator[Text]:
     if len(open_now) > MOST_FINDINGS:
         yield Text(f"   and {len(open_now) - MOST_FINDINGS} more", "dim")
     for item in passed[-2:]:
-        yield Text(f"   no longer since step {item.gone or 0:,}: {item.finding.message}", "dim")
+        yield Text(f"   withdrawn at step {item.gone or 0:,}: {item.finding.message}", "dim")
 
 
 def _folded(words: Text, width: int) -> list[Text]:

@@ -133,6 +133,14 @@ def card_lines(finding: Finding) -> list[str]:
     return lines
 
 
+def withdrawn_lines(report: Report) -> list[str]:
+    """A line for each finding that a run had for a while."""
+    return [
+        f"withdrawn at step {one['step']:,}: {one['message']}  [{one['rule']} {one['code']}]"
+        for one in report.facts.get("withdrawn", ())
+    ]
+
+
 def summary_parts(report: Report) -> tuple[str, ...]:
     """The parts of the summary line: verdict with counts, checks, what was not judged, seconds."""
     counts = Counter(finding.severity for finding in report.findings)

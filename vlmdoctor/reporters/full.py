@@ -14,7 +14,7 @@ from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import card_of, rows_of, summary_parts
+from vlmdoctor.reporters.card import card_of, rows_of, summary_parts, withdrawn_lines
 from vlmdoctor.reporters.dry_run import print_dry_run
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -46,6 +46,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         _print_unrun(console, report)
     if not quiet and "dry_run" not in report.facts:
         _print_made(console, report)
+    for line in withdrawn_lines(report):
+        console.print(Text(line, style="dim"))
     if not quiet:
         for text in report.facts.get("not_followed", ()):
             console.print(Text(f"note     {text}", style="dim"))

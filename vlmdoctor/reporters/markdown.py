@@ -7,7 +7,7 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
 
 # A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
 _LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
@@ -18,6 +18,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     """A heading with the verdict, each finding with its rows, and what was skipped."""
     parts = [f"## {_VERDICTS[report.verdict]}: vlmdoctor {_text(report.command)} {_code(report.target)}"]
     parts += [_finding(finding) for finding in report.findings]
+    parts += [_text(line) for line in withdrawn_lines(report)]
     if report.crashed:
         parts.append(_table("crashed", "error", report.crashed))
     if verbose and report.skipped:

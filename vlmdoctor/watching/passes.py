@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vlmdoctor.sandbox.call import loss_itself
 from vlmdoctor.watching.batch import count_images, supervised
-from vlmdoctor.watching.finite import find_loss
 from vlmdoctor.watching.guarded import attempted
 from vlmdoctor.watching.replay import ReplayInput
 
@@ -88,7 +88,7 @@ class Passes:
 
     def loss_in(self, output: Any) -> Tensor | None:
         """The loss in the model's output; None where it has none that can be read."""
-        loss = attempted(find_loss, output)
+        loss = attempted(loss_itself, output)
         return None if loss is None or loss.is_meta else loss
 
     def read(self, loss: Tensor | None) -> float | None:
