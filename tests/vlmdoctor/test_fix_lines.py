@@ -1,4 +1,4 @@
-"""The lines of a fix are run on a copy before they are printed; a finding gives the line of the user's code."""
+"""The lines of a fix are run on a copy before they are printed; a finding gives the user's own line."""
 
 from __future__ import annotations
 

@@ -67,13 +67,14 @@ def _with_tried_lines(finding: Finding, subject: Subject, rule: Rule, depth: str
         with restoring(subject):
             bench = workbench_for(subject)
             names = _names(bench)
+            before = dict(names)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(code, {"__builtins__": {name: getattr(builtins, name) for name in _BUILTINS}}, names)
             except Exception:
                 raise_if_interrupted()
                 return dataclasses.replace(finding, fix=Fix(fix.text.rstrip(" :")))
-            _take_over(bench, names)
+            _take_over(bench, {n: value for n, value in names.items() if value is not before.get(n)})
             judged = judge([rule], Gatherer(bench.subject(subject), depth=depth), command="", target="")
     except (Unavailable, WouldMove):
         return finding
@@ -115,14 +116,13 @@ def _names(bench: Workbench) -> dict[str, Any]:
     return own
 
 
-def _take_over(bench: Workbench, names: Mapping[str, Any]) -> None:
+def _take_over(bench: Workbench, made: Mapping[str, Any]) -> None:
     """What the lines have made anew: a model, an optimizer, or parts of the batch."""
-    if isinstance(names["model"], nn.Module):
-        bench.model = names["model"]
-    made = names.get("optimizer")
-    if made is not None and hasattr(made, "param_groups"):
-        bench.optimizers[:1] = [made]
-    bench.batch = names["batch"]
+    if isinstance(made.get("model"), nn.Module):
+        bench.model = made["model"]
+    if hasattr(made.get("optimizer"), "param_groups"):
+        bench.optimizers[:1] = [made["optimizer"]]
+    bench.batch = made.get("batch", bench.batch)
     if isinstance(bench.batch, Mapping):
-        changed = {name: names[str(name)] for name in bench.batch if str(name) in names}
-        bench.batch = {**bench.batch, **changed}
+        changed = {name: made[str(name)] for name in bench.batch if str(name) in made}
+        bench.batch = {**bench.batch, **changed} if changed else bench.batch
