@@ -62,8 +62,9 @@ def annotations(text: str) -> list[tuple[str, dict[str, str], str]]:
 def test_github_annotations_come_back_as_they_were() -> None:
     ((command, properties, message),) = annotations(render("github", nasty_report()))
     assert command == "error"
-    assert properties == {"file": "my model, v2:a.py", "line": "3", "title": "some-rule GRAD999"}
-    assert message.startswith(plain_line(NASTY))
+    title = f"{plain_line(NASTY)} (some-rule GRAD999)"
+    assert properties == {"file": "my model, v2:a.py", "line": "3", "title": title}
+    assert message.startswith("at: my model, v2:a.py:3")
 
 
 def test_github_shows_the_most_severe_first_and_ten_of_each() -> None:

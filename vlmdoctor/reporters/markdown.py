@@ -47,9 +47,9 @@ def _finding(finding: Finding) -> str:
         parts.append(f"**Fix:** {_text(fix)}")
     if card.commands:
         parts.append(_fence("\n".join(card.commands)))
-    parts.append(
-        f"More: {_code(card.more)}" + "".join(f", <{one}>" for one in finding.links if _LINK.fullmatch(one))
-    )
+    # An address by itself becomes a link; one with anything else in it stays text.
+    links = (one if _LINK.fullmatch(one) else _text(one) for one in finding.links)
+    parts.append("\n".join((f"More: {_code(card.more)}", *(f"- {one}" for one in links))))
     return "\n\n".join(parts)
 
 
