@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from vlmdoctor.knowledge.shell import is_code
 from vlmdoctor.plain_text import plain_line, shown_integer
 from vlmdoctor.report import Report
 
+# An address that is made a link: brackets, bars or quotes might end the link and begin something else.
+ADDRESS = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
 VERDICT_GLYPHS = {"pass": "✓", "fail": "✗", "incomplete": "!"}

@@ -7,10 +7,8 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import card_of, summary_line, withdrawn_lines
+from vlmdoctor.reporters.card import ADDRESS, card_of, summary_line, withdrawn_lines
 
-# A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
-_LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
 _VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! could not run"}
 
 
@@ -48,7 +46,7 @@ def _finding(finding: Finding) -> str:
     if card.commands:
         parts.append(_fence("\n".join(card.commands)))
     # An address by itself becomes a link; one with anything else in it stays text.
-    links = (one if _LINK.fullmatch(one) else _text(one) for one in finding.links)
+    links = (one if ADDRESS.fullmatch(one) else _text(one) for one in finding.links)
     parts.append("\n".join((f"More: {_code(card.more)}", *(f"- {one}" for one in links))))
     return "\n\n".join(parts)
 
@@ -68,7 +66,7 @@ def _text(text: str) -> str:
 def _cell(text: str) -> str:
     """Links stay links; lines stay lines."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return "<br>".join(line if _LINK.fullmatch(line) else _text(line) for line in lines)
+    return "<br>".join(line if ADDRESS.fullmatch(line) else _text(line) for line in lines)
 
 
 def _code(text: str) -> str:

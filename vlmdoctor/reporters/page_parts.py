@@ -11,7 +11,7 @@ from vlmdoctor import __version__
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import COMMAND as _COMMAND
 from vlmdoctor.plain_text import plain_lines
-from vlmdoctor.reporters.card import card_of, detail_rows
+from vlmdoctor.reporters.card import ADDRESS, card_of, detail_rows
 
 _HEAD = (
     "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -51,7 +51,9 @@ def escape(text: str) -> str:
 
 
 def link(address: str) -> str:
-    """A link that tells its target nothing of this page; a finding's links are http or https."""
+    """A link that tells its target nothing of this page; what is no plain address stays text."""
+    if ADDRESS.fullmatch(address) is None:
+        return escape(address)
     return f"<a href='{escape(address)}' rel='noopener noreferrer'>{escape(address)}</a>"
 
 
