@@ -44,9 +44,9 @@ def inert(page: str) -> str:
 def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
-    table = dry_run_html(report.facts)
+    answer = dry_run_html(report.facts)
     closing = f"<p>{escape(summary_line(report))}</p>"
-    return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>")
+    return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{answer}{findings}{closing}</div>")
 
 
 def section(finding: Finding) -> str:
