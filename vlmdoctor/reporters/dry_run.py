@@ -115,7 +115,7 @@ def detail_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         each = facts["image_tokens"] / max(1, facts["images"] // facts["batch_size"])
         yield "images", f"{each:.0f} tokens each: at most {int(facts['context'] // each)} in a context"
     if "images_are" in facts:
-        yield "images", facts["images_are"]
+        yield "image size", facts["images_are"]
     cost = facts.get("cost")
     if cost is None:
         return
