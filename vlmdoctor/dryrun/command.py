@@ -200,7 +200,7 @@ def dry_run(
     given.append(scan(subject.model, dry_run=True))
     if "modules" in facts.get("dry_run", {}):
         facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
-    return examine(
+    report = examine(
         subject,
         target=target,
         rules=rules,
@@ -212,6 +212,9 @@ def dry_run(
         facts=facts,
         missing_batch=missing,
     )
+    if chosen is not None and "gpu" not in facts.get("dry_run", {}).get("cost", {}) and not report.failing:
+        return replace(report, incomplete=f"whether a step fits {chosen.name} is not known")
+    return report
 
 
 def _fit(gpu: str, cost: dict[str, Any]) -> Fit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -23,7 +24,8 @@ MORE = "-v shows the modules, their shapes, how positions turn and what gets no 
 def print_dry_run(console: Console, facts: Mapping[str, Any], verbose: bool) -> None:
     """The answer, the memory as a bar, and what it holds for; with `verbose` the tables of modules too."""
     answer = answer_of(facts)
-    console.print(Text(answer.line, _STYLES.get(answer.state, "bold yellow")))
+    for line in textwrap.wrap(answer.line, console.width, subsequent_indent="  ", break_on_hyphens=False):
+        console.print(Text(line, _STYLES.get(answer.state, "bold yellow")), soft_wrap=True)
     if "cost" in facts:
         print_bar(console, facts["cost"])
     rows = list(cost_rows(facts))

@@ -84,7 +84,7 @@ def _on(gpu: Mapping[str, Any], cost: Mapping[str, Any]) -> Answer:
     each = f" on each of {cost['ranks']['world_size']} ranks" if "ranks" in cost else ""
     size = f"{gpu['name']}: {needed} of {room}{each}"
     if uncertain:
-        size += f", uncertain within {cost['known_error']:.0%}"
+        size += " (uncertain)"
     if not gpu["fits"]:
         batch = f", {_batch(gpu)}" if _batch(gpu) else ""
         return Answer("too large", f"{'probably does' if uncertain else 'does'} not fit {size}{batch}")
