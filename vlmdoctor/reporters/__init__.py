@@ -12,7 +12,15 @@ from typing import Any
 from vlmdoctor.errors import UserError
 
 # Parts of a report that have files of their own.
-NOT_FORMATS = {"card", "dry_run", "machine", "module_table"}
+NOT_FORMATS = {
+    "card",
+    "dry_run",
+    "dry_run_answer",
+    "machine",
+    "machine_verdict",
+    "memory_bar",
+    "module_table",
+}
 
 
 def names() -> list[str]:
