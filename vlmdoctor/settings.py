@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor import boundary, contract
+from vlmdoctor import boundary, contract, statements
 from vlmdoctor.errors import UserError
 from vlmdoctor.plain_text import first_line
+from vlmdoctor.subject import Subject
 
 LARGEST = 10_000_000  # bytes of a pyproject.toml that is read
+_PARSERS: Mapping[str, Callable[[Any, str], Any]] = {
+    "roles": statements.parse_roles,
+    "image-token-id": statements.parse_image_token_id,
+    "labels-name": statements.parse_labels_name,
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,15 @@ class Settings:
     output_format: str | None = None
     fail_on: str | None = None
     contract: Mapping[str, str] | None = None
+    roles: Mapping[str, tuple[str, ...]] | None = None
+    image_token_id: int | None = None
+    labels_name: str | None = None
+
+    def fill(self, subject: Subject) -> None:
+        """Puts what is settled into the fields that `subject` leaves open."""
+        for name in ("contract", "roles", "image_token_id", "labels_name"):
+            if getattr(subject, name) is None:
+                setattr(subject, name, getattr(self, name))
 
 
 def load(folder: Path | None = None) -> Settings:
@@ -60,6 +75,9 @@ def parse(section: Any, path: Path) -> Settings:
             raise UserError(f"unknown setting '{key}' in [tool.vlmdoctor] of {path}{hint}.")
         if name == "contract":
             values[name] = contract.parse(value, f"[tool.vlmdoctor.contract] of {path}")
+            continue
+        if name in _PARSERS:
+            values[known[name].name] = _PARSERS[name](value, f"'{key}' in [tool.vlmdoctor] of {path}")
             continue
         if known[name].default == ():
             if isinstance(value, str):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdoctor.knowledge.named_parts import current
+
 
 @dataclass
 class Subject:
@@ -27,6 +29,10 @@ class Subject:
             searched for among the name's dotted parts, `*` and `?` are wild cards.
         training_args: A mapping or `TrainingArguments`.
         contract: What the run is meant to be, as `[tool.vlmdoctor.contract]` says it.
+        roles: Which part is which, where names don't say it: `vision`, `projector`, `language` or `head` to
+            patterns of names as in `trainable`, such as `{"projector": "mlp"}`; measured where not given.
+        image_token_id: The id that stands for one image feature in the text; measured where it is not given.
+        labels_name: What the batch calls its labels; found by name and content where it is not given.
     """
 
     model: Any
@@ -42,6 +48,9 @@ class Subject:
     trainable: Iterable[str] | str | None = None
     training_args: Any = None
     contract: Mapping[str, str] | None = None
+    roles: Mapping[str, Any] | None = None
+    image_token_id: int | None = None
+    labels_name: str | None = None
 
 
 def compile_patterns(patterns: Iterable[str] | str) -> dict[str, re.Pattern[str]]:
@@ -70,7 +79,7 @@ def optimizers(optimizer: Any) -> list[Any]:
 
 
 def vocab_size(model: Any) -> int | None:
-    """Rows of the output head: from the head itself, else from the configuration; None where unknown."""
+    """Rows of the output head: its own, the configuration's, or as measured; None where unknown."""
     head = None
     try:
         head = model.get_output_embeddings()
@@ -82,4 +91,4 @@ def vocab_size(model: Any) -> int | None:
     config = getattr(model, "config", None)
     text_config = getattr(config, "text_config", None) or config
     size = getattr(text_config, "vocab_size", None)
-    return int(size) if isinstance(size, int) else None
+    return int(size) if isinstance(size, int) else current().head_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -252,11 +253,21 @@ PARTS: dict[str, dict[str, str]] = {
 }
 
 
+def as_if_trained(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Moves weights off their initialisation: a part that is frozen stands for a pretrained one."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in parameters:
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(0.2 * drawn * parameter.std(correction=0).clamp(min=0.05))
+
+
 def make(family: str, **changes: Any) -> Made:
     """A family's healthy model and batch; `changes` go into the configuration of a transformers model."""
     torch.manual_seed(0)
     if family in HANDWRITTEN:
         model, batch, loss_fn = importlib.import_module(f"benchmarks.detection.handwritten.{family}").build()
+        as_if_trained(p for p in model.parameters() if not p.requires_grad)
         return Made(model.train(), batch, PARTS.get(family, {}), loss_fn)
     if family.startswith("minivlm"):
         return _minivlm(family.partition(":")[2] or "tiny")

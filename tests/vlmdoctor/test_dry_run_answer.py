@@ -23,6 +23,7 @@ from vlmdoctor.evidence.fit import Fit
 from vlmdoctor.knowledge.gpus import CUDA_RESERVED, GpuModel
 from vlmdoctor.report import Report
 from vlmdoctor.reporters import full, html, markdown
+from vlmdoctor.reporters.dry_run import dry_run_html
 from vlmdoctor.reporters.dry_run_answer import PARTS, amount, answer_of, parts_of, spans
 from vlmdoctor.rules.perf.gpu_too_small import gpu_too_small
 from vlmdoctor.subject import Subject
@@ -138,7 +139,7 @@ def test_each_form_in_a_terminal(width: int) -> None:
 
 
 def test_on_a_page() -> None:
-    pages = [html.fragment(report_of(form)) for form in ("does not fit", "fits", "no gpu")]
+    pages = [dry_run_html({"dry_run": FORMS[form]}) for form in ("does not fit", "fits", "no gpu")]
     assert snapshot.matches("dry-run.html", "\n".join(pages))
     shares = [float(share) for share in re.findall(r"<span style='width:([\d.]+)%", pages[0])]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.05)

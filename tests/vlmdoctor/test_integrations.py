@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +17,24 @@ from tiny_vlm import TinyVLM, adamw, batch
 import vlmdoctor as package
 from vlmdoctor.integrations.transformers import VLMDoctorCallback
 
-pytest_plugins = ["vlmdoctor.integrations.pytest"]
+HERE = Path(__file__).parent
+RAISES = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {here!r})
+from test_integrations import VLMDoctorCallback, trained
+from test_trainer_subject import collate
+
+def third(rows, seen=[]):
+    seen.append(1)
+    if len(seen) > 2:
+        raise KeyError("image")
+    return collate(rows)
+
+trained(Path({folder!r}), VLMDoctorCallback(), 6, data_collator=third)
+"""
+pytest_plugins = ["pytester", "vlmdoctor.integrations.pytest"]
 
 
 def trained(folder: Path, callback: VLMDoctorCallback, steps: int = 6, **options: Any) -> Any:
@@ -40,8 +57,8 @@ class TestCallback:
         assert (tmp_path / "run" / "run.jsonl").exists()
         assert not any(module._forward_hooks for module in made.model.modules())
 
-    def test_a_fault_is_logged_and_ends_the_run_when_asked(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    def test_a_fault_is_printed_as_a_card_and_ends_the_run_when_asked(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def nothing_supervised(rows: list[Any]) -> Any:
             from test_trainer_subject import collate
@@ -50,17 +67,52 @@ class TestCallback:
             return {**given, "labels": given["labels"].fill_(-100)}
 
         callback = VLMDoctorCallback(every=1, stop_on="error")
-        with caplog.at_level(logging.INFO, logger="vlmdoctor"):
-            made = trained(tmp_path, callback, 40, data_collator=nothing_supervised)
+        made = trained(tmp_path, callback, 40, data_collator=nothing_supervised)
         assert any(finding.severity == "error" for finding in callback.report().findings)
-        assert any(record.levelno == logging.ERROR for record in caplog.records)
         assert made.state.global_step < 40
+        lines = capsys.readouterr().err.splitlines()
+        ours = [line for line in lines if line.startswith("vlmdoctor | ")]
+        assert sum("✗ error" in line for line in ours) == 1
+        assert any(line.startswith("vlmdoctor |   more    vlmdoctor rule ") for line in ours)
+        assert "vlmdoctor | the training is ended, since stop_on is 'error'" in ours
+        folder = tmp_path / "trainer" / "vlmdoctor"
+        assert ours[-1].startswith("vlmdoctor | ✗ 1 error, ")
+        assert ours[-1].endswith(f" · report {folder / 'report.html'}")
+        assert (folder / "report.html").is_file()
+
+    def test_the_last_line_is_there_without_findings_and_without_a_folder(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trained(tmp_path, VLMDoctorCallback(out=False), 2)
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("vlmdoctor | ✓ 0 errors, 0 warnings · ") for line in lines) == 1
+        assert not (tmp_path / "trainer" / "vlmdoctor").exists()
+
+    def test_a_folder_that_nobody_asked_for_ends_no_run(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "trainer").mkdir()
+        (tmp_path / "trainer" / "vlmdoctor").write_text("no folder")
+        made = trained(tmp_path, VLMDoctorCallback(), 2)
+        assert made.state.global_step == 2
+        assert "vlmdoctor | nothing is recorded: " in capsys.readouterr().err
+
+    def test_a_run_that_raises_has_its_last_line_too(self, tmp_path: Path) -> None:
+        script = tmp_path / "script.py"
+        script.write_text(RAISES.format(here=str(HERE), folder=str(tmp_path)))
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "KeyError: 'image'" in done.stderr
+        ours = [line for line in done.stderr.splitlines() if line.startswith("vlmdoctor | ")]
+        assert ours[-1].endswith(f" · report {tmp_path / 'trainer' / 'vlmdoctor' / 'report.html'}")
 
     def test_bad_use(self) -> None:
         with pytest.raises(package.UserError, match="stop_on is 'never'"):
             VLMDoctorCallback(stop_on="never")
         with pytest.raises(package.UserError, match="no report before training"):
             VLMDoctorCallback().report()
+        with pytest.raises(package.UserError, match="out is True"):
+            VLMDoctorCallback(out=True)
 
 
 class TestLightning:
@@ -108,3 +160,22 @@ class TestFixture:
     def test_a_fault_fails_the_test(self, vlmdoctor: Any) -> None:
         with pytest.raises(pytest.fail.Exception, match="no-gradient"):
             vlmdoctor(TinyVLM(way="data"), batch(0), select=["no-gradient"])
+
+    def test_a_failure_is_the_card_once(self, pytester: pytest.Pytester) -> None:
+        pytester.makepyfile(
+            f"""
+            import sys
+            sys.path.insert(0, {str(HERE)!r})
+            from tiny_vlm import TinyVLM, batch
+            pytest_plugins = ["vlmdoctor.integrations.pytest"]
+
+            def test_it(vlmdoctor):
+                vlmdoctor(TinyVLM(way="data"), batch(0), select=["no-gradient"])
+            """
+        )
+        done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
+        text = done.stdout.str()
+        done.assert_outcomes(failed=1)
+        assert text.count("more    vlmdoctor rule GRAD201") == 1
+        assert "✗ 1 error, 0 warnings · 1 check" in text
+        assert "Traceback" not in text and "FindingsError" not in text

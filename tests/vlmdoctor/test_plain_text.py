@@ -19,7 +19,7 @@ from vlmdoctor import reporters, streams
 from vlmdoctor.errors import NotBuilt, UserError
 from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding, Fix, Proof, Severity
-from vlmdoctor.live.display import PlainLines, finding_line
+from vlmdoctor.live.display import PlainLines
 from vlmdoctor.live.state import LiveState
 from vlmdoctor.live.view import draw
 from vlmdoctor.plain_text import (
@@ -35,6 +35,7 @@ from vlmdoctor.plain_text import (
 )
 from vlmdoctor.probes.source.scan import scan
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.card import card_lines
 from vlmdoctor.reporters.machine import device_sections, source_section, static_sections
 
 FORMATS = reporters.names()
@@ -274,7 +275,8 @@ def test_the_lines_and_the_view_of_a_run_are_plain() -> None:
         lines.say(text and f"so: {text}")
         # That no line is a command is for the stream to see to.
         assert_plain(stream.getvalue(), commands=False)
-        assert_plain(finding_line(finding), lines=False, commands=False)
+        for line in card_lines(finding):
+            assert_plain(line, lines=False, commands=False)
         assert_plain(draw(state, 80).plain, commands=False)
 
 

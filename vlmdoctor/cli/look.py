@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vlmdoctor import settings
 from vlmdoctor.errors import UserError
 from vlmdoctor.streams import write_report
 
@@ -42,6 +43,7 @@ def command(
 
     with redirect_stdout(sys.stderr):  # what the user's code prints would get into the picture
         subject = subject_to_look_at(target, trust_remote_code)
+        settings.load().fill(subject)
         from vlmdoctor.look.samples import looks_of
 
         looks, data = looks_of(subject, samples)

@@ -179,7 +179,7 @@ def settings_that_fit(subject: Subject, plan: Plan, base: StepCost, gpu: GpuMode
     found: list[dict[str, Any]] = []
     seen: dict[Plan, StepCost] = {replace(plan, gpu=None, optimizer=""): base}
     for kind, options, changed in _changes(subject.model, plan, base):
-        if any(setting["kind"] == kind for setting in found):
+        if any(setting["kind"] == kind or setting["options"] == options for setting in found):
             continue
         key = replace(changed, gpu=None, optimizer="")
         try:

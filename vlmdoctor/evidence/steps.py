@@ -124,6 +124,27 @@ class NonFinite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """A finding that was made while the run went on, and that no longer holds.
+
+    Attributes:
+        rule: The rule's name.
+        code: Its code.
+        severity: How bad it was.
+        message: What it said.
+        since: The first step at which it held; None where unknown.
+        step: The step at which it no longer held.
+    """
+
+    rule: str
+    code: str
+    severity: str
+    message: str
+    since: int | None
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """A run, or a piece of one.
 
@@ -139,6 +160,8 @@ class Steps:
         accumulates_without_reset: Whether gradients were seen to pile up over optimizer steps
             (never zeroed); None where not established.
         required_accuracy: The share of right answers, 0 to 1, that was asked for; None where none was.
+        withdrawn: Findings that held for a while and then no longer, in the order in which they ended.
+        last_made: The latest step that was made, also where nothing was recorded of it; None where unknown.
     """
 
     steps: tuple[Step, ...]
@@ -150,6 +173,14 @@ class Steps:
     resumed: bool | None = None
     accumulates_without_reset: bool | None = None
     required_accuracy: float | None = None
+    withdrawn: tuple[Withdrawn, ...] = ()
+    last_made: int | None = None
+
+    @property
+    def made(self) -> int:
+        """How many steps were made, those before a resume included; 0 where none was seen."""
+        last = max((s.step for s in self.steps), default=-1)
+        return max(last, -1 if self.last_made is None else self.last_made) + 1
 
     @property
     def losses(self) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 from vlmdoctor.integrations.lightning import VLMDoctorCallback
 
-trainer = lightning.Trainer(callbacks=[VLMDoctorCallback(out="runs/one")], ...)
+trainer = lightning.Trainer(callbacks=[VLMDoctorCallback()], ...)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ except ImportError:
 from vlmdoctor.integrations.watching import Watching
 from vlmdoctor.targets.frameworks.lightning_module import only_network
 
-FIRST = 5  # steps that are always told of
+FIRST = 5  # steps that are always reported
 
 
 class VLMDoctorCallback(Watching, Callback):
@@ -32,6 +32,7 @@ class VLMDoctorCallback(Watching, Callback):
             list(trainer.optimizers),
             int(planned) if planned != float("inf") else None,
             trainer.global_step,
+            getattr(trainer, "log_dir", None) or getattr(trainer, "default_root_dir", None),
         )
 
     def on_train_batch_end(

@@ -27,5 +27,8 @@ def _checked(*arguments: Any, **keywords: Any) -> Any:
     try:
         report.raise_for_findings(fail_on=keywords.get("fail_on", "error"))
     except FindingsError as error:
-        pytest.fail(text_of(error), pytrace=False)
-    return report
+        failure = text_of(error)
+    else:
+        return report
+    # Outside of the handler: pytest would print the text of both exceptions.
+    pytest.fail(failure, pytrace=False)

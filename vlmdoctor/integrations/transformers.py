@@ -2,7 +2,7 @@
 
 from vlmdoctor.integrations.transformers import VLMDoctorCallback
 
-trainer = Trainer(model, args, callbacks=[VLMDoctorCallback(out="runs/one")], ...)
+trainer = Trainer(model, args, callbacks=[VLMDoctorCallback()], ...)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class VLMDoctorCallback(Watching, TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **others: Any
     ) -> None:
-        self._start(model, optimizer, state.max_steps, state.global_step)
+        self._start(model, optimizer, state.max_steps, state.global_step, args.output_dir)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         control.should_training_stop |= self._stop

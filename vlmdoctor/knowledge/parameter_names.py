@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 
+from vlmdoctor.knowledge import named_parts
+
 ROLES = ("vision", "projector", "language", "head", "other")
 MOST_NAMES = 1 << 15  # that are remembered: each is asked for by many
 
@@ -85,13 +87,17 @@ def layer_of(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else ("", None)
 
 
-@functools.lru_cache(maxsize=MOST_NAMES)
 def role_of(name: str) -> str:
-    """The role of a canonical parameter or module name: one of `ROLES`.
+    """The role of a canonical parameter or module name, as it was said or as the name has it: one of `ROLES`.
 
     >>> role_of("model.visual.merger.mlp.0.weight")
     'projector'
     """
+    return named_parts.said_role(name) or _role_by_name(name)
+
+
+@functools.lru_cache(maxsize=MOST_NAMES)
+def _role_by_name(name: str) -> str:
     layer, _ = layer_of(name)
     parts = (layer or name).split(".")
     for role, pattern in _ROLE_PARTS:

@@ -14,8 +14,9 @@ from rich.text import Text
 from vlmdoctor.finding import Finding
 from vlmdoctor.live.spark import UNICODE, signs_for
 from vlmdoctor.live.state import LiveState
-from vlmdoctor.live.view import GLYPHS, draw
+from vlmdoctor.live.view import draw
 from vlmdoctor.plain_text import first_line, plain_line
+from vlmdoctor.reporters.card import card_lines
 from vlmdoctor.runs.numbers import percent
 
 # Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1%.
@@ -58,6 +59,9 @@ class LiveView:
     def noticed(self, finding: Finding) -> None:
         """The view draws itself from the state, at its own pace."""
 
+    def withdrawn(self, finding: Finding, step: int) -> None:
+        """The view draws itself from the state, at its own pace."""
+
     def say(self, sentence: str) -> None:
         """Prints a sentence above the view."""
         self._console.print(plain_line(sentence), markup=False, highlight=False, emoji=False)
@@ -69,7 +73,7 @@ class LiveView:
 
 
 class PlainLines:
-    """One line for each logged step, evaluation and finding, for logs, CI and notebooks."""
+    """A line for each logged step and evaluation, a card for each finding: for logs, CI and notebooks."""
 
     def __init__(self, state: LiveState, stream: TextIO) -> None:
         self._state = state
@@ -96,8 +100,13 @@ class PlainLines:
         self.say(evaluation_line(record))
 
     def noticed(self, finding: Finding) -> None:
-        """One line, as it arises."""
-        self.say(finding_line(finding))
+        """Its card, as it arises."""
+        for line in card_lines(finding):
+            self.say(line)
+
+    def withdrawn(self, finding: Finding, step: int) -> None:
+        """One line, when it is seen that it no longer holds."""
+        self.say(f"withdrawn at step {step:,}: {finding.message}  [{finding.rule} {finding.code}]")
 
     def say(self, sentence: str) -> None:
         """Prints one line at once."""
@@ -125,6 +134,9 @@ class Silent:
         """Shows nothing."""
 
     def noticed(self, finding: Finding) -> None:
+        """Shows nothing."""
+
+    def withdrawn(self, finding: Finding, step: int) -> None:
         """Shows nothing."""
 
     def say(self, sentence: str) -> None:
@@ -183,10 +195,3 @@ def evaluation_line(record: Mapping[str, Any]) -> str:
         if isinstance(value := record.get(name), int | float):
             parts.append(f"{label}: {value:.3f}")
     return f"[Evaluate] {', '.join(parts)}"
-
-
-def finding_line(finding: Finding) -> str:
-    """`! warning from step 410: the loss does not fall [loss-not-falling LOSS101]`."""
-    since = f" from step {finding.step:,}" if finding.step is not None else ""
-    glyph = GLYPHS[finding.severity][0]
-    return f"{glyph} {finding.severity}{since}: {finding.message} [{finding.rule} {finding.code}]"

@@ -207,7 +207,10 @@ class Session(Callback):
             return
         self._looked = time.monotonic()
         report = judge_run(*self.watcher.evidence(), self._wishes.rules, command="train", target="")
-        for finding in self._state.judged(_joined(report, self.before).findings):
+        new, over = self._state.judged(_joined(report, self.before).findings)
+        for finding in over:
+            self._display.withdrawn(finding, self._state.step or 0)
+        for finding in new:
             self._display.noticed(finding)
 
     def _end(self, error: BaseException | None, phase: str) -> None:

@@ -164,8 +164,8 @@ class LiveState:
         self.noticed = {**self.noticed, finding.rule: Noticed(finding)}
         return known is None or known.gone is not None
 
-    def judged(self, findings: Iterable[Finding]) -> list[Finding]:
-        """Takes what the rules say now; gives back the findings that are new."""
+    def judged(self, findings: Iterable[Finding]) -> tuple[list[Finding], list[Finding]]:
+        """Takes what the rules say now; gives back the new findings, and those that no longer hold."""
         now = {finding.rule: finding for finding in findings}
         explained = {symptom for finding in now.values() for symptom in finding.symptoms}
         new = [
@@ -176,8 +176,9 @@ class LiveState:
             for rule, noticed in self.noticed.items()
             if rule not in now and noticed.finding.message not in explained
         }
+        over = [n.finding for rule, n in gone.items() if self.noticed[rule].gone is None]
         self.noticed = gone | {rule: Noticed(finding) for rule, finding in now.items()}
-        return new
+        return new, over
 
     @property
     def done(self) -> float:

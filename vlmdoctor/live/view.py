@@ -13,6 +13,7 @@ from vlmdoctor.knowledge.parameter_names import ROLES, layer_of, role_of
 from vlmdoctor.live.spark import UNICODE, Signs, figure, small, sparkline
 from vlmdoctor.live.state import LiveState, Part
 from vlmdoctor.plain_text import plain_line
+from vlmdoctor.reporters.card import card_of
 from vlmdoctor.runs.numbers import clock, count, percent
 
 # Named colours, which every terminal has in a shade that is readable on its own background.
@@ -229,10 +230,14 @@ def _findings(state: LiveState, width: int, signs: Signs) -> Iterator[Text]:
             yield _spread(words, rule, width)
         else:
             yield from _folded(words, width)
+        fix = card_of(finding).fix
+        if item is open_now[0] and fix:
+            # The view has few lines: what to do about the worst finding is the one that is needed.
+            yield from _folded(Text(f"   fix  {fix}"), width)
     if len(open_now) > MOST_FINDINGS:
         yield Text(f"   and {len(open_now) - MOST_FINDINGS} more", "dim")
     for item in passed[-2:]:
-        yield Text(f"   no longer since step {item.gone or 0:,}: {item.finding.message}", "dim")
+        yield Text(f"   withdrawn at step {item.gone or 0:,}: {item.finding.message}", "dim")
 
 
 def _folded(words: Text, width: int) -> list[Text]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.data import Data, Row
+from vlmdoctor.knowledge.named_parts import current, naming
 from vlmdoctor.plain_text import plain_line
 from vlmdoctor.probes.data import pixels as data_pictures
 from vlmdoctor.probes.data.read import Reader, read
+from vlmdoctor.probes.model.named import known_parts
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -77,6 +79,11 @@ def looks_of(subject: Subject, wanted: int) -> tuple[list[Look], Data]:
     Raises:
         UserError: There is nothing to look at.
     """
+    with naming(known_parts(subject)):
+        return _looks_of(subject, wanted)
+
+
+def _looks_of(subject: Subject, wanted: int) -> tuple[list[Look], Data]:
     reader = Reader(subject)
     found: list[Look] = []
     for origin, names, batch in _batches(subject, wanted):
@@ -135,10 +142,13 @@ def _of_batch(reader: Reader, batch: Any, origin: str, names: list[str] | None) 
 
 
 def _images_per_row(rows: Sequence[Row], images: int) -> list[int]:
-    """How many images belong to each row; all to the first where that is not known."""
+    """How many images belong to each row, by where they land if that was measured; else all to the first."""
     known = [len(row.features) if row.features is not None else None for row in rows]
     if all(n is not None for n in known) and sum(n or 0 for n in known) == images:
         return [n or 0 for n in known]
+    landed = current().images_of_rows
+    if len(landed) == len(rows) and sum(landed) == images and rows[0].origin == "batch":
+        return list(landed)
     with_images = [row.count("image") > 0 for row in rows]
     if sum(with_images) and images % sum(with_images) == 0:
         return [images // sum(with_images) if has else 0 for has in with_images]

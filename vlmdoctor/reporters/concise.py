@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import summary_line
+from vlmdoctor.reporters.card import summary_line, withdrawn_lines
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
@@ -16,6 +16,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         else:
             place = f"{', '.join(finding.at)}: " if finding.at else ""
         lines.append(f"{place}{finding.severity}: {finding.message} [{finding.rule} {finding.code}]")
+    lines += withdrawn_lines(report)
     if not quiet:
         lines.append(summary_line(report))
     return without_commands("".join(line + "\n" for line in lines))

@@ -161,7 +161,10 @@ def _gpu_rows(gpu: Mapping[str, Any], cost: Mapping[str, Any]) -> Iterator[tuple
     for number, setting in enumerate(settings):
         label = "would fit" if number == 0 else ""
         unsure = ", uncertain" if setting.get("uncertain") else ""
-        yield label, f"{setting['options']}: {sized(setting['peak'])} ({setting['kind']}{unsure})"
+        # Where parts are frozen already, it is those that learn which go on learning.
+        less = setting["kind"] == "all parameters" and (cost["frozen"] or cost["lora"])
+        kind = "with what learns now" if less else setting["kind"]
+        yield label, f"{setting['options']}: {sized(setting['peak'])} ({kind}{unsure})"
     if not gpu["fits"] and not settings:
         yield "would fit", "no setting that was tried"
     largest = "; ".join(_largest(gpu))

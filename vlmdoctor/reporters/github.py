@@ -6,7 +6,7 @@ from collections import Counter
 
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import rows_of, summary_line
+from vlmdoctor.reporters.card import rows_of, summary_line, withdrawn_lines
 
 COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 # GitHub shows about so many of each severity for one step, and drops the others without a word.
@@ -26,6 +26,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
             lines.append(_annotation(finding))
         else:
             lines.append(_plain(f"{finding.severity}: {finding.message} [{finding.rule} {finding.code}]"))
+    lines += [_plain(line) for line in withdrawn_lines(report)]
     if not quiet:
         lines.append(_plain(summary_line(report)))
     return "".join(line + "\n" for line in lines)

@@ -7,7 +7,7 @@ from html import escape
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import COMMAND as _COMMAND
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
 from vlmdoctor.reporters.dry_run import dry_run_html
 
 STYLE = """
@@ -45,6 +45,7 @@ def fragment(report: Report) -> str:
     """The findings and the closing line, with their own style, to stand inside any page."""
     findings = "".join(section(finding) for finding in report.findings)
     answer = dry_run_html(report.facts)
+    findings += "".join(f"<p>{escape(line)}</p>" for line in withdrawn_lines(report))
     closing = f"<p>{escape(summary_line(report))}</p>"
     return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{answer}{findings}{closing}</div>")
 

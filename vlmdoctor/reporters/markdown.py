@@ -7,7 +7,7 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
 from vlmdoctor.reporters.dry_run_answer import answer_of
 
 # A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
@@ -21,6 +21,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
     if "dry_run" in report.facts:
         parts.append(f"**{_text(answer_of(report.facts['dry_run']).line)}**")
     parts += [_finding(finding) for finding in report.findings]
+    parts += [_text(line) for line in withdrawn_lines(report)]
     if report.crashed:
         parts.append(_table("crashed", "error", report.crashed))
     if verbose and report.skipped:

@@ -71,8 +71,11 @@ class Recording:
 
     @property
     def last_step(self) -> int | None:
-        """The last step that was recorded."""
+        """The last step that was made."""
         last = [int(series.steps[-1]) for series in self.columns.values() if len(series)]
+        # The last steps may not have been sampled.
+        if isinstance(ended := self.end.get("step"), int) and ended >= 0:
+            last.append(ended)
         return max(last, default=None)
 
     @property

@@ -11,6 +11,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, answerable
+from vlmdoctor.runs.verdict import SHORT_RUN, too_early, uses_images
 
 
 def rules_for_runs() -> list[Rule]:
@@ -33,4 +34,28 @@ def judge_run(
     if required_accuracy is not None:
         steps = dataclasses.replace(steps, required_accuracy=required_accuracy)
     gather = Gatherer(None, [parameters, steps])
-    return judge(rules, gather, command=command, target=target, fail_on=fail_on, facts=facts)
+    known = dict(facts or {})
+    if steps.withdrawn:
+        known["withdrawn"] = [vars(one) for one in steps.withdrawn]
+    report = judge(rules, gather, command=command, target=target, fail_on=fail_on, facts=known)
+    return dataclasses.replace(report, incomplete=undecided(steps))
+
+
+def undecided(steps: Steps) -> str | None:
+    """Why nothing can be said of a run on the whole, where nothing was found; None where something can.
+
+    A run without a step or a loss was not seen. One that was asked whether it uses its images has no good
+    answer as long as it does not.
+    """
+    made = steps.made
+    if not made:
+        return "no optimizer step was seen"
+    if not steps.losses:
+        return "loss not seen: return it under `loss` or call watcher.log(loss=...)"
+    if made < SHORT_RUN or not steps.evaluations:
+        return None
+    if uses_images(vars(steps.evaluations[-1])) is not False:
+        return None
+    if early := too_early(made, steps.planned_steps):
+        return f"too early to tell whether it uses its images ({early})"
+    return "it was not seen to use its images"

@@ -13,7 +13,7 @@ from vlmdoctor import __version__
 from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of
+from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
 from vlmdoctor.reporters.html import inert
 from vlmdoctor.runs.columns import Recording
 from vlmdoctor.runs.examples import read_examples
@@ -24,7 +24,7 @@ from vlmdoctor.runs.verdict import LearningSummary
 WORDS = {
     "pass": "✓ no issues found",
     "fail": "✗ findings to act on",
-    "incomplete": "– could not run",
+    "incomplete": "! incomplete",
 }
 
 
@@ -127,8 +127,8 @@ def _findings(report: Report) -> str:
             f"<code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>{rows}</dl></section>"
         )
     if not cards:
-        ran = len(report.ran)
-        cards.append(_p(f"No issues: {ran} check{'s' * (ran != 1)} ran."))
+        cards.append(_p(summary_line(report)))
+    cards += [_p(line) for line in withdrawn_lines(report)]
     return f"<h2>Findings</h2>{''.join(cards)}"
 
 

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from vlmdoctor import boundary
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameter, Parameters
-from vlmdoctor.evidence.steps import NonFinite, Steps, Track
+from vlmdoctor.evidence.steps import NonFinite, Steps, Track, Withdrawn
 from vlmdoctor.runs import schema
 from vlmdoctor.runs.typed import LeftOut, chosen
 
@@ -74,7 +74,8 @@ class RunFiles:
 
     def _steps(self, info: Mapping[str, Any]) -> Steps:
         steps: dict[int, dict[str, Any]] = {}
-        evaluations, finished = {}, False
+        evaluations, finished, last = {}, False, None
+        withdrawn: list[Withdrawn] = []
         for row in self.rows:
             match row["event"]:
                 case "step":
@@ -85,6 +86,9 @@ class RunFiles:
                     evaluations[row["step"]] = schema.evaluation_of(row)
                 case "end":
                     finished = row.get("finished") is True
+                    last = row["step"] if isinstance(row.get("step"), int) else None
+                case "withdrawn":
+                    withdrawn.append(schema.withdrawn_of(row))
         return Steps(
             steps=tuple(schema.step_of_row(steps[step]) for step in sorted(steps)),
             tracks=self.tracks,
@@ -95,6 +99,8 @@ class RunFiles:
             resumed=info.get("resumed"),
             accumulates_without_reset=self.tracks_info.get("accumulates_without_reset"),
             required_accuracy=info.get("required_accuracy"),
+            withdrawn=tuple(withdrawn),
+            last_made=last,
         )
 
 

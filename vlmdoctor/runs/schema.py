@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmdoctor.evidence.parameters import Parameter
-from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Track
+from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Track, Withdrawn
 from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.runs.typed import LeftOut, built, number
 
@@ -54,6 +54,13 @@ def row_of_step(step: Step) -> dict[str, Any]:
     row |= {UPDATE_RATIO + role: ratio for role, ratio in step.role_update_ratios.items()}
     row |= {LAYER + layer: norm for layer, norm in step.layer_grad_norms.items()}
     return row
+
+
+def withdrawn_of(row: Mapping[str, Any]) -> Withdrawn:
+    """The `withdrawn` row of a finding."""
+    texts = {name: str(row.get(name) or "") for name in ("rule", "code", "severity", "message")}
+    since = row.get("since")
+    return Withdrawn(**texts, since=since if isinstance(since, int) else None, step=row["step"])
 
 
 def typed_row(row: Mapping[str, Any], place: str, left_out: LeftOut) -> dict[str, Any] | None:

@@ -12,6 +12,9 @@ from vlmdoctor.runs.numbers import number, percent
 
 # Losses of fewer steps than this say how training starts, not what was learned.
 SHORT_RUN = 100
+# Using images is learned later than the language of the answers: before that it is too early to tell.
+LONG_RUN = 500
+NEARLY_DONE = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,33 @@ def verdict(
         total: How many were planned.
         finished: Whether the run came to its planned end.
     """
-    uses_images = _uses_images(summary)
-    headline = _headline(summary, uses_images, losses, steps)
+    seen = uses_images(summary)
+    headline = _headline(summary, seen, losses, steps, total)
     # Numbers of a handful of steps would only read like a judgement.
     sentences = list(_sentences(summary)) if steps >= SHORT_RUN else []
     if any(not math.isfinite(loss) for loss in losses):
         sentences.append("The training loss was not a number in some steps.")
     if total and not finished and steps < total:
         sentences.insert(0, f"Stopped after {steps:,} of {total:,} steps.")
-    return LearningSummary(headline[:1].upper() + headline[1:], tuple(sentences), uses_images)
+    return LearningSummary(headline[:1].upper() + headline[1:], tuple(sentences), seen)
 
 
-def _uses_images(summary: Mapping[str, Any]) -> bool | None:
+def too_early(steps: int, total: int | None) -> str | None:
+    """`150 of 500 steps`, where it is too early to judge the use of images; else None."""
+    wanted = max(total or 0, LONG_RUN)
+    return f"{steps:,} of {wanted:,} steps" if steps < NEARLY_DONE * wanted else None
+
+
+def uses_images(summary: Mapping[str, Any]) -> bool | None:
+    """Whether it answers better with the right images than without them; None where that was not measured.
+
+    By the accuracy with shuffled images, or by a loss that is clearly higher without the right ones.
+    """
     accuracy, shuffled_accuracy = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
     if accuracy is None or shuffled_accuracy is None:
         return None
+    if _loss_gap(summary):
+        return True
     # Three standard errors of a difference of shares, so that luck on a small test set does not count.
     samples = number(summary, "samples") or 0.0
     variance = accuracy * (1 - accuracy) + shuffled_accuracy * (1 - shuffled_accuracy)
@@ -73,8 +88,20 @@ def _uses_images(summary: Mapping[str, Any]) -> bool | None:
     return accuracy - shuffled_accuracy > max(luck, 0.03)
 
 
+def _loss_gap(summary: Mapping[str, Any]) -> bool:
+    """Whether the loss is clearly higher without the right images; blank ones disturb least."""
+    real = number(summary, "loss")
+    others = [number(summary, f"loss{kind}") for kind in ("_shuffled", "_blank")]
+    known = [other for other in others if other is not None]
+    return real is not None and bool(known) and min(known) - real > 0.05 * max(real, 0.2)
+
+
 def _headline(
-    summary: Mapping[str, Any], uses_images: bool | None, losses: Sequence[float], steps: int
+    summary: Mapping[str, Any],
+    seen: bool | None,
+    losses: Sequence[float],
+    steps: int,
+    total: int | None,
 ) -> str:
     accuracy, shuffled_accuracy = number(summary, "accuracy"), number(summary, "accuracy_shuffled")
     if steps < SHORT_RUN:
@@ -84,7 +111,9 @@ def _headline(
     if shuffled_accuracy is None:
         return f"{percent(accuracy)} accuracy; whether it uses its images was not measured"
     numbers = f"{percent(accuracy)} accuracy, {percent(shuffled_accuracy)} with shuffled images"
-    if not uses_images:
+    if not seen and (early := too_early(steps, total)):
+        return f"too early to tell whether it uses its images ({early}): {numbers}"
+    if not seen:
         return f"it does not use its images: {numbers}"
     if accuracy >= 0.8:
         return f"it uses its images: {numbers}"
@@ -116,9 +145,8 @@ def _sentences(summary: Mapping[str, Any]) -> Iterator[str]:
         parts = [f"{real:.3f} with the right images"]
         parts += [f"{shuffled:.3f} with shuffled images"] if shuffled is not None else []
         parts += [f"{blank:.3f} with blank ones"] if blank is not None else []
-        other = min(value for value in (shuffled, blank) if value is not None)
         line = "Test loss " + ", ".join(parts)
-        if other - real > 0.05 * max(real, 0.2):
+        if _loss_gap(summary):
             yield f"{line}: the images carry part of the answer."
         else:
             yield f"{line}: the images make no difference."

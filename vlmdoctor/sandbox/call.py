@@ -74,7 +74,16 @@ def seed(number: int) -> None:
 
 
 def loss_in(output: Any) -> torch.Tensor | None:
-    """The loss in a model's output: a scalar, `.loss`, `["loss"]`, or the first or second of a tuple."""
+    """The loss in a model's output as a scalar; see `loss_itself`."""
+    loss = loss_itself(output)
+    return None if loss is None else loss.reshape(())
+
+
+def loss_itself(output: Any) -> torch.Tensor | None:
+    """The loss in a model's output: a scalar, `.loss`, `["loss"]`, or the first or second of a tuple.
+
+    It is the very tensor, of one number, whose graph the output holds.
+    """
     if isinstance(output, Mapping):
         named = [value for key, value in output.items() if "loss" in str(key) and _is_scalar(value)]
         output = output["loss"] if "loss" in output else named[0] if len(named) == 1 else None
@@ -84,7 +93,7 @@ def loss_in(output: Any) -> torch.Tensor | None:
         output = getattr(output, "loss", next(scalars, None))
     elif not isinstance(output, torch.Tensor):
         output = getattr(output, "loss", None)
-    return output.reshape(()) if _is_scalar(output) else None
+    return output if _is_scalar(output) else None
 
 
 def logits_in(output: Any) -> torch.Tensor | None:

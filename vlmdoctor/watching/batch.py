@@ -20,9 +20,9 @@ _PICTURES = ("pixel_values", "pixel_values_videos", "images", "image")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
-def supervised(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+def supervised(args: Any, kwargs: Mapping[str, Any], name: str = "labels") -> Tensor | None:
     """How many labels are not ignored, as a scalar on their device; None where there are no labels."""
-    labels = _named(args, kwargs).get("labels")
+    labels = _named(args, kwargs).get(name)
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
     return (labels != IGNORE_INDEX).sum()
@@ -32,9 +32,9 @@ def count_images(args: Any, kwargs: Mapping[str, Any]) -> int | None:
     """How many images the call has, from shapes alone; None where that is not known."""
     named = _named(args, kwargs)
     for names in (_GRIDS, _PICTURES):
-        counts = [len(value) for name in names if (value := named.get(name)) is not None and _sized(value)]
+        counts = [_images_in(value) for name in names if (value := named.get(name)) is not None]
         if counts:
-            return sum(counts)
+            return _sum(counts)
     given = {name for name, value in named.items() if value is not None}
     return 0 if "input_ids" in given and given <= {*_TEXT, *_GRIDS, *_PICTURES} else None
 
@@ -45,5 +45,23 @@ def _named(args: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if args and not isinstance(args[0], Mapping) and not kwargs else kwargs
 
 
-def _sized(value: Any) -> bool:
-    return (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple)
+def _images_in(value: Any) -> int | None:
+    """How many images a value holds; None where that is not known.
+
+    A processor's output that was passed on whole holds them under its own name; a list has one entry for each
+    image, or one list for each row.
+    """
+    if isinstance(value, Tensor):
+        return len(value) if value.ndim > 0 else None
+    if isinstance(value, Mapping):
+        inner = [value[name] for name in (*_GRIDS, *_PICTURES) if value.get(name) is not None]
+        return _images_in(inner[0]) if inner else None
+    if isinstance(value, list | tuple):
+        rows = [_images_in(item) if isinstance(item, list | tuple) else 1 for item in value]
+        return _sum(rows)
+    return None
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

@@ -55,19 +55,6 @@ def tensors_in(value: Any, depth: int = 5) -> Iterator[Tensor]:
             yield from tensors_in(item, depth - 1)
 
 
-def find_loss(output: Any) -> Tensor | None:
-    """The loss in a model's output: `.loss`, ["loss"], a scalar, or the scalar that a tuple begins with."""
-    if isinstance(output, Mapping):
-        output = output.get("loss")
-    elif isinstance(output, list | tuple):
-        output = output[0] if output else None
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "loss", None)
-    if isinstance(output, Tensor) and output.numel() == 1 and output.is_floating_point():
-        return output
-    return None
-
-
 def is_spoiled(tensor: Tensor, minus_infinity: bool = True) -> bool:
     """Whether there is a NaN or infinity; minus infinity may be meant."""
     values = tensor.detach()

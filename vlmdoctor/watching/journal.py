@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vlmdoctor.evidence.parameters import Parameters
-from vlmdoctor.evidence.steps import Step, Steps
+from vlmdoctor.evidence.steps import Step, Steps, Withdrawn
 from vlmdoctor.finding import Finding
 from vlmdoctor.runs import schema
 from vlmdoctor.runs.writer import Recorder
@@ -94,6 +94,10 @@ class Journal:
             "fix": finding.fix.text if finding.fix else None,
         }
         self.row("finding", row)
+
+    def withdrawn(self, gone: Withdrawn) -> None:
+        """Writes the row of a finding that no longer holds."""
+        self.row("withdrawn", vars(gone))
 
     def row(self, event: str, values: Mapping[str, Any]) -> None:
         """Writes a row."""

@@ -46,6 +46,19 @@ class Judging:
         judge()
         self._next = began + max(JUDGE_SECONDS, (time.perf_counter() - began) * JUDGE_SHARE)
 
+    def gone(self, report: Report) -> Iterator[Finding]:
+        """The findings that were there before and are there no longer, not even folded under another."""
+        now = {(finding.rule, str(finding.severity)) for finding in report.findings}
+        folded = {symptom for finding in report.findings for symptom in finding.symptoms}
+        rules = {rule for rule, _ in now}
+        for key, finding in list(self.findings.items()):
+            if key in now or finding.message in folded:
+                continue
+            # One that is worse now, or less bad, goes on under its new severity.
+            del self.findings[key]
+            if finding.rule not in rules:
+                yield finding
+
     def new(self, report: Report) -> Iterator[Finding]:
         """The findings that were not there before."""
         for finding in report.findings:

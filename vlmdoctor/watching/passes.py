@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vlmdoctor.sandbox.call import loss_itself
 from vlmdoctor.watching.batch import count_images, supervised
-from vlmdoctor.watching.finite import find_loss
 from vlmdoctor.watching.guarded import attempted
 from vlmdoctor.watching.replay import ReplayInput
 
@@ -23,10 +23,14 @@ class Passes:
         count: How many there were.
         images: Their images; None where that is not known.
         supervised: Numbers of supervised labels, on the device.
+
+    Args:
+        labels: What a call names its labels, where it is not `labels`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: str | None = None) -> None:
         self.count = 0
+        self._labels = labels or "labels"
         self.images: int | None = 0
         self.supervised: list[Tensor] = []
         self._last: weakref.ref[ReplayInput] | None = None
@@ -79,12 +83,12 @@ class Passes:
 
     def add_labels(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Counts its labels, on their device."""
-        if (labels := attempted(supervised, args, kwargs)) is not None:
+        if (labels := attempted(supervised, args, kwargs, self._labels)) is not None:
             self.supervised.append(labels)
 
     def loss_in(self, output: Any) -> Tensor | None:
         """The loss in the model's output; None where it has none that can be read."""
-        loss = attempted(find_loss, output)
+        loss = attempted(loss_itself, output)
         return None if loss is None or loss.is_meta else loss
 
     def read(self, loss: Tensor | None) -> float | None:

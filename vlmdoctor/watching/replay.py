@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.sandbox.call import loss_itself
 from vlmdoctor.sandbox.restore import same_random_states
-from vlmdoctor.watching.finite import find_loss, is_spoiled, tensors_in
+from vlmdoctor.watching.finite import is_spoiled, tensors_in
 from vlmdoctor.watching.guarded import Undo
 from vlmdoctor.watching.reach import Reached
 from vlmdoctor.watching.writes import Unkeepable, Writes
@@ -136,7 +137,7 @@ def backward_again(forward: ReplayInput, model: nn.Module) -> Culprit | None:
             module._is_full_backward_hook = None
             module.register_forward_pre_hook(keep, with_kwargs=True)
             module.register_full_backward_hook(look)
-        loss = find_loss(root(*forward.args, **forward.kwargs))
+        loss = loss_itself(root(*forward.args, **forward.kwargs))
         wanted = [p for p in model.parameters() if p.requires_grad]
         if loss is not None:
             # Not backward(): that would add to the gradients that the run holds.
@@ -146,7 +147,7 @@ def backward_again(forward: ReplayInput, model: nn.Module) -> Culprit | None:
 
 def _culprit(module: nn.Module, name: str, inputs: list[Tensor], output: Any) -> Culprit:
     kind = type(module).__name__
-    loss = find_loss(output)
+    loss = loss_itself(output)
     others = [tensor for tensor in tensors_in(output) if tensor is not loss]
     largest = [float(t.detach().abs().masked_fill(~torch.isfinite(t), 0).max()) for t in inputs if t.numel()]
     return Culprit(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmdoctor.evidence.steps import NonFinite, Step
+from vlmdoctor.knowledge.named_parts import current
 from vlmdoctor.sandbox import examining
 from vlmdoctor.watching import nonfinite
 from vlmdoctor.watching.gradients import Gradients
@@ -74,7 +75,8 @@ class Sensor:
         listener: Listener,
     ) -> None:
         self.step = first_step
-        self.passes = Passes()
+        self._labels = current().labels
+        self.passes = Passes(self._labels)
         self.listening = True
         self.held = OptimizerTracker(optimizers)
         self._model = weakref.ref(model)
@@ -275,7 +277,7 @@ class Sensor:
         self._completed += 1
         self._stepped = []
         self.passes.forget()
-        self.passes = Passes()
+        self.passes = Passes(self._labels)
         self._prepare()
         self._listener.step(step, sampled)
 

@@ -21,14 +21,17 @@ from typing import Any
 
 from torch import nn
 
-from vlmdoctor import engine
 from vlmdoctor.errors import UserError
 from vlmdoctor.evidence.parameters import Parameters
-from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps
+from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps, Withdrawn
 from vlmdoctor.finding import Finding
+from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.report import Report
 from vlmdoctor.runs import schema
-from vlmdoctor.subject import optimizers
+from vlmdoctor.runs.conclusion import judge_run
+from vlmdoctor.statements import statements
+from vlmdoctor.subject import Subject, optimizers
+from vlmdoctor.watching.arguments import refuse_exchanged
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
 from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal, plain_values
@@ -58,6 +61,7 @@ class Watcher:
         on_error: What to do when the watcher itself fails: `warn` says so once through the `vlmdoctor`
             logger and stops watching, `ignore` just stops, `raise` raises.
         on_finding: Called once with each new finding.
+        on_withdrawn: Called with a finding that no longer holds, and with the step at which that was seen.
         total_steps: How many optimizer steps are planned.
         target: What is trained, in the user's words; by default the model's class.
         command: The command that runs it, for the record.
@@ -65,6 +69,7 @@ class Watcher:
         resumed: Whether the run continues another or starts from trained weights.
         first_step: Number of the first step; 0 unless the run is resumed.
         required_accuracy: The share of right answers, 0 to 1, that is asked for.
+        roles, image_token_id, labels_name: As in `Subject`; nothing is measured while a run is watched.
         judge: Whether rules judge the run while it goes on, and at its end; `report` judges in any case.
 
     Attributes:
@@ -85,6 +90,7 @@ class Watcher:
         scaler: Any = None,
         on_error: str = "warn",
         on_finding: Callable[[Finding], None] | None = None,
+        on_withdrawn: Callable[[Finding, int], None] | None = None,
         total_steps: int | None = None,
         target: str | None = None,
         command: str | None = None,
@@ -93,18 +99,24 @@ class Watcher:
         first_step: int = 0,
         required_accuracy: float | None = None,
         judge: bool = True,
+        roles: Mapping[str, Any] | None = None,
+        image_token_id: int | None = None,
+        labels_name: str | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UserError(f"watch() needs a torch.nn.Module to watch, not {type(model).__name__}.")
+        refuse_exchanged(model, optimizer)
         if on_error not in ("warn", "raise", "ignore"):
             raise UserError(f"on_error is '{on_error}'; it must be 'warn', 'raise' or 'ignore'.")
         if not isinstance(every, int) or every < 0:
             raise UserError(f"every is {every}; it must be a number of steps, or 0 to sample none.")
+        said = Subject(model, roles=roles, image_token_id=image_token_id, labels_name=labels_name)
+        self._said = statements(said)
         self.target = target or type(model).__name__
         self._model = weakref.ref(model)  # a report keeps no model
         self._trainable = [trainable] if isinstance(trainable, str) else trainable and list(trainable)
         self._on_error = on_error
         self._on_finding = on_finding
+        self._on_withdrawn = on_withdrawn
+        self._withdrawn: list[Withdrawn] = []
         self._total_steps = total_steps
         self._resumed = resumed
         self._required_accuracy = required_accuracy
@@ -117,14 +129,15 @@ class Watcher:
         self._finished = self._closed = self._ended = self._failed = False
         self._started = time.perf_counter()
         self._journal = Journal(out, resumed=bool(resumed) and first_step > 0)
-        self._sensor = Sensor(
-            model,
-            optimizers(optimizer),
-            every=every,
-            scaler=scaler,
-            first_step=first_step,
-            listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
-        )
+        with naming(self._said):
+            self._sensor = Sensor(
+                model,
+                optimizers(optimizer),
+                every=every,
+                scaler=scaler,
+                first_step=first_step,
+                listener=Listener(self._on_step, self._on_nonfinite, self._on_failure),
+            )
         try:
             self._journal.start(
                 {
@@ -177,17 +190,16 @@ class Watcher:
             resumed=self._resumed,
             accumulates_without_reset=self._sensor.sampling.accumulates_without_reset,
             required_accuracy=self._required_accuracy,
+            withdrawn=tuple(self._withdrawn),
+            last_made=self._sensor.step - 1 if self._journal.last is not None else None,
         )
 
     def report(self, fail_on: str = "error") -> Report:
         """The judgement of every rule that parameters and steps are enough for."""
-        return engine.judge(
-            rules_on_steps(),
-            engine.Gatherer(None, given=self.evidence()),
-            command="watch",
-            target=self.target,
-            fail_on=fail_on,
-        )
+        with naming(self._said):
+            return judge_run(
+                *self.evidence(), rules_on_steps(), command="watch", target=self.target, fail_on=fail_on
+            )
 
     def close(self, error: BaseException | str | None = None) -> None:
         """Ends the watching: removes all hooks, completes the run folder. More calls do no harm.
@@ -281,16 +293,34 @@ class Watcher:
     def _judge(self) -> None:
         if not self._judging.on:
             return
-        for finding in self._judging.new(self.report()):
+        report = self.report()
+        for finding in self._judging.gone(report):
+            self._withdraw(finding)
+        for finding in self._judging.new(report):
             self._journal.finding(finding, self._sensor.step - 1)
             if self._on_finding is not None:
                 self._on_finding(finding)
         self._journal.tracks(*self.evidence())
 
+    def _withdraw(self, finding: Finding) -> None:
+        gone = Withdrawn(
+            rule=finding.rule,
+            code=finding.code,
+            severity=str(finding.severity),
+            message=finding.message,
+            since=finding.step,
+            step=self._sensor.step - 1,
+        )
+        self._withdrawn.append(gone)
+        self._journal.withdrawn(gone)
+        if self._on_withdrawn is not None:
+            self._on_withdrawn(finding, gone.step)
+
     def _parameters(self) -> Parameters:
         model = self._model()
         if model is not None and not self._ended:
-            self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
+            with naming(self._said):
+                self._known_parameters = parameters_of(model, self._sensor.held, self._trainable)
         return self._known_parameters or Parameters(parameters=())
 
     def _end(self, error: BaseException | str | None) -> None:

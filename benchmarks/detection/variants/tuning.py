@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.detection.case import Made, adamw
+from benchmarks.detection.models import as_if_trained
 from benchmarks.detection.variants.registry import as_trained, of_role, variant
 
 LANGUAGE = r"(?!.*(vision|visual)).*\.(q_proj|v_proj)"  # those of the language model alone
@@ -38,6 +39,7 @@ def lora_with_the_projector(made: Made) -> None:
 def frozen_tower(made: Made) -> None:
     projector = list(made["projector"].parameters())
     made["vision"].requires_grad_(False)
+    as_if_trained(made["vision"].parameters())
     for parameter in projector:
         parameter.requires_grad_(True)
     made.more["optimizer"] = adamw(made.model)
@@ -47,6 +49,7 @@ def frozen_tower(made: Made) -> None:
 def projector_alone(made: Made) -> None:
     """The first stage of LLaVA: align the projector."""
     made.model.requires_grad_(False)
+    as_if_trained(made.model.parameters())
     made["projector"].requires_grad_(True)
     made.more["optimizer"] = adamw(made.model)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.knowledge.named_parts import current
+from vlmdoctor.probes.batch.nested import image_leaves, replaced
 from vlmdoctor.probes.batch.roles import roles_of
 
 STANDARD = ("input_ids", "labels", "attention_mask", "pixel_values")
@@ -30,15 +32,17 @@ class Inputs:
         labels: Name of the labels [B, T], or None.
         mask: Name of the padding mask [B, T], or None.
         hides: Whether the mask is set where padding is, and not where text is.
-        images: Names of the images.
+        images: Names of the images; inside of parts they are `pixel_values.pixel_values`, `images[0][1]`.
+        leaves: The images inside of parts, by name.
         ignored: The label that the loss leaves out.
     """
 
     def __init__(self, model: nn.Module, batch: Any, *, apart: bool = False) -> None:
         self._kind = type(batch)
         self.fields: dict[str, Any] = _fields(model, batch, apart)
+        self.leaves = image_leaves(self.fields)
         roles = roles_of(self.fields, model)
-        self.ids, self.labels, self.images = roles.ids, roles.labels, list(roles.images)
+        self.ids, self.labels, self.images = roles.ids, roles.labels, [*roles.images, *self.leaves]
         self.mask, self.hides, self.ignored = roles.mask, roles.hides, roles.ignored
         self.reads_labels = False
         if _has_encoder(model):
@@ -56,11 +60,17 @@ class Inputs:
         """A part of the batch; KeyError for one that it does not have, whose name is None."""
         if name is None:
             raise KeyError(name)
-        return self.fields[name]
+        return self.leaves[name].tensor if name in self.leaves else self.fields[name]
 
     def with_(self, **changed: Any) -> Any:
         """A batch like the user's with these parts changed; a part of None is left out of a mapping."""
-        fields = {**self.fields, **changed}
+        fields = dict(self.fields)
+        for name, value in changed.items():
+            leaf = self.leaves.get(name)
+            if leaf is None:
+                fields[name] = value
+            else:
+                fields[leaf.part] = replaced(fields[leaf.part], leaf.path, value)
         if issubclass(self._kind, Mapping):
             return {k: v for k, v in fields.items() if v is not None or k not in changed}
         if issubclass(self._kind, tuple) and hasattr(self._kind, "_fields"):
@@ -76,6 +86,14 @@ class Inputs:
         if self.mask is None:
             return torch.ones_like(ids, dtype=torch.bool)
         return self[self.mask] == 0 if self.hides else self[self.mask].bool()
+
+    def images_of(self, fields: Mapping[str, Any]) -> Iterator[Any]:
+        """The images in `fields`, which hold what `fields` of this batch do, or a part of its rows."""
+        leaves = image_leaves(fields)
+        for name in self.images:
+            if name not in self.leaves:
+                yield fields[name]
+        yield from (leaf.tensor for leaf in leaves.values())
 
     def predicting(self) -> torch.Tensor | None:
         """[B, T]: where the logits are compared with a label that is the next token.
@@ -126,13 +144,15 @@ def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, 
     Its other parts keep their names. Labels that are left out are `IGNORE_INDEX`; a mask is 1 where there
     is text.
     """
-    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+    if _has_usual_names(model, batch):
         return batch
     inputs = Inputs(model, batch, apart=loss_fn is not None)
     found = dict(inputs.fields)
     if inputs.reads_labels or inputs.ids == "decoder_input_ids":
         return found
     images = inputs.images[0] if inputs.images else None
+    if images in inputs.leaves:
+        images, found["pixel_values"] = None, _together([leaf.tensor for leaf in inputs.leaves.values()])
     for name, own in zip(STANDARD, (inputs.ids, inputs.labels, inputs.mask, images), strict=True):
         if own is None or name in found:
             continue
@@ -143,9 +163,18 @@ def standard(model: nn.Module, batch: Any, loss_fn: Any = None) -> Mapping[str, 
     return found
 
 
+def _together(images: list[torch.Tensor]) -> Any:
+    """The images of all parts as one tensor [N, C, H, W] where they are of one size, else as a list."""
+    alike = len({tuple(image.shape[-3:]) for image in images}) == 1 and min(i.ndim for i in images) >= 3
+    flat = [image.reshape(-1, *image.shape[-3:]) for image in images] if alike else []
+    if flat:
+        return torch.cat(flat)
+    return images[0] if len(images) == 1 else images
+
+
 def own_names(model: nn.Module, batch: Any, loss_fn: Any = None) -> dict[str, str]:
     """What the batch calls its parts, by the names of `standard`, where it has other names for them."""
-    if isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model):
+    if _has_usual_names(model, batch):
         return {}
     inputs = Inputs(model, batch, apart=loss_fn is not None)
     images = inputs.images[0] if inputs.images else None
@@ -154,9 +183,10 @@ def own_names(model: nn.Module, batch: Any, loss_fn: Any = None) -> dict[str, st
 
 
 def placeholders(model: nn.Module, *others: Any) -> set[int]:
-    """Token ids that stand for images and the like, as configuration and processor name them."""
+    """Token ids that stand for images and the like, as configuration, processor and user name them."""
     config = getattr(model, "config", None)
-    found: set[int] = set()
+    said = current().image_token_id
+    found: set[int] = set() if said is None else {said}
     for place in (config, getattr(config, "text_config", None), *others):
         names = list(place) if isinstance(place, Mapping) else list(getattr(place, "__dict__", ()))
         for name in names:
@@ -178,6 +208,11 @@ def _fields(model: nn.Module, batch: Any, apart: bool) -> dict[str, Any]:
     names = [p.name for p in known if p.kind < p.VAR_POSITIONAL]
     names += [f"[{place}]" for place in range(len(names), len(batch))]
     return dict(zip(names, batch, strict=False))
+
+
+def _has_usual_names(model: nn.Module, batch: Any) -> bool:
+    usual = isinstance(batch, Mapping) and "input_ids" in batch and _is_of_transformers(model)
+    return usual and current().labels is None
 
 
 def _is_of_transformers(model: Any) -> bool:

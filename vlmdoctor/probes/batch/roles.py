@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
+from vlmdoctor.knowledge.named_parts import current
 
 _IDS = ("input_ids", "ids", "token_ids", "tokens", "text_ids", "text", "idx")
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -107,6 +108,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _named_labels(whole: Mapping[str, torch.Tensor]) -> str | None:
+    if (said := current().labels) in whole:
+        return said
     known = next((name for name in _LABELS if name in whole), None)
     fitting = [n for n in whole if _LABEL_WORDS.search(n.lower()) and not re.search("mask|len|pos", n)]
     return known or (fitting[0] if len(fitting) == 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -86,6 +87,11 @@ def _split(
     if isinstance(value, list | tuple) and len(value) == rows:
         return [value[first:last] for first, last in spans]
     of_images = is_images or _OF_IMAGES.search(name) is not None
+    if isinstance(value, Mapping):
+        split = {
+            key: _split(str(key), one, of_images, length, bounds, counts, grids) for key, one in value.items()
+        }
+        return [{key: parts[place] for key, parts in split.items()} for place in range(len(spans))]
     if not isinstance(value, torch.Tensor) or not value.ndim or (len(value) == 1 and not of_images):
         return [value] * len(spans)
     if len(value) == rows:

@@ -10,6 +10,7 @@ import torch
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Picture, Row, Trouble
 from vlmdoctor.probes.batch.fields import standard
+from vlmdoctor.probes.batch.nested import image_leaves
 from vlmdoctor.probes.data import chat_template, pixels, speakers, vocabulary
 from vlmdoctor.probes.model.training_args import setting
 from vlmdoctor.sandbox.restore import restoring_data
@@ -223,6 +224,8 @@ def _table(value: Any, like: list[list[int]] | None = None) -> list[list[int]] |
 
 def _outsides(batch: Mapping[str, Any], what: str) -> tuple[tuple[str, Any], ...]:
     tensors = {str(key): value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    # Images inside of parts are images.
+    tensors |= {name: leaf.tensor for name, leaf in image_leaves(batch).items()}
     if what == "shape":
         return tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())
     return tuple((key, str(tensor.dtype).removeprefix("torch.")) for key, tensor in tensors.items())

@@ -8,6 +8,7 @@ from typing import Any
 from vlmdoctor import subject as subjects
 from vlmdoctor.evidence.data import Words
 from vlmdoctor.knowledge.config_fields import POSITIONS, text_config
+from vlmdoctor.knowledge.named_parts import current
 
 _IMAGE_KEYS = ("image_token_id", "image_token_index", "image_token_ids")
 _MEDIA_KEYS = (*_IMAGE_KEYS, "video_token_id", "video_token_index", "audio_token_id", "audio_token_index")
@@ -29,6 +30,9 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
     )
     if padding is None and config is None:
         padding = _padding_inside(model)
+    said = current()
+    if padding is None:
+        padding = said.padding_id
     eos = _ids(getattr(tokenizer, "eos_token_id", None))
     placeholder, placeholder_ids = _placeholder(tokenizer, processor)
     stops = _encoded(tokenizer, stop_text)[:1] if stop_text else ()
@@ -39,6 +43,8 @@ def words_of(model: Any, tokenizer: Any, processor: Any, stop_text: str) -> Word
         or _ids(_get(text, "eos_token_id"))
     )
     image_ids = media_ids(config, processor)
+    if said.image_token_id is not None and said.image_token_id not in image_ids:
+        image_ids = (said.image_token_id,)
     if not image_ids and len(placeholder_ids) == 1:
         image_ids = placeholder_ids
     stops = stops or eos[:1]
@@ -90,12 +96,14 @@ def media_ids(config: Any, processor: Any) -> tuple[int, ...]:
 
 
 def embedding_rows(model: Any) -> int | None:
-    """Rows of the input embedding; None where the model does not say which it is."""
+    """Rows of the input embedding; as measured where the model does not say which it is."""
     try:
         weight = model.get_input_embeddings().weight
     except (AttributeError, NotImplementedError):
-        return None
-    return int(weight.shape[0]) if getattr(weight, "ndim", 0) == 2 and weight.shape[0] else None
+        return current().embedding_rows
+    if getattr(weight, "ndim", 0) == 2 and weight.shape[0]:
+        return int(weight.shape[0])
+    return current().embedding_rows
 
 
 def max_positions(config: Any) -> int | None:

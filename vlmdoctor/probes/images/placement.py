@@ -65,6 +65,8 @@ def measure(subject: Subject) -> ImagePlacement:
         raise Unavailable("the batch holds no images, or several kinds of them, beside token ids")
     name = inputs.images[0]
     pixels = inputs[name]
+    if name in inputs.leaves and inputs.leaves[name].place is not None:
+        raise Unavailable("the batch holds its images in lists")
     if not pixels.is_floating_point():
         raise Unavailable("the images are whole numbers")
     pictures = _pictures(inputs, pixels)

@@ -46,12 +46,12 @@ def exchange_an_image(reference: Baseline) -> Results:
             yield "image-of-another", change("the image of row 0", apart, others, allowed, own, sees=sees)
     else:
         yield "image-of-another", "which image belongs to which sample is not known"
-    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
+    changed = inputs.with_(**{name: noise_like(inputs[name]) for name in inputs.images})
     apart = reference.moved(reference.trials.run(changed))
     yield "images", _influence(reference, apart, seen, changed)
 
 
-def _noise(images: torch.Tensor) -> torch.Tensor:
+def noise_like(images: torch.Tensor) -> torch.Tensor:
     """Noise as bright and as varied as the images; what is empty (padding, a stand-in) stays empty."""
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randn(images.shape, generator=generator).to(images.device, torch.float32)
@@ -79,6 +79,14 @@ def _first_image(reference: Baseline, positions: torch.Tensor | None) -> dict[st
     changed = {}
     for name in inputs.images:
         images = inputs[name]
+        leaf = inputs.leaves.get(name)
+        if leaf is not None and leaf.place is not None:
+            # A list with an entry for each row: the entry's images are the row's.
+            if len(inputs.fields[leaf.part]) != rows or not bool(images.any()):
+                return None
+            if leaf.place == 0:
+                changed[name] = noise_like(images)
+            continue
         grid = inputs.fields.get(_GRIDS.get(name, ""))
         patches = grid.prod(dim=1) if isinstance(grid, torch.Tensor) else None
         if patches is not None and len(patches) == rows and int(patches.sum()) == len(images):
@@ -89,15 +97,15 @@ def _first_image(reference: Baseline, positions: torch.Tensor | None) -> dict[st
             return None
         if not bool(images[:count].any()):
             return None
-        changed[name] = torch.cat([_noise(images[:count]), images[count:]])
-    return changed
+        changed[name] = torch.cat([noise_like(images[:count]), images[count:]])
+    return changed or None
 
 
 def _influence(
     reference: Baseline, apart: torch.Tensor, positions: torch.Tensor | None, changed: Any
 ) -> Change:
     inputs = reference.inputs
-    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
+    if not any(bool((noise_like(inputs[n]) != inputs[n]).any()) for n in inputs.images):
         raise Unavailable("the images of this batch are empty")
     where = reference.valid
     anywhere = float(apart[where if positions is None else where | positions].max())
@@ -122,8 +130,8 @@ def _images_by_loss(reference: Baseline) -> Change:
     inputs, loss = reference.inputs, reference.before.loss
     if loss is None:
         raise Unavailable("the model gives neither a loss nor logits")
-    changed = inputs.with_(**{name: _noise(inputs[name]) for name in inputs.images})
-    if not any(bool((_noise(inputs[n]) != inputs[n]).any()) for n in inputs.images):
+    changed = inputs.with_(**{name: noise_like(inputs[name]) for name in inputs.images})
+    if not any(bool((noise_like(inputs[n]) != inputs[n]).any()) for n in inputs.images):
         raise Unavailable("the images of this batch are empty")
     other = reference.trials.run(changed).loss
     moved = abs(other - loss) if other is not None else float("inf")

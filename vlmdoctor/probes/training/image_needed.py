@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def _ambiguous(inputs: Inputs, subject: Subject) -> tuple[int, int, float]:
     rows, parts = fields_of_parts(inputs, innermost(subject.model), subject, most=MOST_ROWS)
     if len(parts) != rows:
         raise Unavailable("the batch has one row, or too many")
-    images = [_images_of(inputs.images, part) for part in parts]
+    images = [_bytes_of(inputs.images_of(part)) for part in parts]
     following: dict[tuple[int, ...], list[tuple[int, bytes]]] = defaultdict(list)
     ids, valid = inputs[inputs.ids].tolist(), inputs.valid.tolist()
     for row, column in predicting.nonzero().tolist():
@@ -98,10 +98,8 @@ def _ambiguous(inputs: Inputs, subject: Subject) -> tuple[int, int, float]:
     return open_, supervised, floor
 
 
-def _images_of(names: list[str], fields: dict[str, Any]) -> bytes:
-    return b"".join(
-        fields[name].detach().float().cpu().numpy().tobytes() for name in names if fields[name] is not None
-    )
+def _bytes_of(images: Iterable[Any]) -> bytes:
+    return b"".join(one.detach().float().cpu().numpy().tobytes() for one in images if one is not None)
 
 
 def _blank(images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.data import Data, Picture
+from vlmdoctor.evidence.wiring import FirstLook, Wiring
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules._healthy import healthy_data, sample_picture
@@ -25,7 +26,7 @@ BLACK = (-2.5, -0.85)
     explains=("image-ignored",),
     formerly=("pixels-never-rescaled", "IMG341", "images-of-one-shade", "IMG340"),
 )
-def pixel_range(data: Data) -> Iterator[Finding]:
+def pixel_range(data: Data, wiring: Wiring | None) -> Iterator[Finding]:
     """Pixel values rescaled twice or never, or not normalised as the processor says.
 
     ## Why it matters
@@ -42,9 +43,12 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     normalisation is right depends on the model's training, so it is a warning, except for images rescaled
     twice or never, which no model is made for.
 
-    Without a processor, whole numbers between 0 and 255 in nearly all pixels, some above 20, are a warning,
-    and only for models with a configuration, whose processors normalise: some models divide in their own
-    code. Images that span at most one of 256 steps in each channel were rescaled twice, whatever usual
+    Without a processor, whole numbers between 0 and 255 in nearly all pixels, some above 20, are a warning
+    for models with a configuration, whose processors normalise. Other models may divide in their own code, so
+    it is measured what their first layer on the path of the images is given: pixels just as they are in the
+    batch, from 0 to far above 20, are a warning, unless that layer is a norm.
+
+    Images that span at most one of 256 steps in each channel were rescaled twice, whatever usual
     normalisation followed. It is an error where there are two or more and they are near black, else a
     warning. Images of one solid colour have a rule of their own.
 
@@ -58,6 +62,8 @@ def pixel_range(data: Data) -> Iterator[Finding]:
     found = list(_by_the_processor(known)) if len(known) == len(pictures) else []
     if not known and data.model_type:
         found += _whole_numbers(pictures)
+    elif not known and wiring is not None and wiring.first_look is not None:
+        found += _as_the_layer_gets_them(pictures, wiring.first_look)
     yield from found or _one_shade(pictures)
 
 
@@ -122,6 +128,29 @@ def _whole_numbers(pictures: Sequence[Picture]) -> Iterator[Finding]:
         threshold={"to": BRIGHT},
         cause="they are whole numbers from 0 to 255, as in a file; such models expect them normalised",
         fix=Fix("let the processor rescale and normalise", ("batch = processor(images=images, text=text)",)),
+    )
+
+
+def _as_the_layer_gets_them(pictures: Sequence[Picture], first: FirstLook) -> Iterator[Finding]:
+    """Pixels that the model does not scale either."""
+    low, high = min(p.low for p in pictures), max(p.high for p in pictures)
+    unscaled = abs(first.high - high) <= 1e-3 * high and abs(first.low - low) <= 1e-3 * high
+    if low < 0 or high <= BRIGHT or high > 256 or first.size <= BRIGHT / 2:
+        return
+    if not unscaled or "norm" in first.kind.lower():
+        return
+    yield Finding(
+        f"the pixels were never divided by 255: {first.module} is given values up to {high:.4g}",
+        Severity.WARNING,
+        at=("pixel_values", first.module),
+        measured={"from": low, "to": high, "root_mean_square": first.size},
+        threshold={"to": BRIGHT},
+        cause=f"the first layer that sees the images ({first.kind}) gets them from 0 to {high:.4g}; its "
+        "initialisation is made for values of about one; that it was trained for others is not established",
+        certainty=Certainty.INFERRED,
+        fix=Fix(
+            "divide them, and normalise as the encoder was trained", ("pixel_values = pixel_values / 255",)
+        ),
     )
 
 
@@ -196,6 +225,24 @@ def resized_after_rescaling() -> Data:
     """Interpolated pixels are no whole steps under any normalisation."""
     fits = (("declared", 0.04), ("CLIP's", 0.04), ("none, from 0 to 1", 0.04))
     return healthy_data(pictures=(sample_picture(fits=fits),))
+
+
+def _raw(high: float) -> tuple[Data, Wiring]:
+    picture = sample_picture(
+        low=0.0, high=254.0, restored_low=None, restored_high=None, fits=(), contrast=254.0
+    )
+    look = FirstLook(module="vision.0", kind="Conv2d", low=0.0, high=high, size=0.58 * high)
+    return healthy_data(pictures=(picture,), model_type=""), Wiring(first_look=look)
+
+
+@pixel_range.bad
+def as_in_the_file_for_a_model_of_ones_own() -> tuple[Data, Wiring]:
+    return _raw(254.0)
+
+
+@pixel_range.good
+def divided_in_the_model() -> tuple[Data, Wiring]:
+    return _raw(254.0 / 255.0)
 
 
 @pixel_range.bad

@@ -29,6 +29,7 @@ LINKS = (
         "image-ignored",
         "vanishing-gradient",
         "accuracy-below-gate",
+        "frozen-untrained",
     ),
     formerly=("adapters-frozen", "PARAM305"),
 )
