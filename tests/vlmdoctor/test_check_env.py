@@ -76,15 +76,15 @@ def test_the_repaired_script_passes_with_a_plain_statement() -> None:
     result = check_env("examples/hidden_gpu_fixed.py", "--select", "SRC")
     assert result.returncode == 0, result.stdout
     assert "✓ 0 errors, 0 warnings · 6 checks · " in result.stdout
-    assert result.stdout.startswith(f"[✓] Python and packages: Python {sys.version.split()[0]} on ")
-    assert "Ready to train" in result.stdout
+    assert result.stdout.startswith("✓ can train ")
+    assert f"\n[✓] Python and packages: Python {sys.version.split()[0]} on " in result.stdout
 
 
 def test_a_machine_without_a_gpu_passes_and_is_told_what_it_can_do() -> None:
     result = check_env("--from", MACHINES / "laptop.json")
     assert result.returncode == 0
     assert "Judged from a saved snapshot" in result.stdout
-    assert "Ready to train small models on the CPU" in result.stdout
+    assert "✓ can train small models on the CPU" in result.stdout
     assert "[-] skipped, there is no NVIDIA driver to ask (NVML): 2 checks" in result.stdout
 
 

@@ -187,7 +187,7 @@ def test_a_healthy_model_is_told_its_cost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output_format", ["full", "json", "html"])
 def test_on_the_command_line(tmp_path: Path, output_format: str) -> None:
     target = written(tmp_path, tiny_llava())
-    result = CliRunner().invoke(build_app(), ["check", target, "--output-format", output_format])
+    result = CliRunner().invoke(build_app(), ["check", target, "-v", "--output-format", output_format])
     assert result.exit_code == 0, result.output
     assert "language_model" in result.stdout and "layers.*" in result.stdout
 
@@ -238,10 +238,11 @@ def test_dry_run_options_belong_to_their_depth() -> None:
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_table_stays_in_the_terminal(tmp_path: Path, width: int) -> None:
     report = check(written(tmp_path, tiny_llava()))
-    text = full.render(report, color=False, verbose=False, quiet=False, width=width)
+    text = full.render(report, color=False, verbose=True, quiet=False, width=width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
-    table = lines[: lines.index("")]
+    first = next(i for i, line in enumerate(lines) if line.startswith("module "))
+    table = lines[first : lines.index("", first)]
     # One line for each module, cells under their headings, parts indented under what holds them.
     assert all(line.endswith(("yes", "not all")) for line in table[1:])
     assert any(line.startswith("    vision_tower ") for line in table)

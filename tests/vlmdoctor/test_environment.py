@@ -14,7 +14,8 @@ from vlmdoctor.evidence.environment import Environment
 from vlmdoctor.finding import Finding
 from vlmdoctor.probes.machine.elf import defined, undefined
 from vlmdoctor.probes.machine.snapshot import snapshot
-from vlmdoctor.reporters.machine import ability, device_sections, static_sections
+from vlmdoctor.reporters.machine import device_sections, static_sections
+from vlmdoctor.reporters.machine_verdict import verdict_of
 from vlmdoctor.rulebook import rules_in
 from vlmdoctor.rules.env.gpu_hidden_by_environment import gpu_hidden_by_environment
 
@@ -290,5 +291,5 @@ def test_the_machine_is_stated_plainly(machine: Path) -> None:
     assert "torch 2.13.0+cu130 (built for CUDA 13.0)" in lines["Python and packages"]
     assert lines["GPUs and driver"] == "2 × NVIDIA L40S; driver 580.65.06"
     assert lines["Which GPUs torch sees"].endswith('is "0-1": torch sees 1 GPU (number 0) of 2')
-    assert ability(look_at(machine), ()) == "Ready to train on 2 GPUs."
-    assert ability(Environment(), ()).startswith("Not ready to train: torch is not installed")
+    assert verdict_of(look_at(machine), ()).line == "✓ can train on 2 GPUs"
+    assert verdict_of(Environment(), ()).line == "✗ not ready to train: torch is not installed"

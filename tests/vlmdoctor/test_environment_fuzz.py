@@ -21,7 +21,8 @@ from vlmdoctor.probes.machine.redaction import redacted
 from vlmdoctor.probes.machine.saved import as_json, understand
 from vlmdoctor.probes.machine.snapshot import snapshot
 from vlmdoctor.probes.source.scan import scan
-from vlmdoctor.reporters.machine import ability, device_sections, static_sections
+from vlmdoctor.reporters.machine import device_sections, static_sections
+from vlmdoctor.reporters.machine_verdict import verdict_of
 from vlmdoctor.rulebook import rules_in
 from vlmdoctor.rules.env.requirement_unmet import _surely_met
 
@@ -38,7 +39,9 @@ def judged(environment: Environment) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
     for section in (*static_sections(environment), *device_sections(environment)):
         section.mark(report.findings)
-    assert ability(environment, report.findings)
+    verdict = verdict_of(environment, report.findings)
+    assert verdict.text
+    assert not verdict.line.startswith("✓") or report.verdict == "pass"
     differences(environment, understand(as_json(environment), "x"))
 
 

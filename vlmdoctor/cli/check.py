@@ -50,7 +50,9 @@ def command(
     ] = False,
     gpu: Annotated[
         str | None,
-        typer.Option(help="Dry run: does it fit this GPU (h100, a100-40, 4090, t4, …)?", metavar="NAME"),
+        typer.Option(
+            help="Dry run: does it fit this GPU (H100, a100-40, 'RTX 4090', 24GB, …)?", metavar="NAME"
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Dry run: samples in the batch.")] = None,
     images: Annotated[int | None, typer.Option(min=0, help="Dry run: images in each sample.")] = None,

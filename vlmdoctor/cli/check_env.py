@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,7 @@ from vlmdoctor.plain_text import plain_line
 
 if TYPE_CHECKING:
     from vlmdoctor.evidence.environment import Environment
+    from vlmdoctor.evidence.source import Source
     from vlmdoctor.finding import Finding
     from vlmdoctor.probes.machine.nvml import Question
     from vlmdoctor.report import Report
@@ -89,13 +92,14 @@ def command(
         rules = _own_rules(demands is not None)
         if output.select or output.extend_select or output.ignore:
             rules = output.rules(rules)
-        printer = _Printer(full, output.verbose)
         if question is None:
-            environment = _loaded(Path(from_ or ""), rules, printer)
+            from vlmdoctor.probes.machine.saved import load
+
+            environment = load(Path(from_ or ""))
         else:
-            environment = _look(question, live, timeout, rules, printer)
+            with _waiting(full and sys.stderr.isatty()):
+                environment = _look(question, live, timeout)
     given: list[object] = [environment, *([demands] if demands else [])]
-    printer.devices(environment, rules)
     source = None
     if paths:
         from vlmdoctor.probes.source.scan import scan
@@ -103,8 +107,6 @@ def command(
         source = scan([Path(path) for path in paths])
         given.append(source)
     report = _judged(rules, given, output.fail_on, paths, environment)
-    if source is not None:
-        printer.sources(source, report.findings)
     if save is not None:
         from vlmdoctor.probes.machine.saved import as_json
 
@@ -112,7 +114,7 @@ def command(
     report = dataclasses.replace(report, seconds=time.perf_counter() - started)
     if paste:
         _paste(environment, report)
-    printer.close(environment, report)
+    _Printer(full, output.verbose).machine(environment, source, report)
     deliver(report, output)
 
 
@@ -133,25 +135,12 @@ def _question() -> Question:
     return Question()
 
 
-def _loaded(file: Path, rules: list[Rule], printer: _Printer) -> Environment:
-    """The snapshot in a file."""
-    from vlmdoctor.probes.machine.saved import load
-
-    environment = load(file)
-    printer.static(environment, rules)
-    return environment
-
-
-def _look(
-    question: Question, live: bool, timeout: float, rules: list[Rule], printer: _Printer
-) -> Environment:
-    """This machine's snapshot: what its files say is shown while the driver is still being asked."""
+def _look(question: Question, live: bool, timeout: float) -> Environment:
+    """This machine's snapshot: files are read while the driver is still being asked."""
     from vlmdoctor.probes.machine.nvml import merged
     from vlmdoctor.probes.machine.snapshot import snapshot
 
-    environment = snapshot()
-    printer.static(environment, rules)
-    environment = merged(environment, question.answer(timeout))
+    environment = merged(snapshot(), question.answer(timeout))
     if live:
         from vlmdoctor.probes.machine.live import with_live
 
@@ -207,59 +196,36 @@ def facts_of(environment: Environment) -> dict[str, Any]:
 
 
 class _Printer:
-    """Prints each section as soon as it is known."""
+    """Prints the verdict and the card of the machine, before the report prints the findings."""
 
     def __init__(self, wanted: bool, verbose: bool) -> None:
         self.wanted = wanted
         self.verbose = verbose
-        if wanted:
-            from rich.console import Console
 
-            self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    def static(self, environment: Environment, rules: list[Rule]) -> None:
-        """What files say."""
-        if self.wanted:
-            from vlmdoctor.reporters.machine import static_sections
-
-            if environment.origin != "this machine":
-                self.console.print(plain_line(f"Judged from {environment.origin}, not from this machine."))
-            self._print(static_sections(environment), self._findings(environment, rules))
-
-    def devices(self, environment: Environment, rules: list[Rule]) -> None:
-        """What the driver says."""
-        if self.wanted:
-            from vlmdoctor.reporters.machine import device_sections
-
-            self._print(device_sections(environment), self._findings(environment, rules))
-
-    def sources(self, source: Any, findings: Iterable[Finding]) -> None:
-        """What the files given say."""
-        if self.wanted:
-            from vlmdoctor.reporters.machine import source_section
-
-            self._print([source_section(source)], findings)
-
-    def close(self, environment: Environment, report: Report) -> None:
-        """What was not looked at, and what the machine can do."""
+    def machine(self, environment: Environment, source: Source | None, report: Report) -> None:
+        """The verdict, each section, and what was not looked at."""
         if not self.wanted:
             return
-        from vlmdoctor.reporters.machine import ability
+        from rich.console import Console
+        from rich.text import Text
 
-        reasons: dict[str, int] = {}
-        for _, reason in report.skipped:
-            reasons[reason] = reasons.get(reason, 0) + 1
+        from vlmdoctor.reporters.machine import device_sections, source_section, static_sections
+        from vlmdoctor.reporters.machine_verdict import verdict_of
+
+        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        verdict = verdict_of(environment, report.findings, report.why_incomplete)
+        self.console.print(Text(verdict.line, verdict.style))
+        self.console.print()
+        if environment.origin != "this machine":
+            self.console.print(plain_line(f"Judged from {environment.origin}, not from this machine."))
+        sections = [*static_sections(environment), *device_sections(environment)]
+        sections += [source_section(source)] if source is not None else []
+        self._print(sections, report.findings)
+        reasons = Counter(reason for _, reason in report.skipped)
         for reason, count in reasons.items():
             checks = "1 check" if count == 1 else f"{count} checks"
             self.console.print(plain_line(f"[-] skipped, {reason}: {checks}"), style="dim")
         self.console.print()
-        self.console.print(ability(environment, report.findings))
-        self.console.print()
-
-    def _findings(self, environment: Environment, rules: list[Rule]) -> tuple[Finding, ...]:
-        from vlmdoctor.engine import Gatherer, judge
-
-        return judge(rules, Gatherer(None, [environment]), command="", target="").findings
 
     def _print(self, sections: Iterable[Section], findings: Iterable[Finding]) -> None:
         from rich.text import Text
@@ -272,6 +238,18 @@ class _Printer:
             if self.verbose:
                 for line in section.details:
                     self.console.print(Text(f"      {line}", style="dim"))
+
+
+@contextlib.contextmanager
+def _waiting(shown: bool) -> Iterator[None]:
+    """One line on standard error while the driver is asked, and gone afterwards."""
+    if shown:
+        print("asking the driver …", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _differences(before: Path, after: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmdoctor import boundary
 from vlmdoctor.errors import NotBuilt, Unavailable, UserError
 from vlmdoctor.evidence.fit import Fit
+from vlmdoctor.knowledge.gpus import gpu_chosen
 from vlmdoctor.plain_text import first_line, text_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ class DryRunOptions:
     @property
     def given(self) -> list[str]:
         """The options that were used, as they are typed."""
-        return [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value]
+        return [
+            f"--{name.replace('_', '-')}"
+            for name, value in asdict(self).items()
+            if value not in (None, False)
+        ]
 
 
 def wanted(target: str, depth: str | None, options: DryRunOptions) -> bool:
@@ -100,13 +105,14 @@ def dry_run(
     from vlmdoctor.targets.resolve import resolve
 
     terms = settings.load().contract
+    chosen = gpu_chosen(options.gpu) if options.gpu is not None else None
     plan = Plan(
         precision=options.precision,
         optimizer=options.optimizer or "adamw",
         checkpointing=options.gradient_checkpointing,
         lora=options.lora,
         freeze=tuple(part.strip() for part in options.freeze.split(",")) if options.freeze else (),
-        gpu=options.gpu.lower() if options.gpu else None,
+        gpu=chosen.name if chosen is not None else None,
         shard=options.shard,
         world_size=options.world_size,
     )
@@ -186,13 +192,15 @@ def dry_run(
                     facts["dry_run"]["cost_not_possible"] = str(reason)
                 else:
                     facts["dry_run"]["cost"] = cost
+                    if chosen is not None:
+                        cost["gpu"] |= {"asked": options.gpu, "others": list(chosen.others)}
                     if plan.gpu is not None:
                         given.append(_fit(plan.gpu, cost))
     subject.model = prepared(subject.model, plan)
     given.append(scan(subject.model, dry_run=True))
     if "modules" in facts.get("dry_run", {}):
         facts["dry_run"] |= {**parts_of(subject.model, shapes), "rope": ropes_of(subject.model)}
-    return examine(
+    report = examine(
         subject,
         target=target,
         rules=rules,
@@ -204,6 +212,9 @@ def dry_run(
         facts=facts,
         missing_batch=missing,
     )
+    if chosen is not None and "gpu" not in facts.get("dry_run", {}).get("cost", {}) and not report.failing:
+        return replace(report, incomplete=f"whether a step fits {chosen.name} is not known")
+    return report
 
 
 def _fit(gpu: str, cost: dict[str, Any]) -> Fit:
@@ -229,6 +240,7 @@ def _told(shapes: Any) -> dict[str, Any]:
         "flops": {"forward": shapes.flops_forward, "backward": shapes.flops_backward},
         "peak_at": list(shapes.peak_at),
         "spread": shapes.spread,
+        "loss": shapes.loss,
         "seconds": shapes.seconds,
         "modules": [asdict(module) for module in shapes.modules],
     }

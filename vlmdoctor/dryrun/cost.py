@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlmdoctor.knowledge.gpus import CUDA_RESERVED, GpuModel
@@ -10,6 +11,8 @@ from vlmdoctor.knowledge.gpus import CUDA_RESERVED, GpuModel
 if TYPE_CHECKING:
     from vlmdoctor.dryrun.measure import StepCost
 
+# Of the peak. Against real steps on a CPU the tests allow this much; on a GPU fragmentation comes on top.
+KNOWN_ERROR = 0.1
 UTILISATION = 0.4  # of the peak rate: what well-tuned training reaches
 
 
@@ -24,6 +27,7 @@ class Cost:
         flops: Floating-point operations of one step, those computed again under checkpointing included.
         buckets: Bytes of data parallelism's copy of the gradients.
         gathered: Bytes of weights that FSDP2 keeps gathered from forward to backward.
+        at_peak: What is alive at the peak: bytes by part, which add up to `peak`.
     """
 
     parameters: int
@@ -35,10 +39,11 @@ class Cost:
     flops: int
     buckets: int = 0
     gathered: int = 0
+    at_peak: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """The numbers as plain values."""
+        return {name: value for name, value in asdict(self).items() if name != "at_peak"}
 
 
 def cost_of(measured: StepCost, optimizer: str = "adamw") -> Cost:
@@ -49,6 +54,7 @@ def cost_of(measured: StepCost, optimizer: str = "adamw") -> Cost:
     fixed = measured.parameters + measured.buckets + state
     passes = fixed + measured.peak
     update = fixed + measured.gradients + temporary
+    updating = {"gradients": measured.gradients, "temporary": temporary}
     return Cost(
         parameters=measured.parameters,
         gradients=measured.gradients,
@@ -59,6 +65,12 @@ def cost_of(measured: StepCost, optimizer: str = "adamw") -> Cost:
         flops=measured.flops,
         buckets=measured.buckets,
         gathered=measured.gathered,
+        at_peak={
+            "weights": measured.parameters,
+            "optimizer": state,
+            "buckets": measured.buckets,
+            **(updating if update > passes else measured.peak_parts),
+        },
     )
 
 
@@ -72,7 +84,12 @@ def fits(cost: Cost, gpu: GpuModel) -> bool:
     return cost.peak <= room_on(gpu)
 
 
-def seconds_a_step(cost: Cost, gpu: GpuModel, dtype: str, utilisation: float = UTILISATION) -> float:
-    """Seconds that one step takes at this share of the GPU's peak rate in `dtype`."""
+def is_uncertain(cost: Cost, gpu: GpuModel) -> bool:
+    """Whether the estimate's known error decides if it fits."""
+    return abs(cost.peak - room_on(gpu)) <= KNOWN_ERROR * cost.peak
+
+
+def seconds_a_step(cost: Cost, gpu: GpuModel, dtype: str, utilisation: float = UTILISATION) -> float | None:
+    """Seconds of a step at this share of the GPU's peak rate in `dtype`; None where that is unknown."""
     rate = gpu.single if dtype == "float32" else gpu.half
-    return cost.flops / (rate * 1e12 * utilisation)
+    return cost.flops / (rate * 1e12 * utilisation) if rate else None

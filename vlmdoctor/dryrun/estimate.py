@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmdoctor.dryrun.cost import UTILISATION, cost_of, fits, room_on, seconds_a_step
+from vlmdoctor.dryrun.cost import (
+    KNOWN_ERROR,
+    UTILISATION,
+    cost_of,
+    fits,
+    is_uncertain,
+    room_on,
+    seconds_a_step,
+)
 from vlmdoctor.dryrun.measure import StepCost, measure, of_shapes
 from vlmdoctor.dryrun.plan import Plan, prepared
 from vlmdoctor.dryrun.search import largest_batch, largest_sequence, settings_that_fit
@@ -23,6 +31,9 @@ UNITS = {
     "flops": "floating-point operations of one step on one rank",
     "tokens_a_second": "tokens a second on one rank, communication aside",
     "utilisation": "share of the GPU's dense peak rate",
+    "at_peak": "bytes on one rank that are alive at the peak; they add up to bytes.peak",
+    "peak_rate": "1e12 floating-point operations a second",
+    "known_error": "share of bytes.peak",
 }
 
 
@@ -50,6 +61,8 @@ def estimate(
         "lora": plan.lora,
         "frozen": list(plan.freeze),
         "bytes": parts,
+        "at_peak": {name: size for name, size in cost.at_peak.items() if size},
+        "known_error": KNOWN_ERROR,
         "utilisation": UTILISATION,
         "units": UNITS,
         "tokens_a_second": {
@@ -58,6 +71,7 @@ def estimate(
             if fits(cost, gpu) and (speed := _speed(shapes, seconds_a_step(cost, gpu, runs_in)))
         },
         "fits_on": [name for name, gpu in GPUS.items() if fits(cost, gpu)],
+        "uncertain_on": [name for name, gpu in GPUS.items() if is_uncertain(cost, gpu)],
     }
     if plan.shard is not None:
         told["ranks"] = {
@@ -87,11 +101,13 @@ def _on_gpu(
     seconds = seconds_a_step(cost, gpu, runs_in)
     told: dict[str, Any] = {
         "name": plan.gpu,
-        "memory": gpu.memory << 30,
+        "memory": int(gpu.memory * (1 << 30)),
         "room": room_on(gpu),
         "fits": fits(cost, gpu),
+        "uncertain": is_uncertain(cost, gpu),
         "seconds_a_step": seconds,
         "tokens_a_second": _speed(shapes, seconds),
+        "peak_rate": gpu.single if runs_in == "float32" else gpu.half,
         "lacks_bfloat16": runs_in == "bfloat16" and not gpu.bfloat16,
     }
     if make_batch is not None and shapes.batch_size and shapes.tokens:
@@ -103,7 +119,9 @@ def _on_gpu(
             told["sequence"] = asdict(longest)
     if not told["fits"]:
         told["settings"] = settings_that_fit(subject, plan, measured, gpu)
-        told["would_fit"] = next((setting["options"] for setting in told["settings"]), None)
+        # One that surely fits before one that may.
+        surest = sorted(told["settings"], key=lambda setting: setting["uncertain"])
+        told["would_fit"] = surest[0]["options"] if surest else None
     return told
 
 
@@ -117,7 +135,7 @@ def _precision(plan: Plan, shapes: Shapes) -> str:
     )
 
 
-def _speed(shapes: Shapes, seconds: float) -> float | None:
+def _speed(shapes: Shapes, seconds: float | None) -> float | None:
     return (shapes.batch_size or 1) * shapes.tokens / seconds if shapes.tokens and seconds else None
 
 

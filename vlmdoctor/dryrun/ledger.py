@@ -23,6 +23,9 @@ class Ledger:
         module: Set by whoever runs: the innermost module that is running, or an empty text.
     """
 
+    # What is alive at the peak, by what it is for.
+    GRADIENTS, GATHERED, ACTIVATIONS, TEMPORARY = "gradients", "gathered", "activations", "temporary"
+
     def __init__(self) -> None:
         self.live = 0
         self.peak = 0
@@ -33,6 +36,11 @@ class Ledger:
         self.module = ""
         self._known: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}
+        # What a storage is for is often known only later, so changes are kept: (number, bytes).
+        self._numbers: dict[int, int] = {}
+        self._purposes: dict[int, str] = {}
+        self._changes: list[tuple[int, int]] = []
+        self._peak_after = 0
 
     @contextlib.contextmanager
     def resizes(self) -> Iterator[None]:
@@ -57,6 +65,25 @@ class Ledger:
             storage = tensor.untyped_storage()
             self._known[storage._cdata] = storage
 
+    def end_forward(self) -> None:
+        """What is alive now is kept for backward: the activations."""
+        for number in self._numbers.values():
+            self._purposes.setdefault(number, self.ACTIVATIONS)
+
+    def gradient(self, tensor: Any) -> None:
+        """This tensor is the gradient of a parameter."""
+        number = self._numbers.get(tensor.untyped_storage()._cdata)
+        if number is not None:
+            self._purposes[number] = self.GRADIENTS
+
+    def at_peak(self) -> dict[str, int]:
+        """The bytes of the peak by purpose; their sum is `peak`."""
+        parts: dict[str, int] = {}
+        for number, change in self._changes[: self._peak_after]:
+            purpose = self._purposes.get(number, self.TEMPORARY)
+            parts[purpose] = parts.get(purpose, 0) + change
+        return parts
+
     def observe(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Counts one operator."""
         for tensor in out if isinstance(out, list | tuple) else (out,):
@@ -79,24 +106,30 @@ class Ledger:
 
         def gone(_: Any, key: int = key) -> None:
             self._known.pop(key, None)
-            self.live -= self._sizes.pop(key, 0)
+            size, number = self._sizes.pop(key, 0), self._numbers.pop(key, -1)
+            self.live -= size
+            self._changes.append((number, -size))
 
         self._known[key] = weakref.ref(storage, gone)
         self._sizes[key] = size = storage.nbytes()
-        self._add(size, func.overloadpacket.__name__)
+        self._numbers[key] = len(self._changes)
+        self._add(key, size, func.overloadpacket.__name__)
 
     def _resized(self, storage: Any) -> None:
         key = storage._cdata
         if key in self._sizes:
             size = storage.nbytes()
-            self._add(size - self._sizes[key], "resize_")
+            self._purposes[self._numbers[key]] = self.GATHERED
+            self._add(key, size - self._sizes[key], "resize_")
             self._sizes[key] = size
 
-    def _add(self, size: int, operator: str) -> None:
+    def _add(self, key: int, size: int, operator: str) -> None:
         self.live += size
+        self._changes.append((self._numbers[key], size))
         if self.live > self.peak:
             self.peak = self.live
             self.peak_at = (self.phase, self.module, operator)
+            self._peak_after = len(self._changes)
 
 
 def _attention_flops(func: Any, args: Any) -> int:

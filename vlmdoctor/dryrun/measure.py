@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ class StepCost:
         gathered: Bytes of weights that stay gathered from forward to backward.
         peak: The most that is alive at once beside `parameters` and `buckets`.
         peak_at: (phase, module, operator) of that moment.
+        peak_parts: Those bytes by purpose (`Ledger.at_peak`).
         flops: Floating-point operations.
         blocks, largest_block: How many layers are sharded by themselves, and the bytes of the largest.
     """
@@ -53,6 +54,7 @@ class StepCost:
     flops: int
     blocks: int = 0
     largest_block: int = 0
+    peak_parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> StepCost:
@@ -70,6 +72,7 @@ def of_shapes(shapes: Shapes, model: nn.Module, plan: Plan) -> StepCost:
         gathered=0,
         peak=shapes.peak_bytes,
         peak_at=shapes.peak_at,
+        peak_parts=shapes.peak_parts,
         flops=shapes.flops_forward + shapes.flops_backward,
     )
 
@@ -141,6 +144,7 @@ def _measured(
         gathered=outside,
         peak=done.peak,
         peak_at=done.peak_at,
+        peak_parts=done.peak_parts,
         flops=done.flops_forward + done.flops_backward,
         blocks=blocks,
         largest_block=largest_block,

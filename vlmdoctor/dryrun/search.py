@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vlmdoctor.dryrun.cost import cost_of, fits, room_on
+from vlmdoctor.dryrun.cost import cost_of, fits, is_uncertain, room_on
 from vlmdoctor.dryrun.measure import StepCost, measure
 from vlmdoctor.dryrun.optimizers import optimizer_bytes
 from vlmdoctor.dryrun.plan import Plan
@@ -179,7 +179,7 @@ def settings_that_fit(subject: Subject, plan: Plan, base: StepCost, gpu: GpuMode
     found: list[dict[str, Any]] = []
     seen: dict[Plan, StepCost] = {replace(plan, gpu=None, optimizer=""): base}
     for kind, options, changed in _changes(subject.model, plan, base):
-        if any(setting["kind"] == kind for setting in found):
+        if any(setting["kind"] == kind or setting["options"] == options for setting in found):
             continue
         key = replace(changed, gpu=None, optimizer="")
         try:
@@ -191,7 +191,15 @@ def settings_that_fit(subject: Subject, plan: Plan, base: StepCost, gpu: GpuMode
         except (Unavailable, UserError):
             continue
         if fits(cost, gpu):
-            found.append({"kind": kind, "options": options, "peak": cost.peak, "peak_in": cost.peak_in})
+            found.append(
+                {
+                    "kind": kind,
+                    "options": options,
+                    "peak": cost.peak,
+                    "peak_in": cost.peak_in,
+                    "uncertain": is_uncertain(cost, gpu),
+                }
+            )
     return found
 
 

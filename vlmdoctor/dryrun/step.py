@@ -55,6 +55,7 @@ class DryStep:
         saved: Bytes alive between forward and backward.
         peak: The most bytes alive at once, gradients included, parameters not.
         peak_at: (phase, module, operator).
+        peak_parts: Those bytes by purpose: gradients, activations, gathered weights, temporary.
         flops_forward, flops_backward: Floating-point operations.
         flops: Those of forward, by module.
         loss: Whether there was a loss to go back from.
@@ -67,6 +68,7 @@ class DryStep:
     saved: int = 0
     peak: int = 0
     peak_at: tuple[str, str, str] = ("", "", "")
+    peak_parts: dict[str, int] = field(default_factory=dict)
     flops_forward: int = 0
     flops_backward: int = 0
     flops: dict[str, int] = field(default_factory=dict)
@@ -111,6 +113,7 @@ def dry_step(
                 casting.forget()
             step.saved = ledger.live
             del logits
+            ledger.end_forward()
             if loss is not None and loss.requires_grad:
                 step.loss, ledger.phase, step.phase, ledger.module = True, "backward", "backward", ""
                 _backward(loss)
@@ -122,7 +125,10 @@ def dry_step(
             if (asked := _about_devices(error)) is not None:
                 raise ValueUnknown(asked, "(in a dry run, floats are on none)") from error
             step.error = error
-    step.peak, step.peak_at = ledger.peak, ledger.peak_at
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            ledger.gradient(local(parameter.grad))
+    step.peak, step.peak_at, step.peak_parts = ledger.peak, ledger.peak_at, ledger.at_peak()
     step.reached = frozenset(canonical_name(n) for n, p in model.named_parameters() if p.grad is not None)
     for (phase, module), count in ledger.flops.items():
         if phase == "forward":

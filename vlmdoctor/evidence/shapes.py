@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlmdoctor.evidence.failure import Failure
@@ -70,6 +71,7 @@ class Shapes:
         saved_bytes: Alive between forward and backward.
         peak_bytes: The most alive at once in a pass, gradients included, parameters not.
         peak_at: (phase, module, operator) of that moment.
+        peak_parts: Those bytes by purpose: gradients, activations, temporary.
         flops_forward, flops_backward: Floating-point operations of the batch.
         batch_size, tokens: Samples, and tokens in each; None where the batch does not tell.
         image_tokens: Placeholders of images in the first sample; None where unknown.
@@ -95,6 +97,7 @@ class Shapes:
     saved_bytes: int = 0
     peak_bytes: int = 0
     peak_at: tuple[str, str, str] = ("", "", "")
+    peak_parts: Mapping[str, int] = field(default_factory=dict)
     flops_forward: int = 0
     flops_backward: int = 0
     batch_size: int | None = None

@@ -12,7 +12,16 @@ from typing import Any
 from vlmdoctor.errors import UserError
 
 # Parts of a report that have files of their own.
-NOT_FORMATS = {"card", "page_parts", "dry_run", "machine", "module_table"}
+NOT_FORMATS = {
+    "card",
+    "dry_run",
+    "dry_run_answer",
+    "machine",
+    "machine_verdict",
+    "memory_bar",
+    "module_table",
+    "page_parts",
+}
 
 
 def names() -> list[str]:

@@ -1,88 +1,136 @@
-"""The dry run's table of modules and its costs, for a terminal and for a page."""
+"""The dry run for a terminal and for a page: the answer, the parts of the memory, and what it holds for."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vlmdoctor.knowledge.gpus import CUDA_RESERVED
+from vlmdoctor.reporters.dry_run_answer import Answer, answer_of, by_memory, speed
+from vlmdoctor.reporters.memory_bar import STYLE as BAR_STYLE
+from vlmdoctor.reporters.memory_bar import bar_html, print_bar
 from vlmdoctor.reporters.module_table import STYLE, counted, print_tables, sized, tables_html
 
+_STYLES = {"fits": "bold green", "too large": "bold red", "needs": "bold"}
+MORE = "-v shows the modules, their shapes, how positions turn and what gets no gradient"
 
-def print_dry_run(console: Console, facts: Mapping[str, Any]) -> None:
-    """The table of modules and what the step costs."""
-    if "not_possible" in facts:
-        console.print(Text(f"no dry run: {facts['not_possible']}"))
-        console.print()
-        return
-    print_tables(console, facts)
+
+def print_dry_run(console: Console, facts: Mapping[str, Any], verbose: bool) -> None:
+    """The answer, the memory as a bar, and what it holds for; with `verbose` the tables of modules too."""
+    answer = answer_of(facts)
+    for line in textwrap.wrap(answer.line, console.width, subsequent_indent="  ", break_on_hyphens=False):
+        console.print(Text(line, _STYLES.get(answer.state, "bold yellow")), soft_wrap=True)
+    if "cost" in facts:
+        print_bar(console, facts["cost"])
+    rows = list(cost_rows(facts))
+    if verbose:
+        rows += detail_rows(facts)
+    elif "modules" in facts:
+        rows.append(("more", MORE))
     lines = Table.grid(padding=(0, 2))
-    for name, value in cost_rows(facts):
-        lines.add_row(Text(name, style="dim"), Text(value))
-    console.print(lines)
+    lines.add_column(no_wrap=True, style="dim")
+    lines.add_column()
+    for name, value in rows:
+        lines.add_row(name, Text(value))
+    if rows:
+        console.print(Padding(lines, (0, 0, 0, 2)))
     console.print()
+    if verbose and "modules" in facts:
+        print_tables(console, facts)
 
 
 def dry_run_html(report_facts: Mapping[str, Any]) -> str:
-    """The same as a fragment of HTML; empty where there was no dry run."""
+    """The same as a fragment of HTML, with the tables; empty where there was no dry run."""
     facts = report_facts.get("dry_run")
     if facts is None:
         return ""
-    if "not_possible" in facts:
-        return f"<p>no dry run: {escape(facts['not_possible'])}</p>"
-    costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in cost_rows(facts))
-    return f"<style>{STYLE}</style>{tables_html(facts)}<dl>{costs}</dl>"
+    answer = answer_of(facts)
+    bar = bar_html(facts["cost"]) if "cost" in facts else ""
+    rows = (*cost_rows(facts), *detail_rows(facts))
+    costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+    tables = tables_html(facts) if "modules" in facts else ""
+    return (
+        f"<style>{STYLE}{BAR_STYLE}</style><div class='dry-run'>{_answer_html(answer)}{bar}"
+        f"{f'<dl>{costs}</dl>' if costs else ''}{tables}</div>"
+    )
+
+
+def _answer_html(answer: Answer) -> str:
+    return f"<p class='answer {answer.state.replace(' ', '-')}'>{escape(answer.line)}</p>"
 
 
 def cost_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Labelled lines: the batch, the bytes, the GPU."""
+    """(label, text) of what the answer holds for, and of what else would fit."""
+    if "not_possible" in facts:
+        return
+    cost = facts.get("cost")
+    yield from _for_what(facts, cost)
+    if facts.get("spread"):
+        yield "assumed", "expert routing is not known: all experts are used equally often"
+    if not facts.get("loss", True):
+        yield "assumed", "no loss leads back to a parameter: what backward takes is not in the number"
+    if cost is None:
+        return
+    if "ranks" in cost:
+        yield "each rank", _rank_line(cost["ranks"])
+    gpu = cost.get("gpu")
+    if gpu is not None:
+        yield from _gpu_rows(gpu, cost)
+
+
+def _for_what(facts: Mapping[str, Any], cost: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    parts = []
+    if facts["tokens"] is not None:
+        images = f", {facts['image_tokens']} of them image tokens" if facts["image_tokens"] else ""
+        parts.append(f"{facts['batch_size']} × {facts['tokens']} tokens{images}")
+    if cost is not None:
+        parts += [cost["precision"], cost["optimizer"]]
+        parts += ["gradient checkpointing"] if cost["gradient_checkpointing"] else []
+        parts += [f"LoRA of rank {cost['lora']}"] if cost["lora"] else []
+        parts += [f"peak in the {cost['bytes']['peak_in']}"]
+    if parts:
+        yield "for", " · ".join(parts)
+    frozen = cost["frozen"] if cost is not None else []
+    if "frozen_by_contract" in facts:
+        yield "frozen", f"{', '.join(facts['frozen_by_contract'])}: [tool.vlmdoctor.contract] says so"
+    elif frozen:
+        yield "frozen", ", ".join(frozen)
+
+
+def detail_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, text) of what is shown with `-v` and on a page."""
+    if "not_possible" in facts:
+        return
     for rope in facts.get("rope", ()):
         yield "rope", rope_line(rope)
     for idle in facts.get("idle", ()):
         yield "no gradient", idle_line(idle)
-    if "frozen_by_contract" in facts:
-        yield "frozen", f"{', '.join(facts['frozen_by_contract'])}: [tool.vlmdoctor.contract] says so"
-    tokens = facts["tokens"]
-    if tokens is not None:
-        images = f", {facts['image_tokens']} of them image tokens" if facts["image_tokens"] else ""
-        room = f"; the context holds {facts['context']}" if facts["context"] else ""
-        yield "batch", f"{facts['batch_size']} × {tokens} tokens{images}{room}"
+    if facts["context"]:
+        yield "context", f"{facts['context']} tokens"
     if facts["context"] and facts["image_tokens"] and facts["images"] and facts["batch_size"]:
         each = facts["image_tokens"] / max(1, facts["images"] // facts["batch_size"])
         yield "images", f"{each:.0f} tokens each: at most {int(facts['context'] // each)} in a context"
-    if facts.get("spread"):
-        yield "assumed", "expert routing is not known: all experts are used equally often"
     if "images_are" in facts:
-        yield "", facts["images_are"]
+        yield "image size", facts["images_are"]
     cost = facts.get("cost")
     if cost is None:
-        if "cost_not_possible" in facts:
-            yield "cost", f"not known: {facts['cost_not_possible']}"
         return
     parts = cost["bytes"]
-    held = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
-    listed = ", ".join(
-        f"{name} {sized(parts[part])}" for name, part in (*held, ("activations", "activations"))
+    listed = (("weights", "parameters"), ("gradients", "gradients"), (cost["optimizer"], "optimizer"))
+    over = ", ".join(
+        f"{name} {sized(parts[part])}" for name, part in (*listed, ("activations", "activations"))
     )
-    yield (
-        "memory",
-        f"{sized(parts['peak'])} at the peak, in the {parts['peak_in']}: {listed} ({cost['precision']})",
-    )
-    if "ranks" in cost:
-        yield "each rank", _rank_line(cost["ranks"])
+    # Not all of it is alive at the same moment.
+    yield "over the step", over
     yield "compute", f"{_flops(parts['flops'])} per step"
-    gpu = cost.get("gpu")
-    if gpu is None:
-        fitting = cost.get("fits_on", [])
-        one = "each on" if "ranks" in cost else "on one"
-        yield "fits", f"{one} {', '.join(fitting)}" if fitting else "on no known GPU"
-        return
-    yield from _gpu_rows(gpu, parts["peak"], cost["utilisation"])
+    if fitting := cost.get("fits_on"):
+        yield "fits", ", ".join(by_memory(fitting))
 
 
 def _rank_line(ranks: Mapping[str, Any]) -> str:
@@ -96,26 +144,50 @@ def _rank_line(ranks: Mapping[str, Any]) -> str:
     )
 
 
-def _gpu_rows(gpu: Mapping[str, Any], peak: int, utilisation: float) -> Iterator[tuple[str, str]]:
-    fits = "fits" if gpu["fits"] else "does not fit"
-    usable = gpu["memory"] - CUDA_RESERVED
-    needed = f"{peak / 1e9:.1f}" if peak >= 1e8 else sized(peak)
-    yield gpu["name"], f"{fits}: {needed} of {sized(usable)} ({sized(CUDA_RESERVED)} reserved for CUDA)"
+def _gpu_rows(gpu: Mapping[str, Any], cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if gpu.get("others"):
+        yield "taken", _taken(gpu, cost)
+    if gpu.get("uncertain"):
+        yield (
+            "uncertain",
+            (
+                f"the peak is estimated to within {cost['known_error']:.0%}; fragmentation and kernels' "
+                "workspaces come on top"
+            ),
+        )
     if gpu["lacks_bfloat16"]:
-        yield "", f"the {gpu['name']} has no bfloat16 units: float16 runs many times faster there"
+        yield "note", f"the {gpu['name']} has no bfloat16 units: float16 runs many times faster there"
     settings = gpu.get("settings", ())
-    for setting in settings:
-        yield "would fit", f"{setting['options']}: {sized(setting['peak'])} ({setting['kind']})"
+    for number, setting in enumerate(settings):
+        label = "would fit" if number == 0 else ""
+        unsure = ", uncertain" if setting.get("uncertain") else ""
+        # Where parts are frozen already, it is those that learn which go on learning.
+        less = setting["kind"] == "all parameters" and (cost["frozen"] or cost["lora"])
+        kind = "with what learns now" if less else setting["kind"]
+        yield label, f"{setting['options']}: {sized(setting['peak'])} ({kind}{unsure})"
     if not gpu["fits"] and not settings:
         yield "would fit", "no setting that was tried"
     largest = "; ".join(_largest(gpu))
     if largest:
         yield "limits", largest
     if gpu["fits"] and gpu["tokens_a_second"]:
+        each = " on each rank, communication aside" if "ranks" in cost else ""
+        of = f", {gpu['peak_rate']:g} TFLOP/s by the maker's data sheet" if gpu.get("peak_rate") else ""
         yield (
             "speed",
-            f"about {gpu['tokens_a_second']:,.0f} tokens/s at {utilisation:.0%} of the peak rate",
+            f"{speed(gpu['tokens_a_second'])}{each}, assuming {cost['utilisation']:.0%} of its peak{of}",
         )
+
+
+def _taken(gpu: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
+    others = list(gpu["others"])
+    text = (
+        f"'{gpu['asked']}' may be {' or '.join([gpu['name'], *others])}: that with the least memory was taken"
+    )
+    fitting = [name for name in others if name in cost["fits_on"] and name not in cost["uncertain_on"]]
+    if not gpu["fits"] and fitting:
+        text += f"; it fits {', '.join(fitting)}"
+    return text
 
 
 def _flops(count: float) -> str:

@@ -36,11 +36,11 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         markup=False,
         emoji=False,
     )
+    if not quiet and "dry_run" in report.facts:
+        print_dry_run(console, report.facts["dry_run"], verbose)
     for finding in report.findings:
         _print_card(console, finding, verbose)
         console.print()
-    if not quiet and "dry_run" in report.facts:
-        print_dry_run(console, report.facts["dry_run"])
     if verbose:
         _print_contract(console, report)
         _print_parts(console, report)

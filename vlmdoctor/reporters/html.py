@@ -72,9 +72,9 @@ def _body(report: Report) -> list[str]:
     needed = [(one.question, one.needs) for one in report.coverage if not one.answered]
     rows = "".join(f"<tr><td>{escape(q)}</td><td>hand in {escape(n)}</td></tr>" for q, n in needed)
     return [
+        dry_run_html(report.facts),
         *map(card, report.findings),
         *(f"<p>{escape(line)}</p>" for line in withdrawn_lines(report)),
-        dry_run_html(report.facts),
         f"<h2>Not judged</h2><div class='scroll'><table>{rows}</table></div>" if rows else "",
     ]
 

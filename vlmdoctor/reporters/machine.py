@@ -210,34 +210,5 @@ def _variables(environment: Environment) -> tuple[str, tuple[str, ...], bool]:
     return f"{len(names)} that may matter: {shown}", details, True
 
 
-def ability(environment: Environment, findings: Iterable[Finding]) -> str:
-    """What the machine can and can't do, in one plain sentence."""
-    from vlmdoctor.rules.env.demand_not_met import seen_gpus
-
-    findings = list(findings)
-    if any(f.severity is Severity.ERROR and f.code.startswith(("ENV1", "ENV2", "ENV3")) for f in findings):
-        return f"Not ready to train: {_count(sum(f.severity is Severity.ERROR for f in findings), 'error')}."
-    gpus = seen_gpus(environment)
-    if "torch" in environment.unseen:
-        return "Whether torch can use the GPUs is not shown by this report."
-    if "gpus" in environment.unseen:
-        return "Whether there is a GPU is not shown by this report."
-    if environment.torch is None:
-        return "Not ready to train: torch is not installed."
-    if gpus and environment.torch.cuda:
-        known = [gpu.memory for gpu in gpus if gpu.memory]
-        room = f" with {min(known) / GIB:.0f} GiB each" if known and len(gpus) > 1 else ""
-        room = f" with {known[0] / GIB:.0f} GiB" if known and len(gpus) == 1 else room
-        old = [gpu for gpu in gpus if gpu.capability and gpu.capability < (8, 0)]
-        precision = "; bf16 is slow on it, use fp16" if old else ""
-        return f"Ready to train on {_count(len(gpus), 'GPU')}{room}{precision}."
-    if environment.other_accelerator and (environment.torch.hip or "Apple" in environment.other_accelerator):
-        return f"Ready to train on {environment.other_accelerator}, if its torch supports the model."
-    return (
-        "Ready to train small models on the CPU, where every check runs too; a VLM of billions of "
-        "parameters needs a GPU. 'vlmdoctor check TARGET --depth shapes' computes what one would need."
-    )
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -8,6 +8,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.card import ADDRESS, card_of, summary_line, withdrawn_lines
+from vlmdoctor.reporters.dry_run_answer import answer_of
 
 _VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! could not run"}
 
@@ -15,6 +16,8 @@ _VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! could not 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """A heading with the verdict, each finding with its rows, and what was skipped."""
     parts = [f"## {_VERDICTS[report.verdict]}: vlmdoctor {_text(report.command)} {_code(report.target)}"]
+    if "dry_run" in report.facts:
+        parts.append(f"**{_text(answer_of(report.facts['dry_run']).line)}**")
     parts += [_finding(finding) for finding in report.findings]
     parts += [_text(line) for line in withdrawn_lines(report)]
     if report.crashed:

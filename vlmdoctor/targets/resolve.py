@@ -57,6 +57,8 @@ def resolve(
             return checkpoint(text, path, trust_remote_code, weightless, makes_batch, budget)
         if path.suffix == ".py":
             raise _no_factory_named(path)
+        if (repository := _on_the_hub(text)) is not None:
+            raise UserError(_to_download(text, repository))
         place, colon, factory = text.rpartition(":")
         if not colon or not place or not factory:
             raise UserError(f"there is no target '{text}': {FORMS}.")
@@ -71,6 +73,30 @@ def resolve(
         from vlmdoctor.targets.default_batch import with_batch
 
         return with_batch(target)
+
+
+# An address of the Hub, or what it calls a model: owner and name.
+_HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?=[^/]+/)", re.IGNORECASE)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _on_the_hub(text: str) -> str | None:
+    """Owner and name of the model on the Hub that the text may mean; None where it means none."""
+    address = _HUB.match(text)
+    name = "/".join(text[address.end() :].split("/")[:2]) if address else text
+    name = re.split(r"[?#@]", name)[0]
+    if _REPOSITORY.fullmatch(name) is None or (not address and name.endswith(".py")):
+        return None
+    # Below a folder that is there, it is a path with a mistake in it.
+    return name if address or not boundary.is_dir(boundary.expanded(name.split("/")[0])) else None
+
+
+def _to_download(text: str, repository: str) -> str:
+    folder = repository.split("/")[1]
+    return (
+        f"there is no folder '{text}', and nothing is downloaded here; for a model of the Hub, get its "
+        f"configuration with 'hf download {repository} config.json --local-dir {folder}' and check {folder}."
+    )
 
 
 def _no_factory_named(path: Path) -> UserError:

@@ -103,6 +103,7 @@ def shapes_of(
         saved_bytes=step.saved,
         peak_bytes=step.peak,
         peak_at=step.peak_at,
+        peak_parts=step.peak_parts,
         flops_forward=step.flops_forward,
         flops_backward=step.flops_backward,
         batch_size=rows,
