@@ -15,6 +15,7 @@ from vlmdoctor.engine import DEPTHS, Gatherer, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.knowledge.named_parts import naming
+from vlmdoctor.notebook.progress import progress_line
 from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
@@ -106,15 +107,18 @@ def check(
                 raise UserError(
                     f"no batch can be read from what was given: {refusal}; give `batch`."
                 ) from None
-            return examine(
-                subject,
-                target=type(subject.model).__name__,
-                rules=rules,
-                depth=depth,
-                budget=budget,
-                fail_on=fail_on,
-                facts={"not_kept": not_kept_by(kept)},
-            )
+            target = type(subject.model).__name__
+            with progress_line(target) as progress:
+                return examine(
+                    subject,
+                    target=target,
+                    rules=rules,
+                    depth=depth,
+                    budget=budget,
+                    fail_on=fail_on,
+                    progress=progress,
+                    facts={"not_kept": not_kept_by(kept)},
+                )
     finally:
         kept.close()
 
