@@ -84,6 +84,7 @@ def coverage(
     ran: Iterable[str],
     skipped: Iterable[tuple[str, str]],
     gathered: Mapping[type, object],
+    found: Iterable[str] = (),
 ) -> tuple[Coverage, ...]:
     """Which of the central questions were answered by an examination of a model.
 
@@ -92,7 +93,9 @@ def coverage(
         ran: The names of those that gave a judgement.
         skipped: (rule, reason) of those that could not.
         gathered: The evidence, by class.
+        found: The names of the rules that found something: that is an answer.
     """
+    found = set(found)
     selected, ran, reasons = set(selected), set(ran), dict(skipped)
     with_images = _has_images(gathered)
     answers = []
@@ -100,7 +103,7 @@ def coverage(
         if not selected & set(asked.rules) or (asked.about_images and not with_images):
             continue
         why = None if ran & set(asked.rules) else _why(asked, reasons)
-        if why is None:
+        if why is None and not found & set(asked.rules):
             why = _unseen(asked.topic, gathered)
         reason, needs = why or ("", "")
         answers.append(Coverage(asked.topic, asked.question, why is None, reason, needs))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from vlmdoctor.budget import BudgetedGatherer
 from vlmdoctor.contract import parse
 from vlmdoctor.coverage import coverage
-from vlmdoctor.engine import DEPTHS, Gatherer, judge
+from vlmdoctor.engine import DEPTHS, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
+from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.notebook.progress import progress_line
 from vlmdoctor.proof.prove import prove
@@ -27,9 +29,9 @@ from vlmdoctor.subject import Subject, optimizers
 def check(
     model: Any,
     batch: Any = None,
+    optimizer: Any = None,
     *,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    optimizer: Any = None,
     lr_scheduler: Any = None,
     tokenizer: Any = None,
     processor: Any = None,
@@ -44,9 +46,9 @@ def check(
     labels_name: str | None = None,
     depth: str | None = None,
     budget: float | None = None,
-    select: Iterable[str] = (),
-    extend_select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
+    select: Iterable[str] | str = (),
+    extend_select: Iterable[str] | str = (),
+    ignore: Iterable[str] | str = (),
     fail_on: str = "error",
 ) -> Report:
     """Examines `model` before a long run: is it wired so that it can learn?
@@ -55,72 +57,97 @@ def check(
     what they were.
 
     Args:
-        model: A module, a callable that builds one, or a Subject (then the other fields are taken from it).
+        model: A module, a Trainer, a Subject, a tuple (model, batch, optimizer), a function without arguments
+            that returns one of these, or a TARGET of the command line such as `minivlm:tiny`.
         batch: What the model is called with: a mapping (keywords) or a tuple (positions).
         loss_fn: `loss_fn(model, batch) -> Tensor`; by default the output's `.loss`.
-        optimizer, lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
+        optimizer: The optimizer, or several.
+        lr_scheduler, tokenizer, processor, train_dataset, data_collator, checkpoint, trainable,
             training_args: As in `Subject`.
         contract: What the run is meant to be, as in `[tool.vlmdoctor.contract]`: `{"vision": "frozen"}`.
         roles, image_token_id, labels_name: As in `Subject`: which part is which where names don't say it;
             measured where they are not given.
         depth: `static`, `shapes`, `forward`, `backward` or `steps`; by default as deep as the batch allows.
         budget: Seconds after which no further probe is started.
-        select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL.
+        select, extend_select, ignore: Rules: names, codes, prefixes of codes, ALL; one, or several.
         fail_on: The least severity that fails: `error`, `warning` or `never`.
 
     Raises:
         UserError: Something that was given can't be used at all.
     """
-    if isinstance(model, Subject):
-        subject = model
-    else:
-        subject = Subject(
-            model=model,
-            batch=batch,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            tokenizer=tokenizer,
-            processor=processor,
-            train_dataset=train_dataset,
-            data_collator=data_collator,
-            checkpoint=checkpoint,
-            trainable=trainable,
-            training_args=training_args,
-            contract=None if contract is None else parse(contract, "contract="),
-            roles=roles,
-            image_token_id=image_token_id,
-            labels_name=labels_name,
-        )
     if fail_on not in ("error", "warning", "never"):
         raise UserError(f"fail_on can't be '{fail_on}'; choose one of error, warning, never.")
     from vlmdoctor.sandbox.restore import restoring_subject
     from vlmdoctor.targets.factory import subject_of
+    from vlmdoctor.targets.given import given
 
-    rules = select_rules(model_rules(), select, extend_select, ignore)
-    kept = restoring_subject(subject, values=False)
+    select_rules(model_rules(), select, extend_select, ignore)  # before anything is built
+    fields = {
+        "batch": batch,
+        "loss_fn": loss_fn,
+        "optimizer": optimizer,
+        "lr_scheduler": lr_scheduler,
+        "tokenizer": tokenizer,
+        "processor": processor,
+        "train_dataset": train_dataset,
+        "data_collator": data_collator,
+        "checkpoint": checkpoint,
+        "trainable": trainable,
+        "training_args": training_args,
+        "contract": None if contract is None else parse(contract, "contract="),
+        "roles": roles,
+        "image_token_id": image_token_id,
+        "labels_name": labels_name,
+    }
+    examined = given(model, fields)
+    seen, rules = seen_beside(examined.file, examined.facts)
+    kept = restoring_subject(examined.subject, values=False)
     try:
         with kept:
             try:
-                subject = subject_of(subject, "the given Subject")
+                subject = subject_of(examined.subject, "the given Subject")
             except WouldMove as refusal:
                 raise UserError(
                     f"no batch can be read from what was given: {refusal}; give `batch`."
                 ) from None
-            target = type(subject.model).__name__
+            target = examined.name or type(subject.model).__name__
             with progress_line(target) as progress:
                 return examine(
                     subject,
                     target=target,
-                    rules=rules,
+                    rules=select_rules(rules, select, extend_select, ignore),
                     depth=depth,
                     budget=budget,
                     fail_on=fail_on,
                     progress=progress,
-                    facts={"not_kept": not_kept_by(kept)},
+                    given=seen,
+                    facts={**examined.facts, "not_kept": not_kept_by(kept)},
+                    missing_batch=examined.missing_batch,
                 )
     finally:
         kept.close()
+
+
+def seen_beside(file: Path | None, facts: Mapping[str, Any]) -> tuple[list[object], list[Rule]]:
+    """(evidence that a target brings along, the rules that judge it): its source file is read as well.
+
+    The command line and Python examine the same target by the same rules.
+    """
+    from vlmdoctor.evidence.made_batch import MadeBatch
+    from vlmdoctor.evidence.source import Source
+    from vlmdoctor.probes.failure.traceback import shown_path
+    from vlmdoctor.probes.source.files import kind_of
+    from vlmdoctor.probes.source.scan import scan
+    from vlmdoctor.rulebook import answerable
+
+    seen: list[object] = []
+    rules = model_rules()
+    if "batch" in facts:
+        seen.append(MadeBatch(how=facts["batch"]))
+    if file is not None and kind_of(file) == "python":
+        seen.append(scan([Path(shown_path(str(file)))]))
+        rules += answerable({Source})
+    return seen, rules
 
 
 def not_kept_by(kept: Any) -> list[dict[str, str]]:
@@ -199,11 +226,28 @@ def _examined(
     if isinstance(agreement, ContractStatus) and agreement.seen:
         terms = {"expected": dict(agreement.expected), "seen": dict(agreement.seen)}
         report = dataclasses.replace(report, facts={**report.facts, "contract": terms})
-    answers = coverage((rule.name for rule in rules), report.ran, report.skipped, gather.gathered)
+    answers = coverage(
+        (rule.name for rule in rules),
+        report.ran,
+        report.skipped,
+        gather.gathered,
+        (finding.rule for finding in report.findings),
+    )
     late = sum(reason == gather.ran_out for _, reason in report.skipped)
     cut = f"the budget of {gather.budget:g} s ran out before {late} checks" if late else None
     report = dataclasses.replace(report, coverage=answers, incomplete=cut)
-    return _in_own_names(prove(report, subject, gather, rules, gather.in_time), subject)
+    forward = gather.gathered.get(Forward)
+    if report.findings and isinstance(forward, Forward) and forward.failure is None and gather.in_time():
+        from vlmdoctor.probes.places import located
+
+        report = dataclasses.replace(report, findings=located(report.findings, subject))
+    report = prove(report, subject, gather, rules, gather.in_time)
+    if any(finding.fix and finding.fix.commands for finding in report.findings):
+        from vlmdoctor.proof.fix_lines import tried
+
+        found = tried(report.findings, subject, rules, gather.depth, gather.in_time)
+        report = dataclasses.replace(report, findings=found)
+    return _in_own_names(report, subject)
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:
@@ -230,41 +274,6 @@ def _uncompiled() -> Iterator[None]:
 
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-class BudgetedGatherer(Gatherer):
-    """A Gatherer that starts no probe after its time is up, and says why there is no batch."""
-
-    def __init__(
-        self,
-        *arguments: Any,
-        budget: float | None = None,
-        missing_batch: str | None = None,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(*arguments, **keywords)
-        self.budget = budget
-        self.missing_batch = missing_batch
-        self._started = time.monotonic()
-
-    @property
-    def ran_out(self) -> str:
-        """Why a probe is not started after its time."""
-        return f"the budget of {self.budget or 0:g} s was used up"
-
-    def in_time(self) -> bool:
-        """Whether its time is not up yet."""
-        return self.budget is None or time.monotonic() - self._started <= self.budget
-
-    def _probe(self, evidence_class: type) -> object:
-        if not self.in_time():
-            raise Unavailable(self.ran_out)
-        try:
-            return super()._probe(evidence_class)
-        except Unavailable as reason:
-            if self.missing_batch is not None and str(reason) == "no batch was given":
-                raise Unavailable(self.missing_batch) from None
-            raise
 
 
 def _refuse_nonsense(subject: Subject) -> None:

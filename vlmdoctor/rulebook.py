@@ -182,9 +182,9 @@ def renamed(selectors: Iterable[str]) -> dict[str, str]:
 
 def select_rules(
     rules: Iterable[Rule],
-    select: Iterable[str] = (),
-    extend_select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
+    select: Iterable[str] | str = (),
+    extend_select: Iterable[str] | str = (),
+    ignore: Iterable[str] | str = (),
 ) -> list[Rule]:
     """The rules that `--select`, `--extend-select` and `--ignore` leave, as ruff resolves them.
 
@@ -192,7 +192,7 @@ def select_rules(
     same specificity ignoring wins. With no `select`, `rules` (the command's own) are selected.
     """
     defaults = list(rules)
-    select, extend_select, ignore = list(select), list(extend_select), list(ignore)
+    select, extend_select, ignore = map(_listed, (select, extend_select, ignore))
     for selector in (*select, *extend_select, *ignore):
         if not any(_specificity(selector, candidate) for candidate in all_rules()):
             raise UserError(
@@ -208,6 +208,12 @@ def select_rules(
         if wanted > unwanted:
             chosen.append(candidate)
     return chosen
+
+
+def _listed(selectors: Iterable[str] | str) -> list[str]:
+    """Selectors as a list: one text is one selector, or several with commas between them."""
+    texts = selectors.split(",") if isinstance(selectors, str) else selectors
+    return [text.strip() for text in texts]
 
 
 def _specificity(selector: str, candidate: Rule) -> int:

@@ -17,6 +17,7 @@ from vlmdoctor.errors import UserError
 from vlmdoctor.knowledge.named_parts import current
 from vlmdoctor.look.samples import looks_of
 from vlmdoctor.probes.model.landing import padding_of
+from vlmdoctor.reporters.full import render
 
 
 def made(*faults: str):
@@ -32,6 +33,13 @@ def test_roles_that_are_given_win() -> None:
     assert seen["parts"]["projector"] == "vision (given)"
     assert seen["parts"]["vision"] == "mlp (given)"
     assert seen["contract"]["seen"]["projector"] == "frozen"
+
+
+def test_what_was_measured_is_shown_to_who_asks_for_more() -> None:
+    report = vlmdoctor.check(made(), depth="forward")
+    plain = render(report, color=False, verbose=True, quiet=False, width=100)
+    assert any(line.split() == ["part", "projector", "mlp", "(measured)"] for line in plain.splitlines())
+    assert "(measured)" not in render(report, color=False, verbose=False, quiet=False, width=100)
 
 
 def test_given_roles_hold_without_a_pass() -> None:

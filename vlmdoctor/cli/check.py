@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -134,28 +133,16 @@ def _examine(
     progress: Callable[[str], None],
 ) -> Report:
     from vlmdoctor import settings
-    from vlmdoctor.evidence.made_batch import MadeBatch
-    from vlmdoctor.evidence.source import Source
-    from vlmdoctor.examine import examine, model_rules
-    from vlmdoctor.probes.failure.traceback import shown_path
-    from vlmdoctor.probes.source.files import kind_of
-    from vlmdoctor.probes.source.scan import scan
-    from vlmdoctor.rulebook import answerable
+    from vlmdoctor.examine import examine, model_rules, seen_beside
     from vlmdoctor.targets.resolve import resolve
 
-    given: list[object] = []
-    rules = model_rules()
-    output.rules(rules)  # a misspelt rule is reported before the model is built
+    output.rules(model_rules())  # a misspelt rule is reported before the model is built
     progress("building the model")
     resolved = resolve(target, trust_remote_code=trust_remote_code, budget=budget)
     settings.load().fill(resolved.subject)
-    if "batch" in resolved.facts:
-        given.append(MadeBatch(how=resolved.facts["batch"]))
     if device is not None:
         _move(resolved.subject, device)
-    if resolved.file is not None and kind_of(resolved.file) == "python":
-        given.append(scan([Path(shown_path(str(resolved.file)))]))
-        rules += answerable({Source})
+    seen, rules = seen_beside(resolved.file, resolved.facts)
     return examine(
         resolved.subject,
         target=target,
@@ -164,7 +151,7 @@ def _examine(
         budget=budget,
         fail_on=output.fail_on,
         progress=progress,
-        given=given,
+        given=seen,
         facts=resolved.facts,
         missing_batch=resolved.missing_batch,
     )

@@ -5,18 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from typing import TYPE_CHECKING
 
-from vlmdoctor import __version__
 from vlmdoctor.evidence.data import Data
 from vlmdoctor.look.findings import data_findings
 from vlmdoctor.look.samples import Look, Token, Turn
 from vlmdoctor.look.summary import notes, shares, stop_line, visible
 from vlmdoctor.plain_text import plain_line
-from vlmdoctor.reporters.card import GLYPHS, rows_of
-from vlmdoctor.reporters.html import inert
+from vlmdoctor.reporters.page_parts import card, document, escape, stylesheet
 from vlmdoctor.rules.places import counted
 
 if TYPE_CHECKING:
@@ -30,10 +26,6 @@ LARGEST = 512
 
 def render(looks: Sequence[Look], data: Data, target: str) -> str:
     """The page: what it adds up to first, then sample by sample."""
-    package = resources.files("vlmdoctor")
-    style = "".join(
-        package.joinpath(name).read_text(encoding="utf-8") for name in ("runs/page.css", "look/page.css")
-    )
     rows = [look.row for look in looks]
     learned, tokens = sum(look.supervised for look in looks), sum(len(row.ids) for row in rows)
     padding = sum(row.count("padding") for row in rows)
@@ -59,25 +51,11 @@ def render(looks: Sequence[Look], data: Data, target: str) -> str:
         f"<h2>Sample by sample</h2>{_legend()}",
         *(_sample(look) for look in looks),
     )
-    return inert(
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n<footer>Made by vlmdoctor {escape(__version__)}. "
-        "This page needs no other file and no network.</footer>\n</body>\n</html>\n"
-    )
+    return document(title, body, style=stylesheet("look/page.css"))
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    return "".join(
-        f"<section class='finding {finding.severity}'><h3>"
-        f"<span>{GLYPHS[finding.severity]} {finding.severity}</span> {escape(finding.message)} "
-        f"<code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>"
-        + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in rows_of(finding))
-        + "</dl></section>"
-        for finding in findings
-    )
+    return "".join(map(card, findings))
 
 
 def _summary(looks: Sequence[Look], data: Data) -> str:

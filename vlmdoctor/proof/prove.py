@@ -185,9 +185,7 @@ def _with_certainty(finding: Finding) -> Finding:
     """The finding after its repair was tried, or could not be."""
     if finding.cause is None or finding.certainty is not Certainty.MEASURED:
         return finding
-    return dataclasses.replace(
-        finding, cause=f"{finding.cause} (inferred, not proven)", certainty=Certainty.INFERRED
-    )
+    return dataclasses.replace(finding, certainty=Certainty.INFERRED)
 
 
 def _ranked(findings: list[Finding], gone: dict[int, set[str]]) -> list[Finding]:

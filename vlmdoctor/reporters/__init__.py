@@ -12,7 +12,7 @@ from typing import Any
 from vlmdoctor.errors import UserError
 
 # Parts of a report that have files of their own.
-NOT_FORMATS = {"card", "dry_run", "machine", "module_table"}
+NOT_FORMATS = {"card", "page_parts", "dry_run", "machine", "module_table"}
 
 
 def names() -> list[str]:

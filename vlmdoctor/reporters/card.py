@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
+from vlmdoctor.knowledge.shell import is_code
 from vlmdoctor.plain_text import plain_line, shown_integer
 from vlmdoctor.report import Report
 
@@ -36,6 +36,7 @@ class Card:
         symptoms: What else was found that this explains.
         fix: What to do; empty where nothing is said of it.
         pattern: Whether the lines of the fix were not run on a copy, so that names in them may be others.
+        tried: Whether they were, and helped.
         commands: The lines of the fix.
         more: The command that says more.
     """
@@ -51,6 +52,7 @@ class Card:
     symptoms: tuple[str, ...]
     fix: str
     pattern: bool
+    tried: bool
     commands: tuple[str, ...]
     more: str
 
@@ -69,7 +71,9 @@ class Card:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """(label, text) of what is printed under the title; a text may have several lines."""
         fix = self.fix
-        if self.pattern:
+        if self.tried:
+            fix = f"{fix.rstrip(' :')} (tried on a copy):".lstrip()
+        elif self.pattern:
             fix = f"{fix.rstrip(' :')} (pattern, names may differ):".lstrip()
         lines = [*([fix] if fix else []), *(f"  {line}" for line in self.commands)]
         rows = (
@@ -100,6 +104,7 @@ def card_of(finding: Finding) -> Card:
         symptoms=_bounded(finding.symptoms, MOST_SYMPTOMS, "-v lists them"),
         fix=fix.text,
         pattern=not fix.tried and any(map(is_code, fix.commands)),
+        tried=fix.tried and bool(fix.commands),
         commands=fix.commands,
         more=f"vlmdoctor rule {finding.code or finding.rule}",
     )
@@ -148,6 +153,8 @@ def summary_parts(report: Report) -> tuple[str, ...]:
     if counts[Severity.INFO]:
         found += f", {counts[Severity.INFO]} info"
     glyph = VERDICT_GLYPHS[report.verdict]
+    if report.verdict == "pass" and counts[Severity.WARNING]:
+        glyph = GLYPHS[Severity.WARNING]  # nothing fails, and all is not well
     checks = count(len(report.ran), "check")
     if report.skipped:
         checks += f", {len(report.skipped)} skipped"
@@ -174,18 +181,6 @@ def not_judged(report: Report) -> str:
             together[one.reason].append(one.topic)
     parts = [", ".join(topics) + (f" ({reason})" if reason else "") for reason, topics in together.items()]
     return ", ".join(parts)
-
-
-def is_code(line: str) -> bool:
-    """Whether a line of a fix is Python, and not a command of the shell."""
-    return bool(line.strip()) and _SHELL.match(line) is None
-
-
-_SHELL = re.compile(
-    r"\s*(?:[-#]|(?:accelerate|apt|cat|conda|dmesg|docker|echo|env|export|git|hf|kill|ls|lsof|minivlm|modprobe"
-    r"|mount|nvcc|nvidia-smi|pip|python3?|rm|sbatch|source|srun|sudo|systemctl|torchrun|ulimit|unset|uv"
-    r"|vlmdoctor)(?:\s|$))"
-)
 
 
 def count(number: int, noun: str) -> str:

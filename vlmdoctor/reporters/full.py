@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.padding import Padding
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.plain_text import without_commands
+from vlmdoctor.plain_text import plain_line, without_commands
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.card import card_of, rows_of, summary_parts, withdrawn_lines
 from vlmdoctor.reporters.dry_run import print_dry_run
@@ -42,6 +43,7 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         print_dry_run(console, report.facts["dry_run"])
     if verbose:
         _print_contract(console, report)
+        _print_parts(console, report)
         _print_coverage(console, report)
         _print_unrun(console, report)
     if not quiet and "dry_run" not in report.facts:
@@ -77,6 +79,18 @@ def _print_card(console: Console, finding: Finding, verbose: bool) -> None:
     for name, value in rows:
         body.add_row(name, Text(value))
     console.print(Padding(body, (0, 0, 0, 2)))
+
+
+def _print_parts(console: Console, report: Report) -> None:
+    """What was said or measured of a model without a configuration."""
+    parts = report.facts.get("parts")
+    if not isinstance(parts, Mapping) or not parts:
+        return
+    table = Table.grid(padding=(0, 2))
+    for part, words in parts.items():
+        table.add_row(Text("part", style="dim"), Text(plain_line(str(part))), Text(plain_line(str(words))))
+    console.print(table)
+    console.print()
 
 
 def _print_contract(console: Console, report: Report) -> None:
@@ -117,8 +131,8 @@ def _print_made(console: Console, report: Report) -> None:
 
 def _print_summary(console: Console, report: Report) -> None:
     """The summary, which hangs under itself where it is longer than a line."""
-    style = {"pass": "green", "fail": "red", "incomplete": "yellow"}[report.verdict]
     verdict, *others = summary_parts(report)
+    style = {"✓": "green", "✗": "red", "!": "yellow"}[verdict[0]]
     lines = textwrap.wrap(
         " · ".join((verdict, *others)), console.width, subsequent_indent="  ", break_on_hyphens=False
     )

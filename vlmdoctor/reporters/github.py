@@ -11,6 +11,7 @@ from vlmdoctor.reporters.card import rows_of, summary_line, withdrawn_lines
 COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 # GitHub shows about so many of each severity for one step, and drops the others without a word.
 SHOWN = 10
+TITLE = 160  # characters of a title: GitHub shows one line of it
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
@@ -38,9 +39,9 @@ def _annotation(finding: Finding) -> str:
         properties["file"] = finding.file.replace("\\", "/")
         if finding.line is not None:
             properties["line"] = str(finding.line)
-    properties["title"] = f"{finding.rule} {finding.code}"
-    rows = [f"{name}: {value}" for name, value in rows_of(finding)]
-    return _command(COMMANDS[finding.severity], properties, "\n".join([finding.message, *rows]))
+    properties["title"] = f"{finding.message[:TITLE]} ({finding.rule} {finding.code})"
+    rows = [f"{name}: {value}" for name, value in rows_of(finding, verbose=False)]
+    return _command(COMMANDS[finding.severity], properties, "\n".join(rows))
 
 
 def _command(name: str, properties: dict[str, str], text: str) -> str:

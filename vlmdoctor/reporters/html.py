@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from vlmdoctor.finding import Finding
-from vlmdoctor.plain_text import COMMAND as _COMMAND
+from vlmdoctor.contract import shown
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
+from vlmdoctor.reporters.card import summary_parts, withdrawn_lines
 from vlmdoctor.reporters.dry_run import dry_run_html
+from vlmdoctor.reporters.page_parts import card, document, escape, fold, inert, stylesheet
 
-STYLE = """
-.vlmdoctor{font:14px/1.5 system-ui,sans-serif;max-width:60rem}
-.vlmdoctor section{border-left:4px solid #888;margin:1rem 0;padding:.1rem 1rem}
-.vlmdoctor section.error{border-color:#c62828}.vlmdoctor section.warning{border-color:#b26a00}
-.vlmdoctor section.info{border-color:#1565c0}
-.vlmdoctor h3{font-size:1rem;margin:.3rem 0}.vlmdoctor h3 code{font-weight:normal;opacity:.7}
-.vlmdoctor dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.3rem 0}
-.vlmdoctor dt{opacity:.6}.vlmdoctor dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
-"""
+WORDS = {"pass": "✓ no issues found", "fail": "✗ findings to act on", "incomplete": "! incomplete"}
+WARNED = "! warnings"
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """A self-contained page; colour and width are the browser's matter."""
-    title = f"vlmdoctor {escape(report.command)} {escape(report.target)}"
-    return inert(
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title}</title>"
-        "<style>:root{color-scheme:light dark}body{margin:2rem;font-family:system-ui,sans-serif}</style>"
-        "</head><body>"
-        f"<h1>{title}</h1>{fragment(report)}</body></html>\n"
-    )
-
-
-def inert(page: str) -> str:
-    """`page`, whose lines are carried out by nobody who prints it: in a browser it reads the same."""
-    if "::" not in page and "##" not in page:
-        return page
-    return _COMMAND.sub(lambda match: f"{match[1]}&#58;" if match[0] != "#" else "&#35;", page)
+    title = f"vlmdoctor {report.command} {report.target}"
+    return document(title, (_header(report), *_body(report), _details(report)), style=stylesheet())
 
 
 def fragment(report: Report) -> str:
-    """The findings and the closing line, with their own style, to stand inside any page."""
-    findings = "".join(section(finding) for finding in report.findings)
-    table = dry_run_html(report.facts)
-    findings += "".join(f"<p>{escape(line)}</p>" for line in withdrawn_lines(report))
-    closing = f"<p>{escape(summary_line(report))}</p>"
-    return inert(f"<style>{STYLE}</style><div class='vlmdoctor'>{findings}{table}{closing}</div>")
+    """The findings and the summary, with their own style, to stand inside any page."""
+    inside = "".join((f"<p class='summary-line {tone(report)}'>{_summary(report)}</p>", *_body(report)))
+    return inert(f"<style>{scoped(stylesheet())}</style><div class='vlmdoctor'>{inside}</div>")
 
 
-def section(finding: Finding) -> str:
-    """One finding as a `<section>`."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows_of(finding))
-    return (
-        f"<section class='{finding.severity}'><h3>{GLYPHS[finding.severity]} {finding.severity}: "
-        f"{escape(finding.message)} <code>{escape(finding.rule)} {escape(finding.code)}</code></h3>"
-        f"<dl>{rows}</dl></section>"
+def scoped(style: str) -> str:
+    """The stylesheet for one element of a foreign page: `:root` and `body` become that element.
+
+    Media queries of the page's own width are left in: a cell of a notebook is about as wide as its window.
+    """
+    lines = []
+    for line in style.replace("* { box-sizing", ".vlmdoctor * { box-sizing").split("\n"):
+        head, brace, rest = line.partition("{")
+        if not brace or line.startswith(("@", " ", "}", ".vlmdoctor")):
+            lines.append(line.replace(":root", ".vlmdoctor"))
+        else:
+            names = (name.strip() for name in head.split(","))
+            own = (
+                ".vlmdoctor" if name in (":root", "body") else f".vlmdoctor {name}" for name in names if name
+            )
+            lines.append(f"{', '.join(own)} {{{rest}")
+    return "\n".join(lines).replace("  body {", "  .vlmdoctor {") + (
+        ".vlmdoctor { margin: 0; padding: .5rem 0; font-size: 14px; max-width: 60rem; }\n"
     )
+
+
+def _header(report: Report) -> str:
+    return (
+        f"<header><div class='crumb'><b>vlmdoctor {escape(report.command)}</b></div>"
+        f"<div class='verdict'><span class='pill {tone(report)}'>{verdict_words(report)}</span>"
+        f"<h1>{escape(report.target)}</h1><p>{_summary(report)}</p></div></header>"
+    )
+
+
+def verdict_words(report: Report) -> str:
+    """The verdict in a few words."""
+    return WARNED if tone(report) == "incomplete" and report.verdict == "pass" else WORDS[report.verdict]
+
+
+def tone(report: Report) -> str:
+    """The class of the verdict's colour: what has warnings is not green."""
+    warned = report.verdict == "pass" and summary_parts(report)[0].startswith("!")
+    return "incomplete" if warned else report.verdict
+
+
+def _summary(report: Report) -> str:
+    return escape(" · ".join(summary_parts(report)))
+
+
+def _body(report: Report) -> list[str]:
+    needed = [(one.question, one.needs) for one in report.coverage if not one.answered]
+    rows = "".join(f"<tr><td>{escape(q)}</td><td>hand in {escape(n)}</td></tr>" for q, n in needed)
+    return [
+        *map(card, report.findings),
+        *(f"<p>{escape(line)}</p>" for line in withdrawn_lines(report)),
+        dry_run_html(report.facts),
+        f"<h2>Not judged</h2><div class='scroll'><table>{rows}</table></div>" if rows else "",
+    ]
+
+
+def _details(report: Report) -> str:
+    judged = [(name, "ran") for name in report.ran]
+    judged += [(name, f"skipped: {reason}") for name, reason in report.skipped]
+    judged += [(name, f"crashed: {error}") for name, error in report.crashed]
+    terms = report.facts.get("contract")
+    contract = shown(terms["expected"], terms["seen"]).items() if terms else ()
+    notes = [("note", text) for text in report.facts.get("not_followed", ())]
+    notes += [(name, str(report.facts[name])) for name in ("batch", "weights") if report.facts.get(name)]
+    pieces = [
+        fold("Contract", contract),
+        fold("How it was built", notes),
+        fold(f"Checks ({len(report.ran)} ran, {len(report.skipped)} skipped)", judged),
+    ]
+    return "<h2>Details</h2>" + "".join(pieces) if any(pieces) else ""

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from vlmdoctor.finding import Finding
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.card import rows_of
-from vlmdoctor.reporters.html import inert
+from vlmdoctor.reporters.page_parts import inert
 
 # XML 1.0 has no way of writing these, escaped or not.
 _IMPOSSIBLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

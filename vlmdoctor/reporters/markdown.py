@@ -7,7 +7,7 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
+from vlmdoctor.reporters.card import card_of, summary_line, withdrawn_lines
 
 # A page of a rule; what has brackets, bars or quotes in it might end the link and begin something else.
 _LINK = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
@@ -23,27 +23,38 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         parts.append(_table("crashed", "error", report.crashed))
     if verbose and report.skipped:
         parts.append(_table("skipped", "reason", report.skipped))
+    if not quiet and (needed := [(one.question, one.needs) for one in report.coverage if not one.answered]):
+        parts.append(_table("not judged", "hand in", tuple(needed), code=False))
     if not quiet:
         parts.append(_text(summary_line(report)))
     return without_commands("\n\n".join(parts) + "\n")
 
 
 def _finding(finding: Finding) -> str:
-    heading = f"### {GLYPHS[finding.severity]} {finding.severity}: {_text(finding.message)}"
-    label = f"{_code(finding.rule)} {_code(finding.code)}"
-    rows, fenced = [], ""
-    for name, value in rows_of(finding):
-        if name == "fix" and finding.fix is not None:
-            rows.append(f"| fix | {_cell(finding.fix.text)} |")
-            fenced = "\n\n" + _fence("\n".join(finding.fix.commands)) if finding.fix.commands else ""
-        elif name != "more":
-            rows.append(f"| {name} | {_cell(value)} |")
-    table = "\n".join(["| | |", "|---|---|", *rows])
-    return f"{heading}\n\n{label}" + (f"\n\n{table}" if rows else "") + fenced
+    card = card_of(finding)
+    parts = [f"### {card.glyph} {card.severity}: {_text(card.title)}"]
+    label = f"{_code(card.name)} {_code(card.code)}"
+    where = " in ".join(part for part in (_code(card.place), _text(card.modules)) if part)
+    parts.append(f"{label} at {where}" if where else label)
+    if card.source:
+        parts.append(_fence(card.source))
+    if card.cause:
+        parts.append(f"**Cause:** {_text(card.cause)}")
+    if card.symptoms:
+        parts.append("\n".join(f"- also: {_text(symptom)}" for symptom in card.symptoms))
+    fix = dict(card.rows).get("fix", "").partition("\n")[0]
+    if fix:
+        parts.append(f"**Fix:** {_text(fix)}")
+    if card.commands:
+        parts.append(_fence("\n".join(card.commands)))
+    parts.append(
+        f"More: {_code(card.more)}" + "".join(f", <{one}>" for one in finding.links if _LINK.fullmatch(one))
+    )
+    return "\n\n".join(parts)
 
 
-def _table(first: str, second: str, rows: tuple[tuple[str, str], ...]) -> str:
-    lines = [f"| {_code(name)} | {_cell(text)} |" for name, text in rows]
+def _table(first: str, second: str, rows: tuple[tuple[str, str], ...], *, code: bool = True) -> str:
+    lines = [f"| {_code(name) if code else _cell(name)} | {_cell(text)} |" for name, text in rows]
     return "\n".join([f"| {first} | {second} |", "|---|---|", *lines])
 
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
-from html import escape as _escaped
-from importlib import resources
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmdoctor import __version__
 from vlmdoctor.knowledge.parameter_names import ROLES
-from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import GLYPHS, rows_of, summary_line, withdrawn_lines
-from vlmdoctor.reporters.html import inert
+from vlmdoctor.reporters.card import summary_line, withdrawn_lines
+from vlmdoctor.reporters.html import tone, verdict_words
+from vlmdoctor.reporters.page_parts import card, document, escape, fold, stylesheet
 from vlmdoctor.runs.columns import Recording
 from vlmdoctor.runs.examples import read_examples
 from vlmdoctor.runs.numbers import clock, count, number, percent
 from vlmdoctor.runs.schema import UPDATE_RATIO
 from vlmdoctor.runs.verdict import LearningSummary
-
-WORDS = {
-    "pass": "✓ no issues found",
-    "fail": "✗ findings to act on",
-    "incomplete": "! incomplete",
-}
 
 
 def page(
@@ -39,7 +30,6 @@ def page(
         learned: What was learned.
         plots: Title of each picture -> `light` and `dark` -> the SVG or PNG file, which is put into the page.
     """
-    style = resources.files("vlmdoctor").joinpath("runs/page.css").read_text(encoding="utf-8")
     name = str(recording.info.get("target") or recording.folder.name)
     sections = (
         _header(recording, report, learned, name),
@@ -52,19 +42,7 @@ def page(
         _parts(recording),
         _details(recording, report),
     )
-    body = "\n".join(section for section in sections if section)
-    return inert(
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(name)}: {escape(learned.headline)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{body}\n<footer>Made by vlmdoctor {escape(__version__)}. "
-        "This page needs no other file and no network.</footer>\n</body>\n</html>\n"
-    )
-
-
-def escape(text: str) -> str:
-    """`text` as it may be in the page: whatever the run's files hold, it is text and nothing else."""
-    return _escaped(plain_lines(text))
+    return document(f"{name}: {learned.headline}", sections, style=stylesheet())
 
 
 def _header(recording: Recording, report: Report, learned: LearningSummary, name: str) -> str:
@@ -77,7 +55,7 @@ def _header(recording: Recording, report: Report, learned: LearningSummary, name
     sentences = "".join(_p(sentence) for sentence in learned.sentences)
     return (
         f"<header><div class='crumb'>{''.join(f'<span>{crumb}</span>' for crumb in crumbs)}</div>"
-        f"<div class='verdict'><span class='pill {report.verdict}'>{WORDS[report.verdict]}</span>"
+        f"<div class='verdict'><span class='pill {tone(report)}'>{verdict_words(report)}</span>"
         f"<h1>{escape(learned.headline)}</h1>{sentences}</div></header>"
     )
 
@@ -118,14 +96,7 @@ def _tiles(recording: Recording) -> str:
 
 
 def _findings(report: Report) -> str:
-    cards = []
-    for finding in report.findings:
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows_of(finding))
-        cards.append(
-            f"<section class='finding {finding.severity}'><h3><span>{GLYPHS[finding.severity]} "
-            f"{finding.severity}</span>{escape(finding.message)} "
-            f"<code>{escape(finding.rule)} {escape(finding.code)}</code></h3><dl>{rows}</dl></section>"
-        )
+    cards = [card(finding) for finding in report.findings]
     if not cards:
         cards.append(_p(summary_line(report)))
     cards += [_p(line) for line in withdrawn_lines(report)]
@@ -224,9 +195,9 @@ def _details(recording: Recording, report: Report) -> str:
     config = [(k, v) for k, v in recording.config.items() if v is not None and v != [] and v != ""]
     environment = recording.summary.get("environment")
     pieces = [
-        _fold("Configuration", config),
-        _fold("Environment", environment.items() if isinstance(environment, Mapping) else ()),
-        _fold(f"Checks ({len(report.ran)} ran, {len(report.skipped)} skipped)", judged),
+        fold("Configuration", config),
+        fold("Environment", environment.items() if isinstance(environment, Mapping) else ()),
+        fold(f"Checks ({len(report.ran)} ran, {len(report.skipped)} skipped)", judged),
     ]
     command = recording.info.get("command")
     if command:
@@ -236,14 +207,6 @@ def _details(recording: Recording, report: Report) -> str:
 
 def _command(command: object) -> str:
     return " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
-
-
-def _fold(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    lines = "".join(f"<tr>{_cells(name, value)}</tr>" for name, value in rows)
-    if not lines:
-        return ""
-    table = f"<div class='scroll'><table>{lines}</table></div>"
-    return f"<details><summary>{escape(title)}</summary>{table}</details>"
 
 
 def _cells(*values: object) -> str:

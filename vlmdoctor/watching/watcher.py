@@ -32,6 +32,7 @@ from vlmdoctor.runs import schema
 from vlmdoctor.runs.conclusion import judge_run
 from vlmdoctor.statements import statements
 from vlmdoctor.subject import Subject, optimizers
+from vlmdoctor.watching.arguments import refuse_exchanged
 from vlmdoctor.watching.evidence import parameters_of, rules_on_steps
 from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal, plain_values
@@ -105,8 +106,7 @@ class Watcher(Shown):
         image_token_id: int | None = None,
         labels_name: str | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UserError(f"watch() needs a torch.nn.Module to watch, not {type(model).__name__}.")
+        refuse_exchanged(model, optimizer)
         if on_error not in ("warn", "raise", "ignore"):
             raise UserError(f"on_error is '{on_error}'; it must be 'warn', 'raise' or 'ignore'.")
         if not isinstance(every, int) or every < 0:

@@ -126,6 +126,11 @@ def place_of(frames: list[LiveFrame]) -> LiveFrame | None:
     return next(own, None) or next(foreign, None) or next(iter(frames), None)
 
 
+def is_ours(file: str) -> bool:
+    """Whether a source file is this package's."""
+    return file.startswith(_HERE)
+
+
 def is_users(file: str) -> bool:
     """Whether a source file is the user's own, and not a library's or generated."""
     return not file.startswith((*_LIBRARIES, "<"))

@@ -28,6 +28,20 @@ def leaking_place(reference: Baseline, changed: Any, where: torch.Tensor) -> str
     return next((f"the input of {name}" for name in moved), None)
 
 
+def classes_of(model: nn.Module, place: str | None) -> tuple[tuple[str, str], ...]:
+    """(name, qualified class) of the modules around the one of this name, and of itself, outermost first."""
+    names = {canonical_name(raw + ".").rstrip("."): module for raw, module in model.named_modules()}
+    parts = (place or "").removeprefix("the input of ").split(".")
+    found = []
+    for count in range(1, len(parts) + 1):
+        module = names.get(name := ".".join(parts[:count]))
+        if module is not None:
+            kind = type(module)
+            package = "torch.nn" if kind.__module__.startswith("torch.nn.") else kind.__module__
+            found.append((name, f"{package}.{kind.__qualname__}"))
+    return tuple(found)
+
+
 def moved_with_causal_mask(reference: Baseline, changed: Any, where: torch.Tensor) -> float | None:
     """How far logits move where torch's attention is made causal; None where the model doesn't use it."""
     length = reference.logits.shape[1]
@@ -113,12 +127,16 @@ def _causal(length: int) -> Iterator[list[bool]]:
 
     owners: tuple[Any, ...] = (functional, torch, torch.Tensor)
     own = [vars(owner).get("softmax") for owner in owners]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # torch's fused encoder layer goes past the functions that are exchanged here.
+    torch.backends.mha.set_fastpath_enabled(False)
     functional.scaled_dot_product_attention = attend
     for owner in owners:
         owner.softmax = weighing(owner.softmax)
     try:
         yield used
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         functional.scaled_dot_product_attention = attention
         for owner, softmax in zip(owners, own, strict=True):
             if softmax is None:  # it was inherited

@@ -14,7 +14,7 @@ from torch import nn
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.influence import Change
 from vlmdoctor.probes.influence.baseline import Baseline, change
-from vlmdoctor.probes.influence.leak_site import leaking_place, moved_with_causal_mask
+from vlmdoctor.probes.influence.leak_site import classes_of, leaking_place, moved_with_causal_mask
 from vlmdoctor.probes.influence.passes import distances
 from vlmdoctor.subject import vocab_size
 
@@ -177,7 +177,8 @@ def _located(
     """`found`, if it moves, with the place where it gets through and what a causal mask would do."""
     if not found.moves:
         return found
-    detail = {**found.detail, "place": leaking_place(reference, changed, where)}
+    place = leaking_place(reference, changed, where)
+    detail = {**found.detail, "place": place, "classes": classes_of(reference.trials.model, place)}
     if repair:
         detail["moved_with_causal_mask"] = moved_with_causal_mask(reference, changed, where)
     return dataclasses.replace(found, detail=detail)

@@ -39,7 +39,8 @@ def landing(trials: PassRunner, place: int, other: Any) -> tuple[int | None, tup
 
 def _given(trials: PassRunner, place: int, ids: torch.Tensor, batch: Any) -> torch.Tensor | None:
     """What the call number `place` is given."""
-    count, caught = [0], []
+    count = [0]
+    caught: list[torch.Tensor] = []
     rows, length = ids.shape
 
     def heard(module: Any, given: tuple, keywords: dict[str, Any], output: Any) -> None:

@@ -62,7 +62,9 @@ def measure(subject: Subject) -> Wiring:
     embedding = before.embedding
     wiring = Wiring(
         embedding=embedding,
-        embedding_rows=None if embedding is None else len(trials.model.get_submodule(before.raw).weight),
+        embedding_rows=None
+        if embedding is None
+        else trials.model.get_parameter(f"{before.raw}.weight").shape[0],
         head_rows=before.logits,
         padding_id=padding_of(ids, None if inputs.mask is None else inputs.valid),
     )
@@ -137,3 +139,8 @@ def _look(call: Call) -> FirstLook | None:
         return None
     low, high, size = call.range
     return FirstLook(module=call.name, kind=call.kind, low=low, high=high, size=size)
+
+
+def _rows(model: nn.Module, embedding: str) -> int:
+    """How many tokens the embedding of this name has."""
+    return int(model.get_parameter(f"{embedding}.weight").shape[0])

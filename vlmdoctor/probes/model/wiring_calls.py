@@ -73,7 +73,9 @@ def calls_of(trials: PassRunner, ids: torch.Tensor, batch: Any = None) -> Calls:
             table = isinstance(weight, torch.Tensor) and weight.ndim == 2
             if found.embedding is None and table and any(_same(v, ids) for v in given):
                 found.embedding, found.raw = name, raw
-            if table and isinstance(output, torch.Tensor) and output.shape[-1] == weight.shape[0]:
+            if not isinstance(weight, torch.Tensor) or not table:
+                pass
+            elif isinstance(output, torch.Tensor) and output.shape[-1] == weight.shape[0]:
                 widths.append((name, int(output.shape[-1])))
             found.calls.append(_call(name, module, (given, keywords), output, ids))
 

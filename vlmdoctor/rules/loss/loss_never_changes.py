@@ -41,7 +41,7 @@ def loss_never_changes(overfit: Overfit) -> Iterator[Finding]:
         measured={"loss": loss, "tries": len(tries)},
         threshold={"change": SAME},
         cause="the loss does not depend on the weights: it compares the model with itself, or with "
-        "something that changes with it (inferred, not proven)",
+        "something that changes with it",
         certainty=Certainty.INFERRED,
         fix=Fix(
             "compare with a frozen copy", ("reference = copy.deepcopy(model).eval().requires_grad_(False)",)

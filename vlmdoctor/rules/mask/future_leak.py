@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
 from vlmdoctor.finding import Finding, Fix, Inferred, Proof, Severity
+from vlmdoctor.knowledge.attention_calls import CALLS, causal_call
 from vlmdoctor.rulebook import rule
 
 
@@ -58,16 +59,16 @@ def _cause(seen: Change) -> str:
     where = f"{place} is the first module that lets it through" if place else "the module is unknown"
     if _proven(seen):
         return f"the attention of the text is not causal; {where}"
-    return Inferred(f"{where}; that its causal mask is missing, inverted or replaced is inferred, not proven")
+    return Inferred(f"{where}; its causal mask is missing, inverted or replaced")
 
 
 def _fix(seen: Change) -> Fix:
     if seen.detail.get("is_decoder") is False:
         return Fix("build the model as a decoder", ("config.is_decoder = True",))
-    return Fix(
-        "apply a causal mask",
-        ("F.scaled_dot_product_attention(q, k, v, is_causal=True)",),
-    )
+    classes = seen.detail.get("classes", ())
+    known = [(name, kind) for name, kind in classes if kind in CALLS]
+    text, line = causal_call([kind for _, kind in classes], f"self.{known[0][0]}" if known else None)
+    return Fix(text, (line,))
 
 
 def _proven(seen: Change) -> bool:

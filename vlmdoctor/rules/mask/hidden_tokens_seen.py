@@ -45,7 +45,7 @@ def hidden_tokens_seen(influence: Influence) -> Iterator[Finding]:
         threshold={"moved": seen.allowed},
         cause="the padding mask is inverted on its way to attention: what it shows is not seen"
         if blind
-        else "the padding mask is inverted or ignored on its way to attention (inferred, not proven)",
+        else "the padding mask is inverted or ignored on its way to attention",
         certainty=Certainty.MEASURED if blind else Certainty.INFERRED,
         fix=Fix(
             "hide the padding: torch's key_padding_mask is true where there is padding",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.initialisation import FrozenWeights, Initialisation
+from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 
@@ -12,7 +13,7 @@ _CALLED = {"vision": "vision encoder", "language": "language model", "projector"
 
 
 @rule("frozen-untrained", "PARAM104", explains=("wrong-image",))
-def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
+def frozen_untrained(weights: Initialisation, parameters: Parameters | None) -> Iterator[Finding]:
     """Frozen part with random weights: it was never trained and never will be.
 
     ## Why it matters
@@ -25,17 +26,20 @@ def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
     interval of torch's default (or Xavier's or Kaiming's) evenly and to its ends, or norms are exactly one
     and biases exactly zero throughout. No training leaves weights so. Models built from a configuration of
     transformers are compared with their checkpoint instead. It is a warning, since random features may be
-    meant, and a check may be made before weights are loaded.
+    meant, and a check may be made before weights are loaded. With adapters attached nothing is reported: the
+    base is frozen on purpose then, and trials of a small random model are common.
 
     ## What to do
     Load the pretrained weights before the check and before freezing, or let the part learn.
     """
+    if parameters is not None and parameters.adapters:
+        return
     for part in weights.parts:
         if part.learning or not part.fresh:
             continue
         name = _CALLED[part.role]
         how = (
-            f"{part.uniform} weight matrices fill the interval of a fresh initialisation evenly, to its ends"
+            f"{_filling(part.uniform)} the interval of a fresh initialisation evenly, to its ends"
             if part.uniform and not part.unclear
             else f"{part.unit_norms} norms are exactly one and {part.zero_biases} biases exactly zero"
         )
@@ -59,6 +63,10 @@ def frozen_untrained(weights: Initialisation) -> Iterator[Finding]:
             ),
             parameters=part.names,
         )
+
+
+def _filling(matrices: int) -> str:
+    return "its weight matrix fills" if matrices == 1 else f"{matrices} weight matrices fill"
 
 
 def _root(names: tuple[str, ...]) -> str:

@@ -46,7 +46,7 @@ def rope_table_dim(forward: Forward) -> Iterator[Finding]:
         why += f"; the table is made by: {rotary.built_code}"
     proven = rotary.repair is not None and rotary.repair.error is None
     if not proven:
-        why = Inferred(f"{why}; that the width is the fault is inferred, not proven")
+        why = Inferred(f"{why}; the width is the likely fault")
     yield Finding(
         message=f"the RoPE table has {width} columns and {rotary.query} has {head} per head{source}",
         severity=Severity.ERROR,
