@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vlmdoctor.errors import Unavailable, WouldMove
+from vlmdoctor.evidence.backward import Backward
+from vlmdoctor.evidence.parameters import Parameters
+from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
@@ -16,6 +19,8 @@ from vlmdoctor.rulebook import Rule
 from vlmdoctor.sandbox.reading import source_line
 from vlmdoctor.sandbox.signals import raise_if_interrupted
 
+# What a report keeps, to be plotted.
+PLOTTED = (Backward, Parameters, Steps)
 DEPTHS = ("static", "shapes", "forward", "backward", "steps")
 
 
@@ -158,6 +163,7 @@ def judge(
         facts=facts or {},
         seconds=time.perf_counter() - started,
         fail_on=fail_on,
+        evidence=tuple(seen for seen in gather.gathered.values() if isinstance(seen, PLOTTED)),
     )
 
 

@@ -16,6 +16,10 @@ class UserError(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(plain_line(str(message), MOST_SENTENCE))
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class NotBuilt(UserError):
     """No model can be built from a configuration; the message says what transformers or the model raised.
@@ -60,3 +64,7 @@ class NotRestored(BaseException):
 
 class FindingsError(Exception):
     """Raised by `Report.raise_for_findings`; the message is their cards and the summary line."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback."""
+        return [str(self)]

@@ -17,6 +17,7 @@ from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.forward import Forward
 from vlmdoctor.knowledge.named_parts import naming
+from vlmdoctor.notebook.progress import progress_line
 from vlmdoctor.proof.prove import prove
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, all_rules, select_rules
@@ -109,17 +110,20 @@ def check(
                 raise UserError(
                     f"no batch can be read from what was given: {refusal}; give `batch`."
                 ) from None
-            return examine(
-                subject,
-                target=examined.name or type(subject.model).__name__,
-                rules=select_rules(rules, select, extend_select, ignore),
-                depth=depth,
-                budget=budget,
-                fail_on=fail_on,
-                given=seen,
-                facts={**examined.facts, "not_kept": not_kept_by(kept)},
-                missing_batch=examined.missing_batch,
-            )
+            target = examined.name or type(subject.model).__name__
+            with progress_line(target) as progress:
+                return examine(
+                    subject,
+                    target=target,
+                    rules=select_rules(rules, select, extend_select, ignore),
+                    depth=depth,
+                    budget=budget,
+                    fail_on=fail_on,
+                    progress=progress,
+                    given=seen,
+                    facts={**examined.facts, "not_kept": not_kept_by(kept)},
+                    missing_batch=examined.missing_batch,
+                )
     finally:
         kept.close()
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmdoctor import __version__
 from vlmdoctor.coverage import Coverage
 from vlmdoctor.errors import FindingsError
 from vlmdoctor.finding import Finding, Severity, plain
 from vlmdoctor.plain_text import plain_line, plain_values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1
 # Columns of a report that is printed from Python.
@@ -35,6 +38,7 @@ class Report:
         coverage: The central questions, and which of them were answered.
         incomplete: Why no judgement on the whole is possible although rules ran, such as `the budget of 5 s
             ran out before 40 of 90 checks`; None where it is.
+        evidence: What `plot` draws of: the gradients of a check, or the parameters and steps of a run.
     """
 
     command: str
@@ -48,6 +52,7 @@ class Report:
     fail_on: str = "error"
     coverage: tuple[Coverage, ...] = ()
     incomplete: str | None = None
+    evidence: tuple[object, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in ("command", "target"):
@@ -109,6 +114,19 @@ class Report:
         from vlmdoctor.reporters.card import summary_line
 
         return f"<Report of {self.command} {self.target}: {summary_line(self)}>"
+
+    def plot(self) -> Figure:
+        """A figure of what was measured; a notebook shows it.
+
+        Of a run: the loss, and the gradient norm and the size of the updates of each part, by step. Of a
+        check: the gradient norm of each parameter in one backward pass, by part.
+
+        Raises:
+            UserError: There is nothing to plot; the message says why.
+        """
+        from vlmdoctor.runs.plots.of_report import figure_of
+
+        return figure_of(self.evidence, target=self.target, findings=self.findings, skipped=self.skipped)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready plain values (schema in the documentation)."""

@@ -14,6 +14,7 @@ import typer
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.errors import UserError
+from vlmdoctor.notebook.screen import below_a_kernel
 from vlmdoctor.plain_text import first_line, plain_line
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def command(
     )
     started = time.perf_counter()
     # What the user's code prints would get into the report.
-    with _progress_line(sys.stderr.isatty() and not output.quiet) as progress, redirect_stdout(sys.stderr):
+    with _progress_line(_cursor_moves() and not output.quiet) as progress, redirect_stdout(sys.stderr):
         if wanted(target, depth, options):
             from vlmdoctor.examine import model_rules
 
@@ -156,6 +157,11 @@ def _examine(
         facts=resolved.facts,
         missing_batch=resolved.missing_batch,
     )
+
+
+def _cursor_moves() -> bool:
+    """Whether a line on standard error can be taken away again; in the cell of a notebook it would stay."""
+    return sys.stderr.isatty() and not below_a_kernel()
 
 
 @contextmanager

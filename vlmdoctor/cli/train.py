@@ -91,7 +91,8 @@ def command(
     stage = "" if config.stage == "sft" else f", stage {config.stage}"
     state.title = f"{config.preset} on {config.data}{stage}"
     state.phase = "loading"
-    display = display_for(state, quiet=output.quiet) if rank == 0 else Silent()
+    people = output.output_format == "full"
+    display = display_for(state, quiet=output.quiet, for_people=people) if rank == 0 else Silent()
     started = time.perf_counter()
     with terminable():
         try:

@@ -15,6 +15,7 @@ from vlmdoctor.finding import Finding
 from vlmdoctor.live.spark import UNICODE, signs_for
 from vlmdoctor.live.state import LiveState
 from vlmdoctor.live.view import draw
+from vlmdoctor.notebook.screen import below_a_kernel
 from vlmdoctor.plain_text import first_line, plain_line
 from vlmdoctor.reporters.card import card_lines
 from vlmdoctor.runs.numbers import percent
@@ -149,10 +150,16 @@ class Silent:
 Display = LiveView | PlainLines | Silent
 
 
-def display_for(state: LiveState, *, quiet: bool = False) -> Display:
-    """The display that suits where the output goes: a live view only where a person watches both streams."""
+def display_for(state: LiveState, *, quiet: bool = False, for_people: bool = False) -> Display:
+    """The display that suits where the output goes: a live view only where a person watches both streams.
+
+    A notebook shows standard error on red. `for_people` says that no program reads standard output: then the
+    lines go there, in the cell of a notebook.
+    """
     if quiet:
         return Silent()
+    if below_a_kernel():
+        return PlainLines(state, sys.stdout if for_people else sys.stderr)
     console = Console(stderr=True, highlight=False)
     watched = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
     if watched and not os.environ.get("CI"):

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmdoctor.evidence.parameters import Parameter
+from vlmdoctor.evidence.parameters import Parameter, Parameters
+from vlmdoctor.evidence.steps import Steps
 from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.runs.reader import RunFiles, read_files
-from vlmdoctor.runs.schema import GRAD_NORM, LAYER
+from vlmdoctor.runs.schema import GRAD_NORM, LAYER, row_of_step
 from vlmdoctor.runs.typed import number
 
 
@@ -153,6 +154,26 @@ def recording_of(files: RunFiles) -> Recording:
         findings=tuple(findings),
         end=end,
         broken_lines=files.broken_lines,
+    )
+
+
+def recording_of_run(target: str, parameters: Parameters, steps: Steps) -> Recording:
+    """The columns of a run that is in memory, recorded in a folder or not."""
+    columns, evaluations = _Columns(), _Columns()
+    for step in steps.steps:
+        columns.add(row_of_step(step))
+    for evaluation in steps.evaluations:
+        evaluations.add(vars(evaluation))
+    wanted = {"total_steps": steps.planned_steps, "required_accuracy": steps.required_accuracy}
+    last = vars(steps.evaluations[-1]) if steps.evaluations else {}
+    return Recording(
+        folder=Path(target),
+        info={"target": target, **{name: value for name, value in wanted.items() if value is not None}},
+        parameters=parameters.parameters,
+        summary={name: value for name, value in last.items() if value is not None},
+        columns=columns.series(),
+        evaluations=evaluations.series(),
+        end={"finished": steps.finished},
     )
 
 

@@ -26,6 +26,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, NonFinite, Step, Steps, Withdrawn
 from vlmdoctor.finding import Finding
 from vlmdoctor.knowledge.named_parts import naming
+from vlmdoctor.notebook.live import live_run
 from vlmdoctor.report import Report
 from vlmdoctor.runs import schema
 from vlmdoctor.runs.conclusion import judge_run
@@ -37,15 +38,17 @@ from vlmdoctor.watching.guarded import of_a_signal, words
 from vlmdoctor.watching.journal import Journal, plain_values
 from vlmdoctor.watching.judging import Judging
 from vlmdoctor.watching.sensor import Listener, Sensor
+from vlmdoctor.watching.shown import Shown
 
 log = logging.getLogger("vlmdoctor")
 
 
-class Watcher:
+class Watcher(Shown):
     """Watches one model until it is closed; also a context manager.
 
     The loss is that in the output of the model's forward pass in training mode (the mean of accumulated
     micro-batches), or what `log` is given. On an accelerator it is read on sampled steps only.
+    In a notebook the cell that trains shows the run, updated in place.
 
     Not covered: optimizers that are not torch's or that step inside backward; norms of sharded parameters
     (FSDP2) are those of this process's part.
@@ -128,6 +131,9 @@ class Watcher:
         self.sampled: Step | None = None
         self._finished = self._closed = self._ended = self._failed = False
         self._started = time.perf_counter()
+        self._first_step = first_step
+        self._phase, self._error = "running", ""
+        self._view = live_run()
         self._journal = Journal(out, resumed=bool(resumed) and first_step > 0)
         with naming(self._said):
             self._sensor = Sensor(
@@ -217,7 +223,13 @@ class Watcher:
         self._closed = True
         enough = self._total_steps is None or self._sensor.step >= self._total_steps
         self._finished = error is None and enough
+        self._phase = "finished" if self._finished and self._total_steps else "ended"
+        if error is not None:
+            self._phase = "stopped"
+        self._seconds = time.perf_counter() - self._started
         self._safely(self._end, error)
+        if self._sensor.step > self._first_step:
+            self._view.show(self._run_state)
 
     def __enter__(self) -> Watcher:
         return self
@@ -233,6 +245,8 @@ class Watcher:
             self.sampled = step
         if self._judging.due(sampled=sampled):
             self._judging.judge(self._judge)
+        if self._view.due:
+            self._view.show(self._run_state)
 
     def _on_nonfinite(self, event: NonFinite) -> None:
         self._nonfinite = event
@@ -330,6 +344,7 @@ class Watcher:
         self._journal.tracks(*evidence, now=True)
         if isinstance(error, BaseException):
             error = words(error)
+        self._error = error or ""
         seconds = time.perf_counter() - self._started
         row = {"step": self._sensor.step - 1, "finished": self._finished, "seconds": round(seconds, 3)}
         self._journal.end(row | ({"error": error} if error else {}))

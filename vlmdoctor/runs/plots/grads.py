@@ -61,16 +61,17 @@ def draw_grads(
     panels = stack_panels(figure, heights, theme, foot=foot)
     last = max(recording.last_step or 0, 1)
     panels[0].set_xlim(-0.01 * last, last)
-    _norm_panel(panels[0], recording, theme)
+    norm_panel(panels[0], recording, theme)
     _heat_panels(figure, panels[1:-1], stacks, last, theme)
-    _ratio_panel(panels[-1], recording, theme)
+    ratio_panel(panels[-1], recording, theme)
     heading(figure, theme, headline, subtitle(recording))
     flags(figure, panels, marks, theme)
     save(figure, path)
     return True
 
 
-def _norm_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+def norm_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+    """The gradient norm of each part, and of all together."""
     clip = recording.config.get("clip")
     dress(axes, theme, title="Gradient norm, before clipping", last=False)
     series = {role: recording.column(GRAD_NORM + role) for role in recording.roles}
@@ -133,7 +134,8 @@ def _role_curves(axes: Axes, series: dict[str, Series], theme: Theme) -> list[tu
     return labels
 
 
-def _ratio_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+def ratio_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+    """How far each part moves in a step."""
     dress(axes, theme, title="Update of a step, as a share of the weights", last=True)
     series = {role: found for role in recording.roles if len(found := recording.column(UPDATE_RATIO + role))}
     low, high = HEALTHY_RATIO

@@ -52,16 +52,17 @@ def draw_loss(
     panels = stack_panels(figure, heights, theme, foot=foot)
     last = recording.last_step or 0
     panels[0].set_xlim(-0.01 * max(last, 1), max(last, 1))
-    _loss_panel(panels[0], recording, theme)
+    loss_panel(panels[0], recording, theme)
     if len(accuracy):
-        _accuracy_panel(panels[1], recording, theme)
-    _lr_panel(panels[-1], recording, theme)
+        accuracy_panel(panels[1], recording, theme)
+    lr_panel(panels[-1], recording, theme)
     heading(figure, theme, headline, subtitle(recording))
     flags(figure, panels, marks, theme)
     save(figure, path)
 
 
-def _loss_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+def loss_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+    """The training loss, and the test losses with the right images and without."""
     dress(axes, theme, title="Loss", last=False)
     labels: list[tuple[float, str, str]] = []
     everything = recording.column("loss")
@@ -180,7 +181,8 @@ def _nonfinite(axes: Axes, series: Series, theme: Theme) -> None:
     )
 
 
-def _accuracy_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+def accuracy_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+    """The accuracy with the images and with shuffled ones."""
     dress(axes, theme, title="Accuracy on unseen test images (answers exactly right)", last=False)
     accuracy = recording.evaluation("accuracy").finite
     shuffled = recording.evaluation("accuracy_shuffled").finite
@@ -221,7 +223,8 @@ def _accuracy_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
     label_ends(axes, labels)
 
 
-def _lr_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+def lr_panel(axes: Axes, recording: Recording, theme: Theme) -> None:
+    """The learning rate."""
     dress(axes, theme, title="Learning rate", last=True)
     axes.grid(visible=False)
     lr = recording.column("lr").finite

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +70,21 @@ DARK = Theme(
 ROLE_DASHES = dict(zip(ROLES, ("-", (0, (5, 1.5)), "-", (0, (1.5, 1.2)), "-"), strict=True))
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows, whether pyplot is in use or not."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The picture in twice the resolution that it is shown in."""
+        data = io.BytesIO()
+        with _quietly():
+            self.savefig(data, format="png", dpi=160)
+        width, height = (round(inches * 80) for inches in self.get_size_inches())
+        return data.getvalue(), {"width": width, "height": height}
+
+
 def new_figure(height_inches: float, theme: Theme) -> Figure:
     """An empty figure of the common width; no global state of pyplot is touched."""
-    return Figure(figsize=(WIDTH_INCHES, height_inches), facecolor=theme.paper)
+    return ShownFigure(figsize=(WIDTH_INCHES, height_inches), facecolor=theme.paper)
 
 
 def stack_panels(figure: Figure, heights: Sequence[float], theme: Theme, *, foot: float) -> list[Axes]:
@@ -91,15 +105,21 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.removeprefix(".")
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     temporary = path.with_name(f".{path.name}.part")
-    # Scoped: the hash salt makes the names inside an SVG repeatable; a name in a script that the font lacks
-    # is drawn as boxes, which is not worth a line in the user's terminal.
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "vlmdoctor"}):
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+    with _quietly():
         try:
             figure.savefig(temporary, format=kind, dpi=144, metadata=metadata)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Scoped: the hash salt makes the names inside an SVG repeatable; a name in a script that the font lacks
+    is drawn as boxes, which is not worth a line in the user's terminal."""
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "vlmdoctor"}):
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        yield
 
 
 def dress(axes: Axes, theme: Theme, *, title: str, last: bool) -> None:
