@@ -32,7 +32,8 @@ def document(title: str, body: Iterable[str], *, style: str) -> str:
     """A page that needs no other file and no network."""
     inside = "\n".join(part for part in body if part)
     return inert(
-        f"{_HEAD}<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body class='vlmdoctor'>\n{inside}\n"
+        f"{_HEAD}<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body class='vlmdoctor'>\n{inside}\n"
         f"<footer>Made by vlmdoctor {escape(__version__)}. "
         "This page needs no other file and no network.</footer>\n</body>\n</html>\n"
     )
