@@ -22,6 +22,7 @@ _HOMES = {
     "UserError": "vlmdoctor.errors",
     "check": "vlmdoctor.examine",
     "rule": "vlmdoctor.rulebook",
+    "uses_images": "vlmdoctor.image_use.measure",
     "watch": "vlmdoctor.watching.watcher",
 }
 
