@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import math
 import os
 import subprocess
@@ -310,6 +311,31 @@ def test_in_a_cell_the_lines_of_a_run_are_not_on_standard_error(form: str, tmp_p
     else:
         # What a program reads stays clean.
         assert json.loads(done.stdout)["command"] == "train" and line in done.stderr
+
+
+def test_the_code_of_a_cell_has_a_place_and_a_line(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmdoctor.probes.failure.traceback import line_of, shown_path
+    from vlmdoctor.sandbox.reading import source_line
+
+    file = "/tmp/ipykernel_12/345.py"
+    known = types.SimpleNamespace(
+        format_code_name=lambda name: ("Cell", "In[4]") if name == file else ("File", name)
+    )
+    monkeypatch.setattr(kernel, "compile", known, raising=False)
+    monkeypatch.setitem(linecache.cache, file, (9, None, ["import torch\n", "  y = layer(x)\n"], file))
+    assert shown_path(file) == "Cell In[4]"
+    assert source_line(file, 2) == line_of(file, 2) == "y = layer(x)"
+    assert source_line(file, 3) is None
+    assert shown_path("/other.py") == "/other.py"
+
+
+def test_installed_code_is_not_the_users() -> None:
+    from vlmdoctor.probes.failure.traceback import is_users
+
+    assert is_users("/home/me/model.py") and is_users("/tmp/ipykernel_12/345.py")
+    for file in (torch.overrides.__file__, "/home/me/.local/lib/python3.11/site-packages/x/y.py", "<string>"):
+        assert not is_users(file)
+    assert not is_users("/usr/local/lib/python3.12/dist-packages/x.py")
 
 
 def test_in_a_real_notebook(tmp_path: Path) -> None:

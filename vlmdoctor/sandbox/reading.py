@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmdoctor.notebook.cells import cell_line
+
 
 def text(path: Path, limit: int = 1_000_000) -> str:
     """The file's text; empty where it can't be read."""
@@ -35,6 +37,8 @@ def source_line(file: str | None, line: int | None, most: int = 160) -> str | No
     # A notebook's lines are of its cells, and not of the file.
     if file is None or not line or line < 1 or file.endswith(".ipynb"):
         return None
+    if (found := cell_line(file, line)) is not None:
+        return found[:most]
     path = Path(file)
     try:
         # A pipe or a device would wait, or never end.

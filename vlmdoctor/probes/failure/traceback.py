@@ -15,6 +15,7 @@ from torch import nn
 
 from vlmdoctor.evidence.failure import Failure, TensorFact
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.notebook.cells import cell_line, cell_of
 from vlmdoctor.plain_text import text_of
 
 _HERE = str(Path(__file__).resolve().parents[2]) + os.sep
@@ -23,6 +24,7 @@ _EXECUTOR = _HERE + "dryrun" + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 # Where transformers keeps its assertions: the line that asked for one tells more.
 _CHECKS = f"{os.sep}transformers{os.sep}utils{os.sep}"
+_INSTALLED = {"site-packages", "dist-packages"}
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -133,7 +135,8 @@ def is_ours(file: str) -> bool:
 
 def is_users(file: str) -> bool:
     """Whether a source file is the user's own, and not a library's or generated."""
-    return not file.startswith((*_LIBRARIES, "<"))
+    # Packages of the user's alone, or of another environment on the path, are libraries too.
+    return not file.startswith((*_LIBRARIES, _TORCH, "<")) and _INSTALLED.isdisjoint(Path(file).parts)
 
 
 def facts(tensors: Mapping[str, torch.Tensor]) -> Iterator[TensorFact]:
@@ -144,7 +147,9 @@ def facts(tensors: Mapping[str, torch.Tensor]) -> Iterator[TensorFact]:
 
 
 def shown_path(file: str) -> str:
-    """A path as people like to read it: relative to the current folder where it lies inside."""
+    """A path as people like to read it: relative to the current folder where it lies inside; `Cell In[4]`."""
+    if (cell := cell_of(file)) is not None:
+        return cell
     path = Path(file)
     try:
         return str(path.resolve().relative_to(Path.cwd()))
@@ -154,6 +159,8 @@ def shown_path(file: str) -> str:
 
 def line_of(file: str, line: int) -> str | None:
     """The text of a source line; None where the file can't be read."""
+    if (found := cell_line(file, line)) is not None:
+        return found
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
