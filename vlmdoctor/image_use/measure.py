@@ -16,7 +16,7 @@ from vlmdoctor.image_use.result import KINDS, ImageUse, Measured
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.probes.batch.fields import Inputs
-from vlmdoctor.sandbox.call import logits_in, loss_in, moved, seed
+from vlmdoctor.sandbox.call import call, logits_in, loss_in, moved, seed
 from vlmdoctor.sandbox.copies import copy_of
 from vlmdoctor.sandbox.restore import restoring
 from vlmdoctor.statements import statements
@@ -36,14 +36,14 @@ def uses_images(
 ) -> ImageUse:
     """Whether `model` uses its images: loss and accuracy with the right, shuffled and blank images.
 
-    A falling loss proves nothing: from the text alone a model learns which answers are frequent. Each sample is
-    compared with itself, so that a few dozen samples are enough. The model is run in evaluation mode without
-    gradients, and is afterwards as it was; so are the random states.
+    A falling loss proves nothing: from the text alone a model learns which answers are frequent. Each sample
+    is compared with itself, so that a few dozen samples are enough. The model is run in evaluation mode
+    without gradients, and is afterwards as it was; so are the random states.
 
     Args:
         model: The model.
-        loader: Batches as the model is called with, with two samples at least each: a DataLoader, a list, or an
-            iterator, of which the batches are used up. Tensors are moved to the model's device.
+        loader: Batches as the model is called with, with two samples at least each: a DataLoader, a list, or
+            an iterator, of which the batches are used up. Tensors are moved to the model's device.
         loss_fn: `loss_fn(model, batch) -> Tensor`; by default the output's loss.
         metric: `metric(model, batch) -> float`, or a tensor [B] with one number for each sample; higher is
             better. By default the share of supervised tokens that are the likeliest.
@@ -105,9 +105,7 @@ def _compare(
             seed(0)  # a model that draws numbers draws the same ones each time
             scores[kind] = _score(model, copy_of(variants[kind]), inputs, loss_fn, metric, rows)
     if scores["right"] == (None, None):
-        raise UserError(
-            "the model gives neither a loss nor logits for these batches; give loss_fn or metric."
-        )
+        raise UserError("the model gives neither a loss nor logits for a batch; give loss_fn or metric.")
     gathered.add(scores, rows)
 
 
@@ -133,8 +131,6 @@ def _score(
     outputs: list[Any] = []
     handle = model.register_forward_hook(lambda module, given, output: outputs.append(output))
     try:
-        from vlmdoctor.sandbox.call import call
-
         loss = loss_in(call(model, batch) if loss_fn is None else loss_fn(model, batch))
     finally:
         handle.remove()
@@ -152,7 +148,7 @@ def _score(
 
 
 def _aligned(logits: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(logits [B, T, V], the token that each predicts [B, T], IGNORE_INDEX where none); None where not known."""
+    """(logits [B, T, V], what each predicts [B, T], IGNORE_INDEX for nothing); None where not known."""
     if inputs.labels is None or inputs.ids is None or logits.ndim != 3:
         return None
     labels, where = inputs[inputs.labels], inputs.predicting()
@@ -201,8 +197,8 @@ def _metric_of(value: Any, rows: int) -> list[float]:
         return [float(value)]
     except (TypeError, ValueError, RuntimeError):
         raise UserError(
-            f"metric returned an object of type {type(value).__name__}; it should return a number, or a tensor "
-            "with one number for each sample."
+            f"metric returned an object of type {type(value).__name__}; it should return a number, or a "
+            "tensor with one number for each sample."
         ) from None
 
 

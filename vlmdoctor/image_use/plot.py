@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from vlmdoctor.runs.plots.style import LIGHT
 
-if TYPE_CHECKING:
-    from vlmdoctor.image_use.result import ImageUse
-
 ERRORS = 3.0  # standard errors that are drawn
 
 
-def plot(use: ImageUse) -> Figure:
-    """A Figure with the loss, and the accuracy beside it where there is one."""
-    columns = [
-        name for name in ("loss", "accuracy") if all(getattr(m, name) is not None for m in use.measured)
-    ]
-    figure = Figure(
-        figsize=(3.6 + 3.6 * max(1, len(columns)), 3.6), layout="constrained", facecolor=LIGHT.paper
-    )
+def plot(use: Any) -> Figure:
+    """A Figure of an `ImageUse` with the loss, and the accuracy beside it where there is one."""
+    names = ("loss", "accuracy")
+    columns = [name for name in names if all(getattr(one, name) is not None for one in use.measured)]
+    width = 3.6 + 3.6 * max(1, len(columns))
+    figure = Figure(figsize=(width, 3.6), layout="constrained", facecolor=LIGHT.paper)
     figure.suptitle(use.sentence, x=0.02, ha="left", color=LIGHT.ink, fontweight="bold")
     for place, name in enumerate(columns):
         axes = figure.add_subplot(1, len(columns), place + 1)

@@ -23,8 +23,8 @@ class Measured:
     Attributes:
         images: `right`, `shuffled` or `blank`.
         loss: Mean over samples of the mean loss of their supervised tokens, in nats.
-        accuracy: Share of supervised tokens that are the likeliest, given those before, 0 to 1; or the mean of
-            what `metric` gave. None where neither can be had.
+        accuracy: Share of supervised tokens that are the likeliest, given those before, 0 to 1; or the mean
+            of what `metric` gave. None where neither can be had.
         loss_error: Standard error of the difference in loss to the right images; None for these themselves.
         accuracy_error: The same for accuracy.
     """
@@ -58,7 +58,7 @@ class ImageUse:
 
     @property
     def uses_images(self) -> bool | None:
-        """Whether the right images are better than all others that were tried; None where that is not certain.
+        """Whether the right images are better than all others that were tried; None where not certain.
 
         Blank images count too: any image disturbs a model that was trained without any.
         """
@@ -90,7 +90,7 @@ class ImageUse:
         """The answer in one sentence."""
         if self.samples < FEWEST:
             return (
-                f"Too few samples to tell whether it uses its images ({self.samples} of at least {FEWEST})."
+                f"Too few samples to tell whether it uses its images: {self.samples}, of {FEWEST} at least."
             )
         if not [one for one in self.measured if one.images != "right"]:
             return "It could not be tried with other images."
