@@ -196,7 +196,8 @@ def fold(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[Finding]:
     for finding in findings:
         if causes[id(finding)] is not None:
             continue
-        symptoms = tuple(s.message for s in findings if _root(s, causes) is finding)
+        below = (s for s in findings if _root(s, causes) is finding)
+        symptoms = tuple(text for s in below for text in (s.message, *s.symptoms))
         kept.append(dataclasses.replace(finding, symptoms=(*finding.symptoms, *symptoms)))
     return sorted(kept, key=_urgency)
 

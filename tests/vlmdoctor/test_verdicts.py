@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -15,11 +16,14 @@ import torch
 from tiny_vlm import TinyVLM, adamw, batch
 
 import vlmdoctor
+from vlmdoctor.engine import fold
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, Step, Steps, Withdrawn
 from vlmdoctor.finding import Finding, Severity
-from vlmdoctor.live import display
+from vlmdoctor.live import display, session
 from vlmdoctor.report import Report
+from vlmdoctor.reporters.card import summary_line
+from vlmdoctor.rulebook import all_rules
 from vlmdoctor.runs.conclusion import judge_run, rules_for_runs, undecided
 from vlmdoctor.runs.reader import read_files
 from vlmdoctor.runs.verdict import verdict
@@ -247,3 +251,46 @@ def test_the_page_has_the_verdict_of_the_report(tmp_path: Path) -> None:
     publish(folder, Report("train", "t", ran=("a",), incomplete="too early to tell"), lambda _: None)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "! incomplete" in page and "no issues found" not in page
+
+
+BLANK = Finding("images are blank", Severity.WARNING, rule="pixels-not-usable", code="IMG303")
+IGNORED = Finding("images are ignored", Severity.ERROR, rule="image-ignored", code="IMG101")
+GATE = Finding("accuracy 7%, required 90%", Severity.ERROR, rule="accuracy-below-gate", code="LOSS110")
+
+
+class TestCauseLeads:
+    @pytest.mark.parametrize("symptoms", [(IGNORED,), (GATE,), (IGNORED, GATE)])
+    def test_what_was_suspected_before_a_run_leads_what_the_run_showed(
+        self, symptoms: tuple[Finding, ...]
+    ) -> None:
+        before = Report("check", "t", findings=(BLANK,), ran=("pixels-not-usable",))
+        report = session._joined(Report("train", "t", findings=symptoms, ran=("image-ignored",)), before)
+        assert [(f.rule, f.severity) for f in report.findings] == [("pixels-not-usable", Severity.ERROR)]
+        assert set(report.findings[0].symptoms) == {f.message for f in symptoms}
+        assert (report.verdict, report.exit_status) == ("fail", 1)
+
+    def test_the_symptoms_of_a_symptom_are_kept(self) -> None:
+        ignored = dataclasses.replace(IGNORED, symptoms=(GATE.message,))
+        before = Report("check", "t", findings=(BLANK,), ran=("pixels-not-usable",))
+        report = session._joined(Report("train", "t", findings=(ignored,), ran=("image-ignored",)), before)
+        assert report.findings[0].symptoms == (IGNORED.message, GATE.message)
+
+    def test_a_suspicion_that_nothing_bears_out_stays_one(self) -> None:
+        before = Report("check", "t", findings=(BLANK,), ran=("pixels-not-usable",))
+        report = session._joined(Report("train", "t", ran=("image-ignored",)), before)
+        assert report.findings == (BLANK,)
+
+    @pytest.mark.parametrize(
+        "cause", ["blank-images", "pixels-not-usable", "image-without-effect", "pixel-mask-hides-images"]
+    )
+    @pytest.mark.parametrize("symptom", ["image-ignored", "image-adds-nothing", "accuracy-below-gate"])
+    def test_what_keeps_images_out_explains_that_they_are_not_used(self, cause: str, symptom: str) -> None:
+        found = [dataclasses.replace(IGNORED, rule=name, message=name) for name in (symptom, cause)]
+        assert [(f.rule, f.symptoms) for f in fold(found, all_rules())] == [(cause, (symptom,))]
+
+
+def test_the_closing_line_of_a_failure_says_first_that_it_fails() -> None:
+    reason = "it was not seen to use its images"
+    report = Report("train", "t", findings=(IGNORED,), ran=("image-ignored",), incomplete=reason)
+    assert report.exit_status == 1
+    assert summary_line(report).startswith(f"✗ 1 error, 0 warnings · incomplete: {reason} · 1 check")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from minivlm.callbacks import Callback
 from minivlm.lock import FolderLock
+from vlmdoctor.engine import fold
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live.display import Display
 from vlmdoctor.live.preflight import preflight
 from vlmdoctor.live.state import LiveState
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
-from vlmdoctor.rulebook import Rule
+from vlmdoctor.rulebook import Rule, all_rules
 from vlmdoctor.runs.conclusion import judge_run
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Session(Callback):
 
 
 def _joined(report: Report, before: Report | None) -> Report:
-    """The run's report with what only the preflight found."""
+    """The run's report with what only the preflight found; a cause among it leads."""
     if before is None:
         return report
     told = {finding.rule for finding in report.findings}
@@ -235,8 +236,22 @@ def _joined(report: Report, before: Report | None) -> Report:
     skipped = {name: reason for name, reason in (*before.skipped, *report.skipped) if name not in known}
     return dataclasses.replace(
         report,
-        findings=tuple(sorted((*report.findings, *more), key=lambda f: -f.severity.rank)),
+        findings=tuple(
+            fold((*(_borne_out(f, report.findings) for f in more), *report.findings), all_rules())
+        ),
         ran=(*report.ran, *ran),
         skipped=tuple(skipped.items()),
         crashed=(*report.crashed, *before.crashed),
     )
+
+
+def _borne_out(suspicion: Finding, found: Sequence[Finding]) -> Finding:
+    """A warning of before the run, as severe as what the run showed of it: it is a suspicion no longer.
+
+    Folding the run's error below a mere warning would hide that the run failed.
+    """
+    if suspicion.severity is Severity.INFO:
+        return suspicion
+    explains = next((rule.explains for rule in all_rules() if rule.name == suspicion.rule), ())
+    severities = [suspicion.severity, *(one.severity for one in found if one.rule in explains)]
+    return dataclasses.replace(suspicion, severity=max(severities, key=lambda severity: severity.rank))

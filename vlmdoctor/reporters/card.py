@@ -163,8 +163,11 @@ def summary_parts(report: Report) -> tuple[str, ...]:
         checks += f", {len(report.skipped)} skipped"
     parts = [f"{glyph} {found}", checks]
     if (reason := report.why_incomplete) is not None:
-        parts.insert(0, f"! incomplete: {reason}")
-        parts[1] = found if counts else "nothing found so far"
+        if report.exit_status == 1:  # what was found fails whatever else there might be
+            parts.insert(1, f"incomplete: {reason}")
+        else:
+            parts.insert(0, f"! incomplete: {reason}")
+            parts[1] = found if counts else "nothing found so far"
     if unjudged := not_judged(report):
         parts.append(f"not judged: {unjudged}")
     parts.append(f"{report.seconds:.1f} s")

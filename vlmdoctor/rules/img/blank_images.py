@@ -19,7 +19,14 @@ _FIRST_LAYER = re.compile(r"patch_?embed|patch_conv|stem|conv1|conv_in|embedding
 @rule(
     "blank-images",
     "IMG102",
-    explains=("pixels-not-usable", "image-ignored", "no-gradient", "accuracy-below-gate"),
+    explains=(
+        "pixels-not-usable",
+        "image-ignored",
+        "image-without-effect",
+        "image-adds-nothing",
+        "no-gradient",
+        "accuracy-below-gate",
+    ),
 )
 def blank_images(parameters: Parameters, steps: Steps) -> Iterator[Finding]:
     """Images blank during training: every pixel is exactly 0.

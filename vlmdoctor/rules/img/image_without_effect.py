@@ -12,7 +12,7 @@ from vlmdoctor.rulebook import rule
 @rule(
     "image-without-effect",
     "IMG201",
-    explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing"),
+    explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing", "accuracy-below-gate"),
 )
 def image_without_effect(influence: Influence) -> Iterator[Finding]:
     """Images have no effect: logits are identical when all images are replaced by noise.

@@ -19,6 +19,9 @@ from vlmdoctor.rulebook import rule
         "attention-backends-differ",
         "non-finite-forward",
         "wrong-image",
+        "image-adds-nothing",
+        "image-ignored",
+        "accuracy-below-gate",
     ),
 )
 def pixel_mask_hides_images(images: ImageInputs) -> Iterator[Finding]:

@@ -12,7 +12,17 @@ from vlmdoctor.rules._healthy import healthy_data, sample_picture
 from vlmdoctor.rules.places import counted
 
 
-@rule("pixels-not-usable", "IMG303", explains=("non-finite", "non-finite-forward", "image-ignored"))
+@rule(
+    "pixels-not-usable",
+    "IMG303",
+    explains=(
+        "non-finite",
+        "non-finite-forward",
+        "image-ignored",
+        "image-adds-nothing",
+        "accuracy-below-gate",
+    ),
+)
 def pixels_not_usable(data: Data) -> Iterator[Finding]:
     """Images are blank (one solid colour each), or pixels are NaN or infinite.
 
