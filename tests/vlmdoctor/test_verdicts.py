@@ -294,3 +294,19 @@ def test_the_closing_line_of_a_failure_says_first_that_it_fails() -> None:
     report = Report("train", "t", findings=(IGNORED,), ran=("image-ignored",), incomplete=reason)
     assert report.exit_status == 1
     assert summary_line(report).startswith(f"✗ 1 error, 0 warnings · incomplete: {reason} · 1 check")
+
+
+@pytest.mark.parametrize(("fail_on", "verdict_", "status"), [("error", "fail", 1), ("never", "pass", 0)])
+def test_images_that_are_ignored_are_a_finding_and_no_missing_judgement(
+    fail_on: str, verdict_: str, status: int
+) -> None:
+    fallen = tuple(Step(step=i, loss=3.0 if i < 200 else 1.0) for i in range(2000))
+    seen = (Evaluation(step=1999, **BLIND),)
+    steps = Steps(steps=fallen, evaluations=seen, planned_steps=2000, finished=True)
+    report = judge_run(
+        Parameters(parameters=()), steps, rules_for_runs(), command="train", target="t", fail_on=fail_on
+    )
+    assert [finding.rule for finding in report.findings] == ["image-ignored"]
+    assert (report.verdict, report.exit_status, report.incomplete) == (verdict_, status, None)
+    # Nothing fails where nothing is asked to, but it is not green.
+    assert summary_line(report)[0] == ("✗" if status else "!")

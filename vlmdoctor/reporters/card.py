@@ -156,7 +156,7 @@ def summary_parts(report: Report) -> tuple[str, ...]:
     if counts[Severity.INFO]:
         found += f", {counts[Severity.INFO]} info"
     glyph = VERDICT_GLYPHS[report.verdict]
-    if report.verdict == "pass" and counts[Severity.WARNING]:
+    if report.verdict == "pass" and (counts[Severity.WARNING] or counts[Severity.ERROR]):
         glyph = GLYPHS[Severity.WARNING]  # nothing fails, and all is not well
     checks = count(len(report.ran), "check")
     if report.skipped:

@@ -9,9 +9,12 @@ from typing import Any
 from vlmdoctor.engine import Gatherer, judge
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Steps
+from vlmdoctor.finding import Severity
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, answerable
 from vlmdoctor.runs.verdict import SHORT_RUN, too_early, uses_images
+
+UNUSED = "it was not seen to use its images"
 
 
 def rules_for_runs() -> list[Rule]:
@@ -38,7 +41,16 @@ def judge_run(
     if steps.withdrawn:
         known["withdrawn"] = [vars(one) for one in steps.withdrawn]
     report = judge(rules, gather, command=command, target=target, fail_on=fail_on, facts=known)
-    return dataclasses.replace(report, incomplete=undecided(steps))
+    reason = undecided(steps)
+    if reason == UNUSED and _says_so(report, rules):
+        reason = None
+    return dataclasses.replace(report, incomplete=reason)
+
+
+def _says_so(report: Report, rules: Sequence[Rule]) -> bool:
+    """Whether an error is found that is, or explains, that images are ignored: that is a judgement."""
+    about = {rule.name for rule in rules if "image-ignored" in rule.explains} | {"image-ignored"}
+    return any(one.rule in about and one.severity is Severity.ERROR for one in report.findings)
 
 
 def undecided(steps: Steps) -> str | None:
@@ -58,4 +70,4 @@ def undecided(steps: Steps) -> str | None:
         return None
     if early := too_early(made, steps.planned_steps):
         return f"too early to tell whether it uses its images ({early})"
-    return "it was not seen to use its images"
+    return UNUSED
