@@ -34,6 +34,13 @@ TEXTS = (
 )
 
 
+EXAMPLES = (
+    ("vlmdoctor check-env", "This machine; torch is not needed."),
+    ("vlmdoctor check-env train.py job.sbatch", "And what hides GPUs in these files."),
+    ("vlmdoctor check-env --require 2-gpus,bf16,vram=40GB", "A gate for a job."),
+)
+
+
 @with_output_options
 def command(
     output: OutputOptions,

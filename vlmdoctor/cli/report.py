@@ -11,6 +11,11 @@ import typer
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
 from vlmdoctor.plain_text import plain_line
 
+EXAMPLES = (
+    ("vlmdoctor report", "The newest run under runs/."),
+    ("vlmdoctor report runs/tiny-digits --output-format json", "That one, for a program."),
+)
+
 
 @with_output_options
 def command(

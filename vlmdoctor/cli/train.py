@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 PANEL = "Watching"
 
 
+EXAMPLES = (
+    ("vlmdoctor train", "About two minutes on two cores; no GPU, no download."),
+    ("vlmdoctor train --max-steps 20", "A gate for CI."),
+    ("vlmdoctor train --resume", "Go on with the newest run under runs/."),
+)
+
+
 @with_output_options
 @with_train_options
 def command(
