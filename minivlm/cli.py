@@ -14,6 +14,7 @@ import typer
 from minivlm.errors import UserError, plain
 from minivlm.help_page import CONTEXT, HelpGroup, help_command
 from minivlm.options import with_train_options
+from minivlm.program import started_as
 from minivlm.signals import StopNow, terminable
 from minivlm.train_config import TrainConfig
 
@@ -49,7 +50,7 @@ def train(config: TrainConfig) -> None:
 
     with terminable():
         try:
-            train(config, [ConsoleCallback()])
+            train(config, [ConsoleCallback()], [*started_as("minivlm"), "train"])
         except StopNow as stop:
             print("minivlm: interrupted before the first step; nothing was trained", file=sys.stderr)
             raise typer.Exit(stop.exit_status) from None

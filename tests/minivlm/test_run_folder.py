@@ -182,7 +182,7 @@ def test_a_second_signal_ends_a_run_at_once_and_with_words(
     ended = acting(command, tmp_path / "run", act)
     assert ended.returncode == status
     (said,) = [said for said in sentences(ended) if "stopped" in said]
-    how = f"to go on from the checkpoint after 1: --resume {tmp_path / 'run'}"
+    how = f"to go on from the checkpoint after 1: minivlm train --resume {tmp_path / 'run'}"
     assert said == f"{command}: stopped at once after 2 of 3 steps; {how}"
     left = [
         path.name for path in (tmp_path / "run").rglob("*") if "part" in path.name or "unfin" in path.name

@@ -158,6 +158,19 @@ def with_output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def options_of(output: OutputOptions) -> list[str]:
+    """What differs from the defaults, as it is typed: for a command that a person is to paste."""
+    words = []
+    for name in ("select", "extend_select", "ignore"):
+        for selector in getattr(output, name):
+            words += [f"--{name.replace('_', '-')}", selector]
+    words += [] if output.output_format == "full" else ["--output-format", output.output_format]
+    words += [] if output.output_file is None else ["--output-file", str(output.output_file)]
+    words += [] if output.fail_on == "error" else ["--fail-on", output.fail_on]
+    given = {"--exit-zero": output.exit_zero, "--quiet": output.quiet, "--verbose": output.verbose}
+    return words + [option for option, chosen in given.items() if chosen]
+
+
 def render(report: Report, output: OutputOptions) -> str:
     """The report in the chosen format, coloured only where a person reads it."""
     from rich.console import Console

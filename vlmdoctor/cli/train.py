@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minivlm.options import with_train_options
+from minivlm.program import started_as
 from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
 from vlmdoctor.boundary import whole_number
-from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.cli.output import OutputOptions, exit_status, options_of, with_output_options
 from vlmdoctor.plain_text import first_line, plain_line, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vlmdoctor.live.display import Display
     from vlmdoctor.live.session import Session, Wishes
@@ -103,7 +104,13 @@ def command(
     started = time.perf_counter()
     with terminable():
         try:
-            session, error = _watched(config, state, display, wished)
+            again = [
+                *started_as("vlmdoctor"),
+                "train",
+                *_watching(watch_grads, watch_every, require_accuracy),
+                *options_of(output),
+            ]
+            session, error = _watched(config, state, display, wished, again)
         except (Exception, KeyboardInterrupt) as stop:
             raise _in_words(
                 stop, "interrupted before the first step; nothing was trained"
@@ -121,7 +128,11 @@ def command(
 
 
 def _watched(
-    config: TrainConfig, state: LiveState, display: Display, wished: Callable[[], Wishes]
+    config: TrainConfig,
+    state: LiveState,
+    display: Display,
+    wished: Callable[[], Wishes],
+    command: Sequence[str],
 ) -> tuple[Session, BaseException | None]:
     """Trains behind the display; the session, and what ended the run before its planned end."""
     display.start()
@@ -129,10 +140,17 @@ def _watched(
         from vlmdoctor.live.session import Session
 
         session = Session(wished(), state, display)
-        return session, _train(config, session)
+        return session, _train(config, session, command)
     finally:
         # Nothing is left of the view where the run never came to its first step.
         display.stop(keep=state.step is not None)
+
+
+def _watching(grads: bool, every: int, required_accuracy: float | None) -> list[str]:
+    """The options of watching that differ from the defaults, as they are typed."""
+    words = [] if grads else ["--no-watch-grads"]
+    words += [] if every == 10 else ["--watch-every", str(every)]
+    return words + ([] if required_accuracy is None else ["--require-accuracy", str(required_accuracy)])
 
 
 def _in_words(error: BaseException, interrupted: str) -> BaseException:
@@ -143,7 +161,7 @@ def _in_words(error: BaseException, interrupted: str) -> BaseException:
     return typer.Exit(getattr(error, "exit_status", 130))
 
 
-def _train(config: TrainConfig, session: Session) -> BaseException | None:
+def _train(config: TrainConfig, session: Session, command: Sequence[str]) -> BaseException | None:
     """Trains; gives back what ended it before its planned end, if it had begun."""
     from minivlm.train import train
     from vlmdoctor.live.session import PreflightStop
@@ -151,7 +169,7 @@ def _train(config: TrainConfig, session: Session) -> BaseException | None:
     try:
         # Standard output is for the report: whatever a library prints must not get into it.
         with redirect_stdout(sys.stderr):
-            train(config, [session])
+            train(config, [session], command)
     except (Exception, KeyboardInterrupt, PreflightStop) as error:
         if session.run is None:
             raise
