@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 
 def started_as(name: str) -> list[str]:
@@ -19,9 +20,8 @@ def started_as(name: str) -> list[str]:
     if script is not None and _beside_this_python(script):
         return [name]
     python = shutil.which("python")
-    same = python is not None and os.path.realpath(python) == os.path.realpath(sys.executable)
-    return ["python" if same and _beside_this_python(str(python)) else sys.executable, "-m", name]
+    return ["python" if python and _beside_this_python(python) else sys.executable, "-m", name]
 
 
 def _beside_this_python(program: str) -> bool:
-    return os.path.dirname(os.path.abspath(program)) == os.path.dirname(os.path.abspath(sys.executable))
+    return Path(program).absolute().parent == Path(sys.executable).absolute().parent

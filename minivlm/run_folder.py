@@ -118,7 +118,8 @@ def _newest() -> Path:
     folder = newest_run(CHECKPOINTS)
     if folder is None:
         raise UserError(
-            f"there is no run with a checkpoint under {RUNS}/ to go on with; leave --resume out to start a new run."
+            f"there is no run with a checkpoint under {RUNS}/ to go on with; leave --resume out "
+            "to start a new run."
         )
     print(f"minivlm: going on with {folder}, the newest run under {RUNS}/.", file=sys.stderr)
     return folder

@@ -151,7 +151,8 @@ def loop(
                 _save(prepared, world, observers)
         if stop and not last:
             raise Interrupted(
-                f"stopped after {run.step} of {run.total_steps} steps; to go on: {resume_command(command, run)}",
+                f"stopped after {run.step} of {run.total_steps} steps; to go on: "
+                f"{resume_command(command, run)}",
                 signals.received or signal.SIGINT,
             )
 

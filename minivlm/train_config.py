@@ -142,7 +142,7 @@ class TrainConfig:
     out: str | None = option(None, "Run folder; by default a new one under runs/.", RUN, "FOLDER")
     resume: bool = option(
         False,
-        "Continue a run from its newest complete checkpoint: that in FOLDER, or the newest under runs/.",
+        "Continue a run from its newest complete checkpoint: in FOLDER, else the newest run under runs/.",
         RUN,
     )
     overwrite: bool = option(False, "Delete the run that is in the run folder first.", RUN)

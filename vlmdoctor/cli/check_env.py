@@ -47,7 +47,7 @@ def command(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Files and folders to search for settings that hide GPUs, or come too late: Python, "
             "notebooks, shell and batch scripts, Dockerfiles, compose and .env files.",
         ),

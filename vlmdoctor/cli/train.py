@@ -104,13 +104,9 @@ def command(
     started = time.perf_counter()
     with terminable():
         try:
-            again = [
-                *started_as("vlmdoctor"),
-                "train",
-                *_watching(watch_grads, watch_every, require_accuracy),
-                *options_of(output),
-            ]
-            session, error = _watched(config, state, display, wished, again)
+            watching = _watching(watch_grads, watch_every, require_accuracy)
+            start = [*started_as("vlmdoctor"), "train", *watching, *options_of(output)]
+            session, error = _watched(config, state, display, wished, start)
         except (Exception, KeyboardInterrupt) as stop:
             raise _in_words(
                 stop, "interrupted before the first step; nothing was trained"
