@@ -35,6 +35,8 @@ class TinyVLM(nn.Module):
     def __init__(self):
         super().__init__()
         self.vision_encoder = nn.Sequential(nn.Conv2d(3, 32, 8, 8), nn.GELU(), nn.Conv2d(32, 32, 1))
+        for filters in (self.vision_encoder[0].weight, self.vision_encoder[2].weight):
+            nn.init.orthogonal_(filters)  # fixed filters, in the place of pretrained ones
         self.vision_proj = nn.Linear(32, HIDDEN)
         self.lm = LanguageModel()
         self.lm_head = nn.Linear(HIDDEN, VOCAB, bias=False)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minivlm.errors import UserError, plain
+from minivlm.errors import UserError, plain, reason_of
+from minivlm.progress import nothing, shown
 
 if TYPE_CHECKING:
     from minivlm.run import Run
@@ -35,6 +37,9 @@ class Callback:
         """An evaluation: step, accuracy, accuracy_shuffled, the samples and kinds (accuracy_of) that they are
         about, the same with `/<kind>` for each kind, loss, loss_shuffled, loss_blank."""
 
+    def on_evaluating(self, run: Run, done: int, total: int) -> None:
+        """An evaluation is under way: how many answers of how many it has looked at."""
+
     def on_checkpoint(self, run: Run, path: Path) -> None:
         """A checkpoint was written."""
 
@@ -58,7 +63,9 @@ class Callbacks:
                 getattr(callback, method)(*arguments)
             except Exception as error:
                 self._callbacks.remove(callback)
-                message = f"{type(callback).__name__}.{method} raised {type(error).__name__}: {error}"
+                message = (
+                    f"{type(callback).__name__}.{method} raised {type(error).__name__}: {reason_of(error)}"
+                )
                 log.warning("%s; the run goes on without it.", message)
 
 
@@ -70,6 +77,13 @@ class ConsoleCallback(Callback):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._showing: ExitStack | None = None
+        self._progress = nothing
+
+    def _clear(self) -> None:
+        if self._showing is not None:
+            self._showing.close()
+            self._showing = None
 
     def on_train_begin(self, run: Run) -> None:
         from minivlm.trainable import parts
@@ -100,6 +114,17 @@ class ConsoleCallback(Callback):
             f"loss: {record['loss']:.4f} "
             f"(shuffled {record['loss_shuffled']:.4f}, blank {record['loss_blank']:.4f})"
         )
+
+    def on_evaluating(self, run: Run, done: int, total: int) -> None:
+        if self._showing is None:
+            self._showing = ExitStack()
+            self._progress = self._showing.enter_context(shown())
+        self._progress(done, total)
+        if done >= total:
+            self._clear()
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._clear()
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
         self._say(f"[Checkpoint] {path}")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from minivlm.errors import UserError
+from minivlm.errors import UserError, whole_reason_of
 
 FOLDER, LATEST = "checkpoints", "checkpoint"
 STATE, MANIFEST = "training_state.pt", "manifest.json"
@@ -291,4 +291,4 @@ def _reason(error: BaseException) -> str:
         if getattr(first, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "space left" in str(first):
             return "the disk is full"
         first = first.__cause__ or first.__context__
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+    return getattr(error, "strerror", None) or whole_reason_of(error)

@@ -1,4 +1,4 @@
-"""`python -m minivlm`: train, evaluate, generate, chat and import-minimind."""
+"""`minivlm`, which is `python -m minivlm`: train, evaluate, generate, chat and import-minimind."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from typing import Annotated
 import typer
 
 from minivlm.errors import UserError, plain
+from minivlm.help_page import CONTEXT, HelpGroup, help_command
 from minivlm.options import with_train_options
+from minivlm.program import started_as
 from minivlm.signals import StopNow, terminable
 from minivlm.train_config import TrainConfig
 
 app = typer.Typer(
     name="minivlm",
     help="A small vision-language model: train it, and ask it about pictures.",
+    cls=HelpGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
 )
 
 Checkpoint = Annotated[
@@ -31,7 +35,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Tokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 
 
-@app.command()
+@app.command(
+    cls=help_command(
+        ("minivlm train", "The tiny model on handwritten digits."),
+        ("minivlm train --preset tiny8 --data my.jsonl --out runs/mine", "Your own data."),
+        ("minivlm train --resume", "Go on with the newest run under runs/."),
+    )
+)
 @with_train_options
 def train(config: TrainConfig) -> None:
     """Trains a model; by default a tiny one on handwritten digits, in about three minutes on two cores."""
@@ -40,13 +50,18 @@ def train(config: TrainConfig) -> None:
 
     with terminable():
         try:
-            train(config, [ConsoleCallback()])
+            train(config, [ConsoleCallback()], [*started_as("minivlm"), "train"])
         except StopNow as stop:
             print("minivlm: interrupted before the first step; nothing was trained", file=sys.stderr)
             raise typer.Exit(stop.exit_status) from None
 
 
-@app.command()
+@app.command(
+    cls=help_command(
+        ("minivlm evaluate", "The newest checkpoint under runs/."),
+        ("minivlm evaluate runs/tiny-digits --samples 300", "That run, in less time."),
+    )
+)
 def evaluate(
     checkpoint: Checkpoint = None,
     data: Annotated[str, typer.Option(help="digits, emoji, or your own data.")] = "digits",
@@ -60,7 +75,14 @@ def evaluate(
     print(table(record))
 
 
-@app.command()
+@app.command(
+    cls=help_command(
+        (
+            "minivlm generate runs/tiny-digits 'read both digits.' --image photo.png",
+            "Ask once.",
+        ),
+    )
+)
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
@@ -74,7 +96,9 @@ def generate(
     print(Answerer(find(checkpoint), device).answer(question, image or [], max_tokens))
 
 
-@app.command()
+@app.command(
+    cls=help_command(("minivlm chat runs/tiny-digits --image photo.png", "Ask until an empty line."))
+)
 def chat(
     checkpoint: Checkpoint = None,
     image: Annotated[Path | None, typer.Option(help="The image to talk about.")] = None,
@@ -97,7 +121,10 @@ def chat(
             print(error, file=sys.stderr)
 
 
-@app.command("import-minimind")
+@app.command(
+    "import-minimind",
+    cls=help_command(("minivlm import-minimind sft_vlm.pth runs/mm", "Then: minivlm chat runs/mm")),
+)
 def import_minimind(
     weights: Annotated[Path, typer.Argument(help="Published MiniMind-V weights, a .pth file.")],
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to write.")],

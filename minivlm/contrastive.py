@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from minivlm.evaluate import even_chunks
+from minivlm.progress import Progress, nothing
 
 PADDING = -1
 Pair = tuple[Any, str, int]
@@ -117,14 +118,19 @@ class PairCollator:
 
 @torch.no_grad()
 def evaluate_pairs(
-    model: ContrastiveModel, processor: Any, pairs: Sequence[Pair], batch_size: int = 100
+    model: ContrastiveModel,
+    processor: Any,
+    pairs: Sequence[Pair],
+    batch_size: int = 100,
+    progress: Progress = nothing,
 ) -> dict[str, Any]:
     """How often the nearest of all texts is the right one; the record has the names of `evaluate_answers`."""
     device = next(model.parameters()).device
     texts = {label: (image, text, label) for image, text, label in pairs}
     labels = torch.tensor(list(texts), device=device)
     record: dict[str, Any] = {"samples": len(pairs)}
-    for images in ("real", "shuffled", "blank"):
+    done, ways = 0, ("real", "shuffled", "blank")
+    for images in ways:
         suffix = "" if images == "real" else f"_{images}"
         collate = PairCollator(processor, images)
         right = loss = 0.0
@@ -138,6 +144,8 @@ def evaluate_pairs(
             place = (labels == batch["labels"][:, None]).int().argmax(1)
             right += float((logits.argmax(1) == place).sum())
             loss += float(F.cross_entropy(logits, place, reduction="sum"))
+            done += len(chunk)
+            progress(done, len(ways) * len(pairs))
         record[f"loss{suffix}"] = loss / len(pairs)
         if images != "blank":
             record[f"accuracy{suffix}"] = right / len(pairs)

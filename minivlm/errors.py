@@ -30,3 +30,15 @@ def plain(text: str) -> str:
     """`text` in which nothing steers a terminal: what would is shown as an escape. Lines stay lines."""
     text = _ACTIVE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing; never empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .:\t")]
+    return plain(lines[0]) if lines else type(error).__name__
+
+
+def whole_reason_of(error: BaseException) -> str:
+    """All that an exception says, on one line, or its type; never empty."""
+    text = " ".join(str(error).split())
+    return plain(text) if text.strip(" .:") else type(error).__name__

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlm.data import Collator, Sample
+from minivlm.progress import Progress, nothing
 
 WITHOUT_LOOKING = ("shuffled", "blank")
 
@@ -31,6 +32,7 @@ def evaluate_answers(
     headline_kinds: Sequence[str],
     batch_size: int = 100,
     autocast: AbstractContextManager | None = None,
+    progress: Progress = nothing,
 ) -> dict[str, Any]:
     """Exact match and loss with the right images, with those of other samples, and with blank ones.
 
@@ -38,6 +40,7 @@ def evaluate_answers(
         model: In evaluation mode (see `undisturbed`).
         samples: What is asked, with the right answers.
         collator: Makes the collator for "real", "shuffled" or "blank" images.
+        progress: Called with how many answers have been looked at, and of how many.
         headline_kinds: The kinds of question that `accuracy` is about; all of them, if none of these occurs.
 
     Returns:
@@ -53,7 +56,8 @@ def evaluate_answers(
         "samples": sum(kind in chosen for kind in asked),
         "accuracy_of": ", ".join(chosen),
     }
-    for images in ("real", *WITHOUT_LOOKING):
+    done, ways = 0, ("real", *WITHOUT_LOOKING)
+    for images in ways:
         suffix = "" if images == "real" else f"_{images}"
         right: dict[str, list[bool]] = {}
         loss, tokens = 0.0, 0
@@ -66,6 +70,8 @@ def evaluate_answers(
             tokens += int((batch["labels"][:, 1:] != -100).sum())
             for sample, exact in zip(chunk, exact_matches(output.logits, batch["labels"]), strict=True):
                 right.setdefault(sample.kind, []).append(exact)
+            done += len(chunk)
+            progress(done, len(ways) * len(samples))
         record[f"loss{suffix}"] = loss / max(1, tokens)
         if images != "blank":
             record |= _accuracies(right, f"accuracy{suffix}", chosen)

@@ -16,7 +16,7 @@ import torch
 
 from minivlm import vision
 from minivlm.config import MiniVLMConfig
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.presets import preset
 from minivlm.processor import MiniVLMProcessor, processor_for
@@ -164,7 +164,7 @@ def load(folder: str | Path) -> tuple[MiniVLMForConditionalGeneration, MiniVLMPr
         processor = MiniVLMProcessor.from_pretrained(path)
     except Exception as error:
         # Broken files raise anything from KeyError to safetensors' own errors.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise UserError(f"the checkpoint {path} can't be read: {reason}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:

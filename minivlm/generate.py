@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 from minivlm.checkpoint import find_checkpoint
 from minivlm.data import Collator
 from minivlm.distributed import choose_device
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 from minivlm.evaluate import evaluate_answers, undisturbed
 from minivlm.factory import load
+from minivlm.progress import shown
 from minivlm.task import fitting, load_test_data
 
 GET_ONE = "train a model first, which takes about three minutes: python -m minivlm train"
@@ -83,7 +83,7 @@ class Answerer:
         except FileNotFoundError as error:
             raise UserError(f"there is no image file {path}.") from error
         except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            raise UserError(f"{path} can't be read as an image: {error}.") from error
+            raise UserError(f"{path} can't be read as an image: {reason_of(error)}.") from error
 
 
 def evaluate_checkpoint(checkpoint: Path, data: str, samples: int, device: str = "auto") -> dict[str, Any]:
@@ -93,9 +93,13 @@ def evaluate_checkpoint(checkpoint: Path, data: str, samples: int, device: str =
     test = load_test_data(data, False, "skip")
     length = model.config.max_position_embeddings
     asked = fitting(test.evaluation_set(samples), processor, length)
-    with undisturbed(model), nullcontext():
+    with undisturbed(model), shown() as progress:
         return evaluate_answers(
-            model, asked, lambda images: Collator(processor, length, images=images), test.headline_kinds
+            model,
+            asked,
+            lambda images: Collator(processor, length, images=images),
+            test.headline_kinds,
+            progress=progress,
         )
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from minivlm.config import MiniVLMConfig
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 from minivlm.factory import build, configuration, with_overrides
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.presets import preset
@@ -207,7 +207,7 @@ def read(path: Path) -> dict[str, Tensor]:
                 f"{path} holds more than weights (it would call {code[1]}) and was not opened; save its "
                 f"state_dict alone."
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise UserError(f"{path} can't be read as weights: {reason}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
         loaded = loaded["model"]  # a trainer's resume file

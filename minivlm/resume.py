@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minivlm.checkpoint import STATE, BrokenCheckpoint, step_of
+from minivlm.errors import reason_of
 from minivlm.evaluate import set_random_state
 from minivlm.train_config import TrainConfig
 
@@ -148,5 +149,4 @@ def _are_moments(moments: Any, shape: torch.Size) -> bool:
 
 
 def _said(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:120]
+    return reason_of(error)[:120]

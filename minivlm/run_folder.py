@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from minivlm import checkpoint
 from minivlm.distributed import World
 from minivlm.errors import UserError
 from minivlm.lock import FolderInUse, FolderLock
+from minivlm.newest import CHECKPOINTS, RUNS, newest_run
 from minivlm.run import SUMMARY, has_run
 from minivlm.train_config import TrainConfig
 
@@ -77,6 +79,8 @@ class RunFolder:
             out = Path(config.out)
         elif self.lock is not None:
             out = self.lock.folder
+        elif config.resume and not config.names_a_run:
+            out = _newest()
         else:
             out = self._free_folder()
         if out.exists() and not out.is_dir():
@@ -108,6 +112,17 @@ class RunFolder:
             except FolderInUse:
                 continue
             return out
+
+
+def _newest() -> Path:
+    folder = newest_run(CHECKPOINTS)
+    if folder is None:
+        raise UserError(
+            f"there is no run with a checkpoint under {RUNS}/ to go on with; leave --resume out "
+            "to start a new run."
+        )
+    print(f"minivlm: going on with {folder}, the newest run under {RUNS}/.", file=sys.stderr)
+    return folder
 
 
 def _locked(out: Path) -> FolderLock:

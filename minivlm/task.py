@@ -19,6 +19,7 @@ from minivlm.distributed import World
 from minivlm.errors import UserError
 from minivlm.evaluate import evaluate_answers, undisturbed
 from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.progress import Progress, nothing
 from minivlm.train_config import TrainConfig
 
 Batch = dict[str, Tensor]
@@ -47,7 +48,9 @@ class Task(Protocol):
         """How many tokens (stage clip: images and texts) there are, padding not counted."""
         ...
 
-    def evaluate(self, autocast: Callable[[], AbstractContextManager]) -> dict[str, Any]:
+    def evaluate(
+        self, autocast: Callable[[], AbstractContextManager], progress: Progress = nothing
+    ) -> dict[str, Any]:
         """The record of `evaluate_answers`; disturbs nothing."""
         ...
 
@@ -82,12 +85,16 @@ class Answers:
     def tokens(self, batch: Batch) -> int:
         return int(batch["attention_mask"].sum())
 
-    def evaluate(self, autocast: Callable[[], AbstractContextManager]) -> dict[str, Any]:
+    def evaluate(
+        self, autocast: Callable[[], AbstractContextManager], progress: Progress = nothing
+    ) -> dict[str, Any]:
         def collator(images: str) -> Collator:
             return Collator(self._processor, self._config.max_length, images=images)
 
         with undisturbed(self.model), autocast():
-            return evaluate_answers(self.model, self._samples, collator, self._headline_kinds)
+            return evaluate_answers(
+                self.model, self._samples, collator, self._headline_kinds, progress=progress
+            )
 
 
 class Contrastive:
@@ -115,9 +122,11 @@ class Contrastive:
     def tokens(self, batch: Batch) -> int:
         return 2 * len(batch["labels"])
 
-    def evaluate(self, autocast: Callable[[], AbstractContextManager]) -> dict[str, Any]:
+    def evaluate(
+        self, autocast: Callable[[], AbstractContextManager], progress: Progress = nothing
+    ) -> dict[str, Any]:
         with undisturbed(self.model), autocast():
-            return evaluate_pairs(self._pair_model, self._processor, self._pairs)
+            return evaluate_pairs(self._pair_model, self._processor, self._pairs, progress=progress)
 
 
 def load_test_data(spec: str, is_all_test: bool, on_bad_row: str) -> Any:

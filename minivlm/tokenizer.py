@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         # The tokenizers library raises bare Exceptions for files that it can't parse.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise UserError(f"the tokenizer '{path}' can't be loaded: {reason}") from error
     wanted = [IMAGE]
     if not re.search(r"{%-?\s*generation\b", tokenizer.chat_template or ""):

@@ -10,6 +10,7 @@ for each optimizer step
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,10 +36,13 @@ from minivlm.task import batches
 from minivlm.train_config import TrainConfig
 
 
-def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Summary:
+def train(
+    config: TrainConfig, callbacks: Sequence[Callback] = (), command: Sequence[str] = ("minivlm", "train")
+) -> Summary:
     """Trains as `config` says, in this process or in those that `torchrun` started.
 
-    The run folder gets checkpoints and `summary.json`.
+    The run folder gets checkpoints and `summary.json`. `command` is what a person would type to start such a
+    run; with it an interruption says how to go on.
 
     Raises:
         UserError: Something that the user gave can't be used, or the run can't go on; checkpoints stay whole.
@@ -51,29 +55,39 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Summary:
         except KeyboardInterrupt as stop:
             raise _stopped_before_the_first_step(stop, signals) from stop.__cause__
         try:
-            return _trained(prepared, world, signals, [*callbacks, *trackers])
+            return _trained(prepared, world, signals, [*callbacks, *trackers], command)
         finally:
             if prepared.lock is not None:
                 prepared.lock.release()
 
 
 def _trained(
-    prepared: Prepared, world: World, signals: StopSignals, callbacks: Sequence[Callback]
+    prepared: Prepared,
+    world: World,
+    signals: StopSignals,
+    callbacks: Sequence[Callback],
+    command: Sequence[str],
 ) -> Summary:
     run = prepared.run
     observers = Callbacks(callbacks if run.is_main else [])
     with machine_settings(run.config, run.device):
         try:
-            summary = loop(prepared, world, observers, signals)
+            summary = loop(prepared, world, observers, signals, command)
         except BaseException as error:
-            told = _for_user(error, run, signals)
-            observers.call("on_exception", run, told)
-            raise told from error.__cause__
+            sentence = _for_user(error, run, signals, command)
+            observers.call("on_exception", run, sentence)
+            raise sentence from error.__cause__
         observers.call("on_train_end", run, summary)
     return summary
 
 
-def loop(prepared: Prepared, world: World, observers: Callbacks, signals: StopSignals) -> Summary:
+def loop(
+    prepared: Prepared,
+    world: World,
+    observers: Callbacks,
+    signals: StopSignals,
+    command: Sequence[str] = ("minivlm", "train"),
+) -> Summary:
     """All steps of a run that has been prepared."""
     run, task, config, device = prepared.run, prepared.task, prepared.run.config, world.device
     learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -137,7 +151,8 @@ def loop(prepared: Prepared, world: World, observers: Callbacks, signals: StopSi
                 _save(prepared, world, observers)
         if stop and not last:
             raise Interrupted(
-                f"stopped after {run.step} of {run.total_steps} steps; to go on: --resume {run.out}",
+                f"stopped after {run.step} of {run.total_steps} steps; to go on: "
+                f"{resume_command(command, run)}",
                 signals.received or signal.SIGINT,
             )
 
@@ -179,7 +194,13 @@ def _evaluate(prepared: Prepared, world: World, observers: Callbacks) -> None:
     if not run.config.eval_samples:
         return
     prepared.check_folder()
-    record = {"step": run.step - 1, **prepared.task.evaluate(prepared.autocast)} if run.is_main else {}
+
+    def progress(done: int, total: int) -> None:
+        observers.call("on_evaluating", run, done, total)
+
+    record = (
+        {"step": run.step - 1, **prepared.task.evaluate(prepared.autocast, progress)} if run.is_main else {}
+    )
     run.evaluation = world.gather(record)[0]
     observers.call("on_evaluate", run, run.evaluation)
     if run.is_main:
@@ -202,7 +223,7 @@ def _save(prepared: Prepared, world: World, observers: Callbacks) -> None:
     world.barrier()
 
 
-def _for_user(error: BaseException, run: Run, signals: StopSignals) -> BaseException:
+def _for_user(error: BaseException, run: Run, signals: StopSignals, command: Sequence[str]) -> BaseException:
     """The same error, or the sentence for it where the user can do something about it."""
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
@@ -212,12 +233,19 @@ def _for_user(error: BaseException, run: Run, signals: StopSignals) -> BaseExcep
     if isinstance(error, KeyboardInterrupt):
         found = checkpoints(run.out)
         how = (
-            f"to go on from the checkpoint after {step_of(found[-1])}: --resume {run.out}"
+            f"to go on from the checkpoint after {step_of(found[-1])}: {resume_command(command, run)}"
             if found
             else "no checkpoint had been written"
         )
         return signals.at_once(f"stopped at once after {run.step} of {run.total_steps} steps; {how}")
     return error
+
+
+def resume_command(command: Sequence[str], run: Run) -> str:
+    """The whole command that goes on with a run, ready to be pasted; other settings are in its checkpoint."""
+    stop = [] if run.config.max_steps is None else ["--max-steps", str(run.config.max_steps)]
+    folder = str(run.out) if not str(run.out).startswith("-") else f"./{run.out}"
+    return shlex.join([*command, "--resume", folder, *stop])
 
 
 def _stopped_before_the_first_step(stop: KeyboardInterrupt, signals: StopSignals) -> BaseException:

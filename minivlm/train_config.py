@@ -141,7 +141,9 @@ class TrainConfig:
 
     out: str | None = option(None, "Run folder; by default a new one under runs/.", RUN, "FOLDER")
     resume: bool = option(
-        False, "Continue the run in the run folder from its newest complete checkpoint.", RUN
+        False,
+        "Continue a run from its newest complete checkpoint: in FOLDER, else the newest run under runs/.",
+        RUN,
     )
     overwrite: bool = option(False, "Delete the run that is in the run folder first.", RUN)
     seed: int = option(0, "Seed of the initial weights and of the order of the data.", RUN)
@@ -157,6 +159,12 @@ class TrainConfig:
     def planned_steps(self) -> int:
         """Optimizer steps that this run will take (of a resolved config that has no `epochs`)."""
         return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
+
+    @property
+    def names_a_run(self) -> bool:
+        """Whether something was given that a run folder is called after by default."""
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        return any(getattr(self, name) != fields[name] for name in ("preset", "data", "stage"))
 
     def resolved(self) -> TrainConfig:
         """The same with every `None` that has a default filled in.

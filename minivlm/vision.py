@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from transformers.activations import ACT2FN
 
 from minivlm.config import MiniVLMConfig
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 
 # kind -> (model, configuration, whether its first output is a class token and no patch)
 LIBRARY = {
@@ -133,7 +133,7 @@ def library_settings(path: str) -> dict[str, object]:
         found = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         where = "is no folder here and" if not Path(path).exists() else "holds no model:"
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"the vision encoder '{path}' {where} can't be loaded: {reason}") from error
     vision = getattr(found, "vision_config", None) or found
     kind = vision.model_type.removesuffix("_vision_model")
@@ -162,7 +162,7 @@ def load_weights(encoder: LibraryEncoder, path: str) -> None:
             path, config=encoder.tower.config, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"the vision encoder's weights in '{path}' can't be loaded: {reason}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

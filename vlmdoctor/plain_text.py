@@ -114,8 +114,9 @@ def text_of(error: BaseException, most: int = BLOCK) -> str:
 
 
 def described(error: BaseException, most: int = LINE) -> str:
-    """The text of an exception, or the name of its type; never raises."""
-    return text_of(error, most) or plain_line(type(error).__name__, most)
+    """The text of an exception, or the name of its type where it says nothing; never raises, never empty."""
+    text = text_of(error, most)
+    return text if text.strip(" .:\n\t") else plain_line(type(error).__name__, most)
 
 
 def first_line(error: BaseException, most: int = 600) -> str:
@@ -123,7 +124,7 @@ def first_line(error: BaseException, most: int = 600) -> str:
 
     Where validation wraps the reason, and the first line ends with a colon, the next one belongs to it.
     """
-    lines = [line.strip() for line in described(error).split("\n") if line.strip()]
+    lines = [line.strip() for line in described(error).split("\n") if line.strip(" .:\t")]
     text = f"{lines[0]} {lines[1]}" if len(lines) > 1 and lines[0].endswith(":") else lines[0]
     return plain_line(text.rstrip("."), most)
 

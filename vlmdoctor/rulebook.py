@@ -165,7 +165,19 @@ def find_rule(name: str) -> Rule:
     for candidate in all_rules():
         if candidate.is_called(name):
             return candidate
-    raise UserError(f"there is no rule '{name}'{_suggestion(name)}; 'vlmdoctor rules' lists them all.")
+    raise UserError(f"there is no rule '{name}'{suggestion(name)}; 'vlmdoctor rules' lists them all.")
+
+
+def of_area(letters: str) -> list[Rule]:
+    """The rules of an area such as GRAD, whichever case it is written in; none for other texts."""
+    return [candidate for candidate in all_rules() if candidate.area == letters.upper()]
+
+
+def area_title(letters: str) -> str:
+    """What the rules of an area are about: `gradients`."""
+    module = next(one.function.__module__ for one in of_area(letters))
+    folder = importlib.import_module(module.rpartition(".")[0])
+    return (folder.__doc__ or "").strip().rstrip(".").removeprefix("Rules on ").removeprefix("Rules about ")
 
 
 def renamed(selectors: Iterable[str]) -> dict[str, str]:
@@ -196,7 +208,7 @@ def select_rules(
     for selector in (*select, *extend_select, *ignore):
         if not any(_specificity(selector, candidate) for candidate in all_rules()):
             raise UserError(
-                f"'{selector}' selects no rule{_suggestion(selector)}; give a rule's name, its code, "
+                f"'{selector}' selects no rule{suggestion(selector)}; give a rule's name, its code, "
                 f"a prefix of codes such as GRAD, or ALL."
             )
     chosen = []
@@ -228,7 +240,8 @@ def _specificity(selector: str, candidate: Rule) -> int:
     return 0
 
 
-def _suggestion(name: str) -> str:
+def suggestion(name: str) -> str:
+    """` (did you mean 'X'?)` for the nearest name, code or area; empty where none is near."""
     known = [text for candidate in all_rules() for text in (candidate.name, candidate.code, candidate.area)]
     by_lower = {text.lower(): text for text in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)

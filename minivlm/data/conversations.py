@@ -21,7 +21,7 @@ import torch
 from minivlm.data.rows import BadRow, Row, RowReport, read_row
 from minivlm.data.sample import Sample, Split
 from minivlm.data.sources import Source, Unreadable
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 
 OnBadRow = Literal["skip", "refuse"]
 TEST_SHARE = 20  # one row in so many is kept for the test
@@ -200,7 +200,7 @@ class Conversations:
             # Decodes it; to make RGB of it, whatever its mode, is the image processor's business.
             return PIL.ImageOps.exif_transpose(image)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-            raise BadRow("broken image", f"{type(error).__name__}: {error}"[:120]) from None
+            raise BadRow("broken image", f"{type(error).__name__}: {reason_of(error)}"[:120]) from None
 
     def _lengths_of_blocks(self) -> tuple[int, ...]:
         """How many of this split's samples lie in each block of the source."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from minivlm.data import digits, emoji
 from minivlm.data.sample import Dataset, Split
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 
 BUILT_IN: dict[str, Callable[..., Dataset]] = {"digits": digits.Digits, "emoji": emoji.Emoji}
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -84,7 +84,7 @@ def _source(spec: str, split: Split) -> tuple[Any, bool]:
         if path.suffix == ".parquet":
             return sources.ParquetSource([path]), False
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}") from None
+        raise UserError(f"{path} can't be read: {reason_of(error)}") from None
     raise UserError(f"{path}: data files end in {', '.join(SUFFIXES)}")
 
 
@@ -147,5 +147,4 @@ def _datasets(wanted: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return reason_of(error)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from minivlm.data.rows import CONVERSATION_COLUMNS, IMAGE_COLUMNS
 from minivlm.data.stream import BLOCKS_TOGETHER
-from minivlm.errors import UserError
+from minivlm.errors import UserError, reason_of
 
 STAND_IN = b"an image that was not read yet"
 COLUMNS = ("id", *CONVERSATION_COLUMNS, *IMAGE_COLUMNS)
@@ -92,7 +92,7 @@ class JsonLinesSource:
                 file.seek(self._starts[i])
                 return _parse(file.readline())
         except OSError as error:
-            raise UserError(f"{self._path} can't be read any more: {error}") from None
+            raise UserError(f"{self._path} can't be read any more: {reason_of(error)}") from None
 
 
 class ParquetSource:
@@ -111,7 +111,7 @@ class ParquetSource:
                 with parquet.ParquetFile(path) as file:
                     metadata, schema = file.metadata, file.schema_arrow
             except (OSError, ValueError) as error:  # pyarrow's errors are among these
-                raise UserError(f"{path} can't be read as parquet: {error}") from None
+                raise UserError(f"{path} can't be read as parquet: {reason_of(error)}") from None
             self._groups += [(str(path), group) for group in range(metadata.num_row_groups)]
             lengths += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             columns |= dict.fromkeys(schema.names)
@@ -201,7 +201,7 @@ def _read_group(path: str, group: int) -> Any:
             # One thread: DataLoader workers are forked, and thread pools don't survive that.
             return file.read_row_group(group, columns=columns, use_threads=False)
     except (OSError, ValueError) as error:  # pyarrow's errors are among these
-        raise UserError(f"row group {group} of {path} can't be read: {error}") from None
+        raise UserError(f"row group {group} of {path} can't be read: {reason_of(error)}") from None
 
 
 def _cheap_rows(table: Any) -> Iterator[Any]:

@@ -249,7 +249,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(
                 os.kill(os.getpid(), signal.SIGINT)
 
     recorder = Interrupting()
-    with pytest.raises(Interrupted, match="stopped after 4 of 6 steps; to go on: --resume") as caught:
+    with pytest.raises(Interrupted, match="stopped after 4 of 6 steps; to go on: minivlm train") as caught:
         train(small(tmp_path / "run"), [recorder])
     assert caught.value.exit_status == 130
     assert recorder.calls[-2:] == ["checkpoint", "exception"]

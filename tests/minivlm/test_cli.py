@@ -158,6 +158,7 @@ def test_ctrl_c_ends_with_a_sentence_and_130(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "train", *FEW, "--out", str(tmp_path / "run"), "--log-every", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 130
-    assert f"stopped after 2 of 3 steps; to go on: --resume {tmp_path / 'run'}" in ended.stderr
+    pasted = ended.stderr.partition("stopped after 2 of 3 steps; to go on: ")[2]
+    assert f"minivlm train --resume {tmp_path / 'run'}" in pasted
     assert "Traceback" not in ended.stderr
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()

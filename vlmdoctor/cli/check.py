@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmdoctor.cli.completion import complete_depths, complete_gpus, complete_targets
 from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.errors import UserError
@@ -22,13 +23,23 @@ if TYPE_CHECKING:
     from vlmdoctor.subject import Subject
 
 
+DRY_RUN = "Dry run (a step at full size, without weights or a GPU)"
+EXAMPLES = (
+    ("vlmdoctor check minivlm", "The bundled model."),
+    ("vlmdoctor check train.py:build", "Your own: `build` returns the model, or (model, batch, optimizer)."),
+    ("vlmdoctor check config.json --gpu h100 --batch-size 8", "Will it fit? No weights are read."),
+)
+
+
 @with_output_options
 def command(
     target: Annotated[
         str,
         typer.Argument(
             help="minivlm[:preset], a folder with config.json, package.module:factory or "
-            "path/to/file.py:factory."
+            "path/to/file.py:factory.",
+            metavar="TARGET",
+            autocompletion=complete_targets,
         ),
     ],
     output: OutputOptions,
@@ -36,7 +47,9 @@ def command(
         str | None,
         typer.Option(
             help="How deep to go: static, shapes (a step without weights), forward, backward, steps. "
-            "Default: as deep as possible."
+            "Default: as deep as possible.",
+            autocompletion=complete_depths,
+            metavar="DEPTH",
         ),
     ] = None,
     device: Annotated[
@@ -52,43 +65,65 @@ def command(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="Dry run: does it fit this GPU (H100, a100-40, 'RTX 4090', 24GB, …)?", metavar="NAME"
+            help="Does it fit this GPU? H100, a100-40, 'RTX 4090', 24GB, …",
+            metavar="NAME",
+            autocompletion=complete_gpus,
+            rich_help_panel=DRY_RUN,
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Dry run: samples in the batch.")] = None,
-    images: Annotated[int | None, typer.Option(min=0, help="Dry run: images in each sample.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples in the batch.", rich_help_panel=DRY_RUN)
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=0, help="Images in each sample.", rich_help_panel=DRY_RUN)
+    ] = None,
     seq_len: Annotated[
-        int | None, typer.Option(min=1, help="Dry run: tokens in each sample, with those of images.")
+        int | None,
+        typer.Option(min=1, help="Tokens in each sample, with those of images.", rich_help_panel=DRY_RUN),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Dry run: bf16, fp16 or fp32 weights, or amp-bf16, amp-fp16 (autocast over fp32 weights). "
-            "Default: the model's own."
+            help="Of weights: bf16, fp16 or fp32, or amp-bf16, amp-fp16 (autocast over fp32 weights). "
+            "Default: the model's own.",
+            rich_help_panel=DRY_RUN,
         ),
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="Dry run: adamw (default), adamw-fused, adamw-8bit, adafactor, lion, sgd, …"),
+        typer.Option(
+            help="adamw (default), adamw-fused, adamw-8bit, adafactor, lion, sgd, …", rich_help_panel=DRY_RUN
+        ),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Dry run: recompute activations in backward.")
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Recompute activations in backward.", rich_help_panel=DRY_RUN
+        ),
     ] = False,
     lora: Annotated[
         int | None,
-        typer.Option(min=1, help="Dry run: LoRA of this rank on all linear layers.", metavar="RANK"),
+        typer.Option(
+            min=1, help="LoRA of this rank on all linear layers.", metavar="RANK", rich_help_panel=DRY_RUN
+        ),
     ] = None,
     freeze: Annotated[
         str | None,
         typer.Option(
-            help="Dry run: what does not learn: vision, projector, language, head.", metavar="ROLES"
+            help="What does not learn: vision, projector, language, head.",
+            metavar="ROLES",
+            rich_help_panel=DRY_RUN,
         ),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(help="Dry run: what ranks share: ddp (only the work) or fsdp2 (all).")
+        str | None,
+        typer.Option(help="What ranks share: ddp (only the work) or fsdp2 (all).", rich_help_panel=DRY_RUN),
     ] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="Dry run: ranks; the result is for one of them.", metavar="N")
+        int | None,
+        typer.Option(
+            min=1, help="Ranks; the result is for one of them.", metavar="N", rich_help_panel=DRY_RUN
+        ),
     ] = None,
 ) -> None:
     """Examine a model before a long run: is it wired so that it can learn?"""

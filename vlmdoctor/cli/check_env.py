@@ -34,13 +34,20 @@ TEXTS = (
 )
 
 
+EXAMPLES = (
+    ("vlmdoctor check-env", "This machine; torch is not needed."),
+    ("vlmdoctor check-env train.py job.sbatch", "And what hides GPUs in these files."),
+    ("vlmdoctor check-env --require 2-gpus,bf16,vram=40GB", "A gate for a job."),
+)
+
+
 @with_output_options
 def command(
     output: OutputOptions,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Files and folders to search for settings that hide GPUs, or come too late: Python, "
             "notebooks, shell and batch scripts, Dockerfiles, compose and .env files.",
         ),

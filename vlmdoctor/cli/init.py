@@ -9,7 +9,13 @@ from typing import Annotated
 import typer
 
 from vlmdoctor.boundary import current_folder
+from vlmdoctor.cli.completion import complete_targets
 from vlmdoctor.settings_file import nearest
+
+EXAMPLES = (
+    ("vlmdoctor init train.py:build --dry-run", "See what would be written."),
+    ("vlmdoctor init train.py:build", "Write it into pyproject.toml."),
+)
 
 
 def command(
@@ -17,7 +23,9 @@ def command(
         str,
         typer.Argument(
             help="minivlm[:preset], a folder with config.json, package.module:factory or "
-            "path/to/file.py:factory."
+            "path/to/file.py:factory.",
+            metavar="TARGET",
+            autocompletion=complete_targets,
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace the contract that is there.")] = False,

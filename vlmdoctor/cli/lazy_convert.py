@@ -12,6 +12,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from minivlm.help_page import HelpPage
 from vlmdoctor.errors import NotRestored, UserError
 from vlmdoctor.plain_text import plain_line, raised
 
@@ -64,7 +65,7 @@ class Ended(Exception):
     """What Typer would answer with a status of its own, which ours gives another meaning; see `__cause__`."""
 
 
-class QuickGroup(_Quick, TyperGroup):
+class QuickGroup(_Quick, HelpPage, TyperGroup):
     """The group of the commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -89,6 +90,6 @@ class QuickGroup(_Quick, TyperGroup):
             raise UserError(f"what was to be examined ended the program: {raised(error)}.") from error
 
 
-def quick_command(texts: tuple[str, ...]) -> type[TyperCommand]:
+def quick_command(texts: tuple[str, ...], examples: tuple[tuple[str, str], ...] = ()) -> type[TyperCommand]:
     """The class of a command; `texts` are its parameters that need no conversion at all."""
-    return type("QuickCommand", (_Quick, TyperCommand), {"texts": texts})
+    return type("QuickCommand", (_Quick, HelpPage, TyperCommand), {"texts": texts, "examples": examples})

@@ -10,10 +10,17 @@ from typing import Annotated
 import typer
 
 from vlmdoctor import settings
+from vlmdoctor.cli.completion import complete_targets
 from vlmdoctor.errors import UserError
 from vlmdoctor.streams import write_report
 
 FORMATS = ("full", "json", "html")
+
+
+EXAMPLES = (
+    ("vlmdoctor look minivlm", "Four samples of the bundled data."),
+    ("vlmdoctor look train.py:build --output-format html --output-file look.html", "A page of your own."),
+)
 
 
 def command(
@@ -21,7 +28,9 @@ def command(
         str,
         typer.Argument(
             help="minivlm[:preset], a folder with tokenizer files, package.module:factory or "
-            "path/to/file.py:factory."
+            "path/to/file.py:factory.",
+            metavar="TARGET",
+            autocompletion=complete_targets,
         ),
     ] = "minivlm",
     samples: Annotated[int, typer.Option(min=1, max=64, help="How many samples to draw.")] = 4,

@@ -14,6 +14,7 @@ from typing import Annotated, TextIO
 import typer
 
 import vlmdoctor.cli
+from minivlm.help_page import CONTEXT
 from vlmdoctor import __version__, boundary, streams
 from vlmdoctor.cli.lazy_convert import Ended, QuickGroup, quick_command
 from vlmdoctor.errors import NotRestored, UserError
@@ -30,7 +31,7 @@ from vlmdoctor.plain_text import (
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 INTERRUPTED = 130  # as shells have it
 RUN_MODELS = {"check", "init", "look", "report", "train"}
-NOT_COMMANDS = {"lazy_convert", "main", "output", "run_ending"}
+NOT_COMMANDS = {"completion", "lazy_convert", "main", "output", "run_ending"}
 
 
 def _version(wanted: bool) -> None:
@@ -41,7 +42,7 @@ def _version(wanted: bool) -> None:
 
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Finds in seconds what is wrong with a vision-language model's training run.
@@ -61,16 +62,18 @@ def build_app(wanted: str | None = None) -> typer.Typer:
         name="vlmdoctor",
         cls=QuickGroup,
         no_args_is_help=True,
-        add_completion=False,
+        # Its own options are those of the list of commands; to complete a word, they are not needed.
+        add_completion=wanted not in commands,
         pretty_exceptions_enable=False,
-        # The list of commands needs no frames, whose library takes longer to import than all the rest.
-        rich_markup_mode="rich" if wanted in commands else None,
-        context_settings={"max_content_width": 120},
+        rich_markup_mode=None,  # see minivlm.help_page
+        context_settings=CONTEXT,
     )
     app.callback()(_main)
     for command in [wanted] if wanted in commands else commands:
         module = importlib.import_module(f"vlmdoctor.cli.{commands[command]}")
-        app.command(command, cls=quick_command(getattr(module, "TEXTS", ())))(module.command)
+        app.command(
+            command, cls=quick_command(getattr(module, "TEXTS", ()), getattr(module, "EXAMPLES", ()))
+        )(module.command)
     return app
 
 
@@ -81,7 +84,7 @@ def run() -> None:
     said = sys.stderr  # the user's code may put others in its place
     try:
         try:
-            if arguments and arguments[0] in RUN_MODELS and "--help" not in arguments:
+            if arguments and arguments[0] in RUN_MODELS and not {"-h", "--help"} & set(arguments):
                 boundary.current_folder()  # where it is gone, torch's own libraries end the process on import
             build_app(arguments[0] if arguments else None)(args=arguments)
         finally:

@@ -13,11 +13,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vlmdoctor import reporters, settings, streams
+from vlmdoctor.cli.completion import complete_formats, complete_rules
 from vlmdoctor.errors import UserError
 from vlmdoctor.output_file import write_whole
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, renamed, select_rules
 
+RULES = "Rules"
+OUTPUT = "Output"
 FAIL_ON = ("error", "warning", "never")
 
 
@@ -60,26 +63,63 @@ def _note(text: str) -> None:
 def _shared(
     select: Annotated[
         list[str] | None,
-        typer.Option(help="Run only these rules: names, codes, prefixes such as GRAD, or ALL."),
+        typer.Option(
+            help="Run only these rules: names, codes, prefixes such as GRAD, or ALL.",
+            metavar="RULE",
+            autocompletion=complete_rules,
+            rich_help_panel=RULES,
+        ),
     ] = None,
     extend_select: Annotated[
-        list[str] | None, typer.Option(help="Run these rules as well.", metavar="RULE")
+        list[str] | None,
+        typer.Option(
+            help="Run these rules as well.",
+            autocompletion=complete_rules,
+            metavar="RULE",
+            rich_help_panel=RULES,
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Leave these rules out.", metavar="RULE")] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave these rules out.",
+            autocompletion=complete_rules,
+            metavar="RULE",
+            rich_help_panel=RULES,
+        ),
+    ] = None,
     output_format: Annotated[
-        str | None, typer.Option(help=f"One of: {', '.join(reporters.names())}.", metavar="FORMAT")
+        str | None,
+        typer.Option(
+            help=f"One of: {', '.join(reporters.names())}.",
+            autocompletion=complete_formats,
+            metavar="FORMAT",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option(help="Write the report here instead of to standard output.")
+        Path | None,
+        typer.Option(help="Write the report here instead of to standard output.", rich_help_panel=OUTPUT),
     ] = None,
     fail_on: Annotated[
         str | None,
-        typer.Option(help=f"Exit with 1 from this severity on: {', '.join(FAIL_ON)}.", metavar="SEVERITY"),
+        typer.Option(
+            help=f"Exit with 1 from this severity on: {', '.join(FAIL_ON)}.",
+            metavar="SEVERITY",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 in spite of findings.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print findings only.")] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit with 0 in spite of findings.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print findings only.", rich_help_panel=OUTPUT)
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print what did not run, and tracebacks.")
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Print what did not run, and tracebacks.", rich_help_panel=OUTPUT
+        ),
     ] = False,
 ) -> OutputOptions:
     configured = settings.load()
@@ -116,6 +156,19 @@ def with_output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def options_of(output: OutputOptions) -> list[str]:
+    """What differs from the defaults, as it is typed: for a command that a person is to paste."""
+    words = []
+    for name in ("select", "extend_select", "ignore"):
+        for selector in getattr(output, name):
+            words += [f"--{name.replace('_', '-')}", selector]
+    words += [] if output.output_format == "full" else ["--output-format", output.output_format]
+    words += [] if output.output_file is None else ["--output-file", str(output.output_file)]
+    words += [] if output.fail_on == "error" else ["--fail-on", output.fail_on]
+    given = {"--exit-zero": output.exit_zero, "--quiet": output.quiet, "--verbose": output.verbose}
+    return words + [option for option, chosen in given.items() if chosen]
 
 
 def render(report: Report, output: OutputOptions) -> str:

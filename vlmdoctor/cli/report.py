@@ -8,13 +8,25 @@ from typing import Annotated
 
 import typer
 
+from minivlm.newest import RECORDED, RUNS, newest_run
 from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.errors import UserError
 from vlmdoctor.plain_text import plain_line
+
+EXAMPLES = (
+    ("vlmdoctor report", "The newest run under runs/."),
+    ("vlmdoctor report runs/tiny-digits --output-format json", "That one, for a program."),
+)
 
 
 @with_output_options
 def command(
-    run: Annotated[Path, typer.Argument(help="The folder of a recorded run.", show_default=False)],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The folder of a recorded run; by default the newest one under runs/.", show_default=False
+        ),
+    ] = None,
     draw: Annotated[
         bool, typer.Option("--draw/--no-draw", help="Make loss.png, grads.png and report.html again.")
     ] = True,
@@ -35,6 +47,7 @@ def command(
     from vlmdoctor.runs.outputs import publish_recording, summarise
     from vlmdoctor.runs.reader import read_files
 
+    run = run or _newest()
     files = read_files(run)
     parameters, steps = files.evidence()
     report = judge_run(
@@ -59,3 +72,13 @@ def command(
     learned = publish_recording(recording, report, complain) if draw else summarise(recording)
     present(report, output, learned, run, ask=next_command(run, read_examples(run)))
     raise typer.Exit(exit_status(report, output))
+
+
+def _newest() -> Path:
+    folder = newest_run(RECORDED)
+    if folder is None:
+        raise UserError(
+            f"there is no recorded run under {RUNS}/; give the folder of one: vlmdoctor report FOLDER."
+        )
+    print(f"vlmdoctor: {plain_line(str(folder))} is the newest run under {RUNS}/.", file=sys.stderr)
+    return folder

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from minivlm.program import started_as
 from vlmdoctor.cli.output import OutputOptions, render
 from vlmdoctor.output_file import write_whole
 from vlmdoctor.plain_text import plain_line
@@ -82,7 +83,8 @@ def next_command(folder: Path, examples: Sequence[Mapping[str, Any]]) -> str | N
         return None
     image = shlex.quote(str(folder / str(asked["image"])))
     question = shlex.quote(str(asked["question"]))
-    return f"python -m minivlm generate {shlex.quote(str(folder))} {question} --image {image}"
+    program = shlex.join(started_as("minivlm"))
+    return f"{program} generate {shlex.quote(str(folder))} {question} --image {image}"
 
 
 def _printed(lines: Sequence[RenderableType], stream: TextIO) -> str:

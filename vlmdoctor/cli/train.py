@@ -11,20 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minivlm.options import with_train_options
+from minivlm.program import started_as
 from minivlm.signals import terminable
 from minivlm.train_config import TrainConfig
 from vlmdoctor.boundary import whole_number
-from vlmdoctor.cli.output import OutputOptions, exit_status, with_output_options
+from vlmdoctor.cli.output import OutputOptions, exit_status, options_of, with_output_options
 from vlmdoctor.plain_text import first_line, plain_line, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vlmdoctor.live.display import Display
     from vlmdoctor.live.session import Session, Wishes
     from vlmdoctor.live.state import LiveState
 
 PANEL = "Watching"
+
+
+EXAMPLES = (
+    ("vlmdoctor train", "About two minutes on two cores; no GPU, no download."),
+    ("vlmdoctor train --max-steps 20", "A gate for CI."),
+    ("vlmdoctor train --resume", "Go on with the newest run under runs/."),
+)
 
 
 @with_output_options
@@ -96,7 +104,9 @@ def command(
     started = time.perf_counter()
     with terminable():
         try:
-            session, error = _watched(config, state, display, wished)
+            watching = _watching(watch_grads, watch_every, require_accuracy)
+            start = [*started_as("vlmdoctor"), "train", *watching, *options_of(output)]
+            session, error = _watched(config, state, display, wished, start)
         except (Exception, KeyboardInterrupt) as stop:
             raise _in_words(
                 stop, "interrupted before the first step; nothing was trained"
@@ -114,7 +124,11 @@ def command(
 
 
 def _watched(
-    config: TrainConfig, state: LiveState, display: Display, wished: Callable[[], Wishes]
+    config: TrainConfig,
+    state: LiveState,
+    display: Display,
+    wished: Callable[[], Wishes],
+    command: Sequence[str],
 ) -> tuple[Session, BaseException | None]:
     """Trains behind the display; the session, and what ended the run before its planned end."""
     display.start()
@@ -122,10 +136,17 @@ def _watched(
         from vlmdoctor.live.session import Session
 
         session = Session(wished(), state, display)
-        return session, _train(config, session)
+        return session, _train(config, session, command)
     finally:
         # Nothing is left of the view where the run never came to its first step.
         display.stop(keep=state.step is not None)
+
+
+def _watching(grads: bool, every: int, required_accuracy: float | None) -> list[str]:
+    """The options of watching that differ from the defaults, as they are typed."""
+    words = [] if grads else ["--no-watch-grads"]
+    words += [] if every == 10 else ["--watch-every", str(every)]
+    return words + ([] if required_accuracy is None else ["--require-accuracy", str(required_accuracy)])
 
 
 def _in_words(error: BaseException, interrupted: str) -> BaseException:
@@ -136,7 +157,7 @@ def _in_words(error: BaseException, interrupted: str) -> BaseException:
     return typer.Exit(getattr(error, "exit_status", 130))
 
 
-def _train(config: TrainConfig, session: Session) -> BaseException | None:
+def _train(config: TrainConfig, session: Session, command: Sequence[str]) -> BaseException | None:
     """Trains; gives back what ended it before its planned end, if it had begun."""
     from minivlm.train import train
     from vlmdoctor.live.session import PreflightStop
@@ -144,7 +165,7 @@ def _train(config: TrainConfig, session: Session) -> BaseException | None:
     try:
         # Standard output is for the report: whatever a library prints must not get into it.
         with redirect_stdout(sys.stderr):
-            train(config, [session])
+            train(config, [session], command)
     except (Exception, KeyboardInterrupt, PreflightStop) as error:
         if session.run is None:
             raise

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from minivlm import progress
 from vlmdoctor.finding import Finding
 from vlmdoctor.live.spark import UNICODE, signs_for
 from vlmdoctor.live.state import LiveState
@@ -52,6 +53,9 @@ class LiveView:
         """The view draws itself from the state, at its own pace."""
 
     def log(self, record: Mapping[str, Any]) -> None:
+        """The view draws itself from the state, at its own pace."""
+
+    def evaluating(self, done: int, total: int) -> None:
         """The view draws itself from the state, at its own pace."""
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
@@ -96,6 +100,10 @@ class PlainLines:
         """The familiar line, with the gradient norm of each part behind it where it was measured."""
         self.say(step_line(record, self._state))
 
+    def evaluating(self, done: int, total: int) -> None:
+        """A line now and then, where no view shows it."""
+        self.say(progress.line(done, total))
+
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """One line with the accuracy and the losses, with the images and with shuffled ones."""
         self.say(evaluation_line(record))
@@ -129,6 +137,9 @@ class Silent:
         """Shows nothing."""
 
     def log(self, record: Mapping[str, Any]) -> None:
+        """Shows nothing."""
+
+    def evaluating(self, done: int, total: int) -> None:
         """Shows nothing."""
 
     def evaluated(self, record: Mapping[str, Any]) -> None:

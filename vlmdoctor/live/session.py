@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivlm.callbacks import Callback
 from minivlm.lock import FolderLock
+from minivlm.progress import Paced, line
 from vlmdoctor.engine import fold
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.live.display import Display
@@ -76,6 +77,8 @@ class Session(Callback):
         self._lock: FolderLock | None = None
         self._shown_sample: int | None = None
         self._looked = time.monotonic()
+        self._answers = 0  # of the evaluation under way
+        self._paced = Paced(lambda done, total: self._display.evaluating(done, total))
 
     @property
     def folder(self) -> Path | None:
@@ -127,6 +130,13 @@ class Session(Callback):
         self._state.evaluated(record)
         self._display.evaluated(record)
         self._look_again(0.0)
+
+    def on_evaluating(self, run: Run, done: int, total: int) -> None:
+        self._state.phase = line(done, total)
+        if self._answers == 0:
+            self._paced = Paced(lambda done, total: self._display.evaluating(done, total))
+        self._answers = done if done < total else 0
+        self._paced(done, total)
 
     def on_train_end(self, run: Run, summary: Any) -> None:
         self._end(None, "done")

@@ -18,6 +18,7 @@ from vlmdoctor.finding import Certainty, Finding, Proof
 from vlmdoctor.plain_text import raised
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule
+from vlmdoctor.sandbox.reading import source_line
 from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.subject import Subject
 
@@ -153,7 +154,9 @@ def _tried(
         bench, tried = repaired()
         after = measured(bench)
         proof = Proof(tried.text, before.text, after.text, works=after.healthy)
-        learned = tried.learned if after.healthy else {}
+        learned = dict(tried.learned) if after.healthy else {}
+        if "file" in learned:
+            learned["source"] = source_line(learned["file"], learned.get("line"))
         gone: set[str] = set()
         if after.healthy and others:
             del bench

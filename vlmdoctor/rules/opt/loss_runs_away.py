@@ -16,6 +16,7 @@ CERTAIN = 10.0  # times the first loss
     "loss-runs-away",
     "OPT370",
     explains=(
+        "learning-rate-high",
         "non-finite",
         "exploding-gradient",
         "loss-not-falling",

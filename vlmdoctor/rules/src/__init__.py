@@ -1,0 +1,1 @@
+"""Rules on settings in scripts and notebooks."""
