@@ -38,6 +38,8 @@ class Wiring:
         embedding_rows: Its rows.
         head_rows: How many logits a position has.
         padding_id: The id at the places that the mask hides, or at the ends of rows of several lengths.
+        ignored: The label that the loss leaves out; None where no loss was seen.
+        left_out: Tokens among the labels whose own loss does not count.
         first_look: What the first layer that sees the images is given; None where that is not known.
     """
 
@@ -48,4 +50,6 @@ class Wiring:
     embedding_rows: int | None = None
     head_rows: int | None = None
     padding_id: int | None = None
+    ignored: int | None = None
+    left_out: frozenset[int] = frozenset()
     first_look: FirstLook | None = None

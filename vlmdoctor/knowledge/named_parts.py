@@ -24,6 +24,7 @@ class NamedParts:
         embedding_rows: Rows of the input embedding.
         head_rows: Rows of the output head.
         padding_id: The id of padding.
+        ignored: The label that the loss leaves out.
         images_of_rows: How many images each row of the batch has.
     """
 
@@ -33,6 +34,7 @@ class NamedParts:
     embedding_rows: int | None = None
     head_rows: int | None = None
     padding_id: int | None = None
+    ignored: int | None = None
     images_of_rows: tuple[int, ...] = ()
 
 

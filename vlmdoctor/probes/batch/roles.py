@@ -68,7 +68,9 @@ def roles_of(fields: Mapping[str, Any], model: Any = None) -> Roles:
 
 
 def ignored_label(labels: torch.Tensor | None, model: Any) -> int:
-    """The label that the loss leaves out: as a loss module of the model says, or the labels themselves."""
+    """The label that the loss leaves out: as was measured, a loss module says, or the labels themselves."""
+    if (measured := current().ignored) is not None:
+        return measured
     if hasattr(getattr(model, "config", None), "model_type"):
         return IGNORE_INDEX
     modules = model.modules() if isinstance(model, nn.Module) else ()

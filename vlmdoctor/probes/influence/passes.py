@@ -48,6 +48,7 @@ class PassRunner:
         unseen: How many logits at the end of each row were never seen, since the loss takes none there.
         targets: What the loss compares with, [B, T], `IGNORE_INDEX` where there is nothing; None where not
             seen.
+        ignored: The label that the loss leaves out; None where no loss was seen.
 
     Args:
         notes_types: Look at the float types that modules give out in the first pass, for `epsilon`.
@@ -69,6 +70,7 @@ class PassRunner:
         self.seconds = 0.0
         self.unseen = 0
         self.targets: torch.Tensor | None = None
+        self.ignored: int | None = None
         self._seen_types: set[torch.dtype] = set()
 
     def run(self, batch: Any = None, seed: int = 0) -> PassOutput:
@@ -90,7 +92,7 @@ class PassRunner:
         logits = own = self._logits(outputs[-1]) if outputs else None
         seen = token_losses(calls, self.inputs[self.inputs.ids] if self.inputs.ids else None)
         if seen:
-            self.inputs.ignored = seen[0].ignored
+            self.inputs.ignored = self.ignored = seen[0].ignored
         if len(seen) == 1:
             logits = self._compared(seen[0]) if logits is None else logits
             self.targets = self._targets(seen[0]) if self.targets is None else self.targets

@@ -44,6 +44,7 @@ def completed(said: NamedParts, wiring: Wiring | None) -> NamedParts:
         embedding_rows=wiring.embedding_rows,
         head_rows=wiring.head_rows,
         padding_id=wiring.padding_id,
+        ignored=wiring.ignored,
         images_of_rows=wiring.images_of_rows,
     )
 

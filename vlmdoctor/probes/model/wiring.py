@@ -8,6 +8,7 @@ moves with both is behind the place where they meet.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.wiring import FirstLook, Wiring
 from vlmdoctor.probes.influence.images import noise_like
 from vlmdoctor.probes.influence.passes import PassRunner, innermost
+from vlmdoctor.probes.loss.left_out import left_out
 from vlmdoctor.probes.model.landing import landing, padding_of
 from vlmdoctor.probes.model.wiring_calls import Call, Calls, calls_of
 from vlmdoctor.probes.model.wiring_roles import roles_by_flow
@@ -42,7 +44,8 @@ def probe(subject: Subject, gather: Gatherer) -> Wiring:
         raise Unavailable("a forward pass needs all processes here")
     with restoring(subject), torch.no_grad():
         try:
-            return measure(subject)
+            wiring = measure(subject)
+            return dataclasses.replace(wiring, left_out=_left_out(subject, wiring))
         except Unavailable:
             raise
         except Exception as error:
@@ -67,6 +70,7 @@ def measure(subject: Subject) -> Wiring:
         else trials.model.get_parameter(f"{before.raw}.weight").shape[0],
         head_rows=before.logits,
         padding_id=padding_of(ids, None if inputs.mask is None else inputs.valid),
+        ignored=trials.ignored,
     )
     return wiring if embedding is None or not inputs.images else _with_images(wiring, trials, before)
 
@@ -115,8 +119,22 @@ def _with_images(wiring: Wiring, trials: PassRunner, before: Calls) -> Wiring:
         embedding_rows=wiring.embedding_rows,
         head_rows=wiring.head_rows,
         padding_id=wiring.padding_id,
+        ignored=wiring.ignored,
+        left_out=wiring.left_out,
         first_look=None if first is None else _look(first),
     )
+
+
+def _left_out(subject: Subject, wiring: Wiring) -> frozenset[int]:
+    """Padding, or the placeholder of images, where the labels hold it and the loss does not count it."""
+    inputs = PassRunner(subject).inputs
+    if inputs.labels is None:
+        return frozenset()
+    labels = inputs[inputs.labels]
+    special = {
+        i for i in (wiring.padding_id, wiring.image_token_id) if i is not None and bool((labels == i).any())
+    }
+    return left_out(subject, inputs[inputs.ids], special) if special else frozenset()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.data import Data, Row, count
+from vlmdoctor.evidence.wiring import Wiring
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
@@ -14,7 +15,7 @@ MOST = 0.5
 
 
 @rule("image-tokens-supervised", "LOSS303", explains=("padding-supervised", "prompt-supervised"))
-def image_tokens_supervised(data: Data) -> Iterator[Finding]:
+def image_tokens_supervised(data: Data, wiring: Wiring | None) -> Iterator[Finding]:
     """Image tokens not masked in labels.
 
     ## Why it matters
@@ -28,12 +29,15 @@ def image_tokens_supervised(data: Data) -> Iterator[Finding]:
     ## Confidence and false positives
     The labels were counted, and the ids of placeholders are read from the model's own configuration. It is an
     error where image tokens are more than half of all supervised tokens, else a warning. Models that generate
-    images as tokens should learn such ids: ignore this rule for them.
+    images as tokens should learn such ids: ignore this rule for them. Where the loss is torch's
+    cross-entropy, it is measured whether the loss of placeholders counts: a mask of one's own is as good as -100.
 
     ## What to do
     Set the labels of the placeholders to -100.
     """
     rows = data.needing_labels()
+    if wiring is not None and set(data.words.image_ids) & wiring.left_out:
+        return
     supervised = sum(sum(row.seen) for row in rows)
     placeholders = count(rows, "image", supervised=True)
     images = set(data.words.image_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.data import Data, Row
+from vlmdoctor.evidence.wiring import Wiring
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.labels import IGNORE_INDEX
 from vlmdoctor.rulebook import rule
@@ -14,7 +15,7 @@ MOST = 0.5
 
 
 @rule("padding-supervised", "LOSS304")
-def padding_supervised(data: Data) -> Iterator[Finding]:
+def padding_supervised(data: Data, wiring: Wiring | None) -> Iterator[Finding]:
     """Padding not masked in labels.
 
     ## Why it matters
@@ -25,13 +26,16 @@ def padding_supervised(data: Data) -> Iterator[Finding]:
     ## Confidence and false positives
     Padding is what the attention mask hides, or, where the mask hides nothing, a run of the padding token
     before or after the text. Its labels were counted. It is an error where they are more than half of all
-    labels, else a warning.
+    labels, else a warning. Where the loss is torch's cross-entropy, it is measured whether the loss of
+    padding counts: a mask of one's own is as good as -100.
 
     ## What to do
     Set the labels to -100 where the attention mask is 0, and not where the id is the padding token: the two
     differ as soon as padding and end of text share a token.
     """
     rows = data.needing_labels()
+    if wiring is not None and data.words.padding_id in wiring.left_out:
+        return
     wrong = sum(_wrong(row, data) for row in rows)
     # One end-of-text token after the answer is no padding, even if both are the same token.
     if data.words.pad_is_eos and wrong <= len(rows):

@@ -20,7 +20,13 @@ NEVER_ZERO = ("language", "vision")
 @rule(
     "updates-too-large",
     "OPT140",
-    explains=("learning-rate-high", "exploding-gradient", "vanishing-gradient", "loss-not-falling"),
+    explains=(
+        "learning-rate-high",
+        "exploding-gradient",
+        "vanishing-gradient",
+        "loss-not-falling",
+        "learning-rate-high",
+    ),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:
     """Updates too large: the first steps change the weights by twice their size or more.

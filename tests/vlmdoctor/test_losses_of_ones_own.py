@@ -1,0 +1,87 @@
+"""Losses that leave padding out in their own way, and the line of code that a cut graph is shown at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import vlmdoctor
+from vlmdoctor.report import Report
+
+PADDING, WORDS, WIDTH = 0, 60, 32
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Speller(nn.Module):
+    """Crosses from text to image features; rows of several lengths, no attention mask, labels one ahead."""
+
+    def __init__(self, loss: Loss, *, detached: bool = False) -> None:
+        super().__init__()
+        self.see = nn.Conv2d(1, WIDTH, 7, 7)
+        self.words = nn.Embedding(WORDS, WIDTH)
+        layer = nn.TransformerDecoderLayer(WIDTH, 2, 64, dropout=0.0, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 1)
+        self.say = nn.Linear(WIDTH, WORDS)
+        self.loss, self.detached = loss, detached
+
+    def forward(self, picture: torch.Tensor, text: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        seen = self.see(picture).flatten(2).transpose(1, 2)
+        if self.detached:
+            seen = seen.detach()
+        mask = nn.Transformer.generate_square_subsequent_mask(text.shape[1])
+        return self.loss(self.say(self.decoder(self.words(text), seen, tgt_mask=mask)), answer)
+
+
+def ignoring(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.transpose(1, 2), answer, ignore_index=PADDING)
+
+
+def masking(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    each = functional.cross_entropy(logits.transpose(1, 2), answer, reduction="none")
+    counted = (answer != PADDING).float()
+    return (each * counted).sum() / counted.sum()
+
+
+def choosing(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits[answer != PADDING], answer[answer != PADDING])
+
+
+def counting(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.transpose(1, 2), answer)
+
+
+def masking_nothing(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.transpose(1, 2), answer, reduction="none").mean()
+
+
+def examined(loss: Loss, **options: bool) -> Report:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Speller(loss, **options)
+        text = torch.randint(3, WORDS, (4, 15))
+        picture = torch.rand(4, 1, 28, 28)
+    for row, length in enumerate((15, 11, 8, 13)):
+        text[row, length:] = PADDING
+    batch = {"picture": picture, "text": text[:, :-1], "answer": text[:, 1:]}
+    report = vlmdoctor.check(model, batch, torch.optim.Adam(model.parameters(), lr=1e-3))
+    assert report.crashed == ()
+    return report
+
+
+@pytest.mark.parametrize("loss", [ignoring, masking, choosing])
+def test_padding_that_the_loss_leaves_out_is_not_supervised(loss: Loss) -> None:
+    assert examined(loss).findings == ()
+
+
+@pytest.mark.parametrize("loss", [counting, masking_nothing])
+def test_padding_that_the_loss_counts_is_found(loss: Loss) -> None:
+    assert [finding.rule for finding in examined(loss).findings] == ["padding-supervised"]
+
+
+def test_the_line_that_is_shown_is_the_line_of_the_number() -> None:
+    cut = next(f for f in examined(ignoring, detached=True).findings if f.rule == "no-gradient")
+    assert cut.source == "seen = seen.detach()"
