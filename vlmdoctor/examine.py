@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from vlmdoctor.engine import DEPTHS, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.forward import Forward
+from vlmdoctor.finding import Finding
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.notebook.progress import progress_line
 from vlmdoctor.proof.prove import prove
@@ -251,17 +253,26 @@ def _examined(
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:
-    """What is wrong with `labels` is reported of `targets`, where the batch calls them so."""
+    """What is wrong with `labels` is reported of `targets`, and its fix names them, where the batch does."""
     from vlmdoctor.probes.batch.fields import own_names
 
     if subject.batch is None:
         return report
     names = own_names(subject.model, subject.batch, subject.loss_fn)
-    findings = (
-        dataclasses.replace(finding, at=tuple(names.get(place, place) for place in finding.at))
-        for finding in report.findings
-    )
-    return dataclasses.replace(report, findings=tuple(findings))
+    if not names:
+        return report
+    return dataclasses.replace(report, findings=tuple(_renamed(one, names) for one in report.findings))
+
+
+def _renamed(finding: Finding, names: Mapping[str, str]) -> Finding:
+    fix = finding.fix
+    known = {name: own for name, own in names.items() if own.isidentifier()}
+    if fix is not None and known and not fix.tried:
+        # Neither an argument of that name nor an entry in quotes: `f(labels=x)`, `batch["labels"]`.
+        words = re.compile(rf"(?<![\w.\"'])({'|'.join(map(re.escape, known))})(?![\w\"'])(?!=[^=])")
+        lines = tuple(words.sub(lambda found: known[found[0]], line) for line in fix.commands)
+        fix = dataclasses.replace(fix, commands=lines)
+    return dataclasses.replace(finding, at=tuple(names.get(at, at) for at in finding.at), fix=fix)
 
 
 @contextlib.contextmanager

@@ -85,3 +85,32 @@ def test_padding_that_the_loss_counts_is_found(loss: Loss) -> None:
 def test_the_line_that_is_shown_is_the_line_of_the_number() -> None:
     cut = next(f for f in examined(ignoring, detached=True).findings if f.rule == "no-gradient")
     assert cut.source == "seen = seen.detach()"
+
+
+def test_the_fix_names_what_the_batch_has() -> None:
+    fix = examined(counting).findings[0].fix
+    assert fix is not None
+    assert fix.commands == ("answer[answer == 0] = -100",)
+
+
+def test_images_that_are_dropped_by_a_model_without_placeholders() -> None:
+    class Blind(Speller):
+        def forward(self, picture: torch.Tensor, text: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+            hook = self.see.register_forward_hook(lambda module, given, output: output * 0)
+            try:
+                return super().forward(picture, text, answer)
+            finally:
+                hook.remove()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Blind(ignoring)
+        batch = {
+            "picture": torch.rand(4, 1, 28, 28),
+            "text": torch.randint(3, WORDS, (4, 9)),
+            "answer": torch.randint(3, WORDS, (4, 9)),
+        }
+    found = next(f for f in vlmdoctor.check(model, batch).findings if f.rule == "image-without-effect")
+    assert found.fix is not None
+    assert "placeholder" not in found.fix.text
+    assert "to the language model" in found.fix.text

@@ -153,9 +153,5 @@ def _told(
     learned: dict[str, Any] = {"cause": "; ".join(causes), "fix": _FIXES[first.kind]}
     learned["at"] = tuple(dict.fromkeys((*places, *finding.at)))
     if is_users(first.file):  # the line of a library that was wrapped is not where the fault is
-        learned |= {
-            "file": shown_path(first.file),
-            "line": first.line,
-            "source": line_of(first.file, first.line) or None,
-        }
+        learned |= {"file": shown_path(first.file), "line": first.line}
     return Attempt(" and ".join(done), learned)

@@ -20,6 +20,8 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         _command("error", {"title": f"{name} crashed"}, f"could not run: {error}")
         for name, error in report.crashed
     ]
+    if not lines and report.verdict == "incomplete" and (reason := report.why_incomplete) is not None:
+        lines.append(_command("error", {"title": "incomplete"}, reason))
     shown = Counter({Severity.ERROR: len(lines)})
     for finding in sorted(report.findings, key=lambda f: -f.severity.rank):
         shown[finding.severity] += 1

@@ -41,8 +41,13 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         ElementTree.SubElement(_case(suite, report, name), "skipped", message=_possible(reason))
     for name, error in report.crashed:
         ElementTree.SubElement(_case(suite, report, name), "error", message=_possible(error))
+    errors = len(report.crashed)
+    # Without a crash an incomplete report would be green.
+    if not errors and report.verdict == "incomplete" and (reason := report.why_incomplete) is not None:
+        errors = 1
+        ElementTree.SubElement(_case(suite, report, "incomplete"), "error", message=_possible(reason))
     counts = {"tests": len(suite), "failures": failures}
-    counts |= {"errors": len(report.crashed), "skipped": len(report.skipped)}
+    counts |= {"errors": errors, "skipped": len(report.skipped)}
     for element in (suites, suite):
         for key, count in counts.items():
             element.set(key, str(count))

@@ -10,7 +10,7 @@ from vlmdoctor.report import Report
 from vlmdoctor.reporters.card import ADDRESS, card_of, summary_line, withdrawn_lines
 from vlmdoctor.reporters.dry_run_answer import answer_of
 
-_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! could not run"}
+_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! incomplete"}
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:

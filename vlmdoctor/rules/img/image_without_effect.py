@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmdoctor.evidence.influence import Change, Influence
+from vlmdoctor.evidence.wiring import Wiring
 from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.rulebook import rule
 
@@ -14,7 +15,7 @@ from vlmdoctor.rulebook import rule
     "IMG201",
     explains=("image-ignored", "no-gradient", "wrong-image", "image-adds-nothing", "accuracy-below-gate"),
 )
-def image_without_effect(influence: Influence) -> Iterator[Finding]:
+def image_without_effect(influence: Influence, wiring: Wiring | None) -> Iterator[Finding]:
     """Images have no effect: logits are identical when all images are replaced by noise.
 
     ## Why it matters
@@ -55,10 +56,7 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
     else:
         message = "the images have no effect: no logit changes when they are replaced by noise"
         why = _why(seen)
-        fix = Fix(
-            "check that the placeholder in the text is the one that the model looks for",
-            ('print((batch["input_ids"] == model.config.image_token_id).sum())',),
-        )
+        fix = _fix(seen, wiring)
     places = (seen.detail.get(key) for key in ("never", "ends_in", "last"))
     yield Finding(
         message=message,
@@ -68,6 +66,22 @@ def image_without_effect(influence: Influence) -> Iterator[Finding]:
         threshold={"moved": seen.allowed},
         cause=why,
         fix=fix,
+    )
+
+
+def _fix(seen: Change, wiring: Wiring | None) -> Fix:
+    if wiring is None:
+        return Fix(
+            "check that the placeholder in the text is the one that the model looks for",
+            ('print((batch["input_ids"] == model.config.image_token_id).sum())',),
+        )
+    # A model without a configuration need not have placeholders.
+    if never := seen.detail.get("never"):
+        return Fix(f"call {never} in the forward pass, and give its output to the language model")
+    last = seen.detail.get("ends_in") or seen.detail.get("last")
+    output = f"the output of {last}" if last else "the features of the images"
+    return Fix(
+        f"follow {output} to the language model: on the way it is dropped, overwritten or set to a constant"
     )
 
 

@@ -30,7 +30,8 @@ def image_tokens_supervised(data: Data, wiring: Wiring | None) -> Iterator[Findi
     The labels were counted, and the ids of placeholders are read from the model's own configuration. It is an
     error where image tokens are more than half of all supervised tokens, else a warning. Models that generate
     images as tokens should learn such ids: ignore this rule for them. Where the loss is torch's
-    cross-entropy, it is measured whether the loss of placeholders counts: a mask of one's own is as good as -100.
+    cross-entropy, it is measured whether the loss of placeholders counts: a mask of one's own is as
+    good as -100.
 
     ## What to do
     Set the labels of the placeholders to -100.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vlmdoctor.evidence.data import Data, Row
 from vlmdoctor.evidence.wiring import Wiring
@@ -51,9 +51,22 @@ def padding_supervised(data: Data, wiring: Wiring | None) -> Iterator[Finding]:
         measured={"labels": supervised, "at_padding": wrong, "rows": len(rows)},
         threshold={"at_padding": 0},
         cause="the labels of padding are not masked",
-        fix=Fix("mask the labels by the attention mask", (f"labels[attention_mask == 0] = {IGNORE_INDEX}",)),
+        fix=_fix(rows, data),
         links=("https://github.com/merveenoyan/smol-vision/issues/11",),
     )
+
+
+def _fix(rows: Sequence[Row], data: Data) -> Fix:
+    padding = data.words.padding_id
+    if padding is not None and all(row.attended is None for row in rows):
+        # Where padding ends texts as well, the length of each text is needed.
+        text = (
+            "mask the labels of padding, but not those that end a text"
+            if data.words.pad_is_eos
+            else "mask them"
+        )
+        return Fix(text, (f"labels[labels == {padding}] = {IGNORE_INDEX}",))
+    return Fix("mask the labels by the attention mask", (f"labels[attention_mask == 0] = {IGNORE_INDEX}",))
 
 
 def _wrong(row: Row, data: Data) -> int:
