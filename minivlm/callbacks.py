@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -78,7 +78,7 @@ class ConsoleCallback(Callback):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._showing: ExitStack | None = None
-        self._progress = nothing
+        self._progress: Callable[[int, int], None] = nothing
 
     def _clear(self) -> None:
         if self._showing is not None:

@@ -97,5 +97,5 @@ def _name(text: str) -> str:
 def _kind(name: str | None) -> str:
     if name in (None, "bool"):
         return ""
-    inner = re.sub(r"^list\[(.*)\]$", r"\1", name).removesuffix(" range")  # type: ignore[arg-type]
+    inner = re.sub(r"^list\[(.*)\]$", r"\1", name).removesuffix(" range")
     return f" {_KINDS.get(inner, inner.upper())}"

@@ -194,5 +194,6 @@ def test_what_is_within_the_error_is_not_certain() -> None:
 
     assert use(1.5, 0.01).uses_images is True
     assert use(1.0, 0.001).uses_images is False
-    assert use(0.9, 0.5).uses_images is False
+    assert use(0.9, 0.01).uses_images is False
+    assert use(0.9, 0.5).uses_images is None
     assert use(1.1, 0.05).uses_images is None

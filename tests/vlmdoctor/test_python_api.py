@@ -104,6 +104,9 @@ def test_python_and_the_command_line_run_the_same_rules(tmp_path: Path) -> None:
         (lambda m, b, o: vlmdoctor.check(m, b, select="GRADD"), "did you mean 'GRAD'"),
         (lambda m, b, o: vlmdoctor.watch(o, m), "takes the model first and the optimizer second"),
         (lambda m, b, o: vlmdoctor.watch(m, m), "takes one model, and the optimizer second"),
+        (lambda m, b, o: vlmdoctor.watch(m, 3), "takes the optimizer second, or a list of them, not int"),
+        (lambda m, b, o: vlmdoctor.watch(m, m.parameters()), "takes the optimizer second"),
+        (lambda m, b, o: vlmdoctor.check(m, o), "the second argument is an optimizer"),
         (lambda m, b, o: vlmdoctor.watch(b), "needs a torch.nn.Module to watch, not dict"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,3 +177,16 @@ def test_a_pass_that_waits_for_other_processes_is_not_repeated(monkeypatch):
         model(**make_batch())
     event = watcher.evidence()[1].nonfinite
     assert (event.where, event.module) == ("loss", None) and "other processes" in event.why_unknown
+
+
+def test_the_line_of_the_users_code_that_calls_the_module():
+    def spoil(model):
+        model.layers[0].factor = 1e6
+
+    model = Model()
+    model.layers[0] = Overflow()
+    event = event_of(model, spoil, every=0)
+    assert event.module == "layers.0"
+    assert event.file is not None and event.file.endswith("watched.py")
+    line = Path(event.file).read_text(encoding="utf-8").splitlines()[event.line - 1]
+    assert "layer(" in line

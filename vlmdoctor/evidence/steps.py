@@ -110,6 +110,8 @@ class NonFinite:
         largest: Largest finite absolute value among that module's inputs, None where unknown.
         why_unknown: Why the module is not known.
         inputs: Entries of the batch that were not finite.
+        file: The file of the user's own that calls the module; None where that is not known.
+        line: The line in it, from 1.
     """
 
     step: int
@@ -121,6 +123,8 @@ class NonFinite:
     largest: float | None = None
     why_unknown: str | None = None
     inputs: tuple[str, ...] = ()
+    file: str | None = None
+    line: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,8 @@ class ImageUse:
             return None
         if gain > max(SURE * error, least):
             return True
-        return False if gain + SURE * error < max(least, 1e-9) or gain <= 0 else None
+        # That nothing is gained has to be as sure as that something is.
+        return False if gain + SURE * error < max(least, 1e-9) else None
 
     @property
     def sentence(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 _SHELL = re.compile(
-    r"\s*(?:[-#]|[A-Z][A-Z0-9_]*=\S* |(?:accelerate|apt|cat|conda|dmesg|docker|echo|env|export|git|hf|kill|ls|lsof|minivlm|modprobe"
+    r"\s*(?:[-#]|[A-Z][A-Z0-9_]*=\S* |"
+    r"(?:accelerate|apt|cat|conda|dmesg|docker|echo|env|export|git|hf|kill|ls|lsof|minivlm|modprobe"
     r"|mount|nvcc|nvidia-smi|pip|python3?|rm|sbatch|source|srun|sudo|systemctl|torchrun|ulimit|unset|uv"
     r"|vlmdoctor)(?:\s|$))"
 )

@@ -128,6 +128,12 @@ def _called(module: nn.Module | None) -> Iterator[nn.Module]:
         yield module
 
 
+def called_at() -> Place | None:
+    """The line of the user's own code that called what runs; from inside a hook of a pass."""
+    frame = _users_frame()
+    return None if frame is None else Place(shown_path(frame.f_code.co_filename), frame.f_lineno)
+
+
 def _users_frame() -> Any:
     """The innermost frame of the user's own code in this pass; None where only a library's code runs."""
     frame: FrameType | None = sys._getframe(1)

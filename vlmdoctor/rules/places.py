@@ -40,6 +40,23 @@ def places(chosen: Iterable[str], among: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(named)
 
 
+def module_of(names: Iterable[str]) -> str:
+    """The module that all of these parameters sit in, as code that gets it; `model` where that is the model.
+
+    >>> module_of(["visual.blocks.0.weight", "visual.merger.bias"])
+    'model.visual'
+    """
+    above = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for parts in zip(*above, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    if all(part.isidentifier() for part in shared):
+        return ".".join(("model", *shared))
+    return f'model.get_submodule("{".".join(shared)}")'
+
+
 def _modules_above(name: str) -> list[str]:
     """The modules that a parameter sits in, outermost first: the model itself is ''."""
     parts = name.split(".")[:-1]

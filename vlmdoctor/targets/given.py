@@ -56,6 +56,10 @@ def given(model: Any, fields: Mapping[str, Any]) -> Given:
         raise UserError(
             f"check() takes the model first and the batch second; the first argument is {described(model)}."
         )
+    if hasattr(said.get("batch"), "param_groups"):
+        raise UserError(
+            "check() takes the batch second; the second argument is an optimizer: give it as optimizer=."
+        )
     if _is_function(model):
         name = getattr(model, "__name__", "the given function")
         made = called(model, f"{name}()")

@@ -8,6 +8,7 @@ from torch import nn
 
 from vlmdoctor.errors import UserError
 from vlmdoctor.subject import optimizers
+from vlmdoctor.watching.optimizers import innermost
 
 
 def refuse_exchanged(model: Any, optimizer: Any) -> None:
@@ -25,3 +26,6 @@ def refuse_exchanged(model: Any, optimizer: Any) -> None:
     for one in optimizers(optimizer):
         if isinstance(one, nn.Module):
             raise UserError(f"watch() takes one model, and the optimizer second, not {type(one).__name__}.")
+        if not hasattr(innermost(one), "param_groups"):
+            kind = type(one).__name__
+            raise UserError(f"watch() takes the optimizer second, or a list of them, not {kind}.")

@@ -44,6 +44,7 @@ def explain_loss(forward: ReplayInput, model: nn.Module, step: int) -> NonFinite
         module_class=culprit.module_class,
         inputs_finite=True,
         largest=culprit.largest,
+        **_place(culprit),
     )
 
 
@@ -71,7 +72,13 @@ def explain_gradient(
         parameters=parameters,
         largest=culprit.largest if culprit else None,
         why_unknown=why,
+        **(_place(culprit) if culprit else {}),
     )
+
+
+def _place(culprit: Culprit) -> dict[str, Any]:
+    """The line of the user's code that calls the module."""
+    return {} if culprit.place is None else {"file": culprit.place.file, "line": culprit.place.line}
 
 
 def _tried(again: Callable[..., Any], *args: Any, what: str, otherwise: Any) -> tuple[Any, str | None]:

@@ -7,6 +7,7 @@ change is afterwards what it was, bit for bit; where that can't be, nothing is r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.places import Place, called_at
 from vlmdoctor.sandbox.call import loss_itself
 from vlmdoctor.sandbox.restore import same_random_states
 from vlmdoctor.watching.finite import is_spoiled, tensors_in
@@ -63,6 +65,7 @@ class Culprit:
     largest: float | None
     is_root: bool
     only_loss: bool
+    place: Place | None = None
 
 
 def rng_states(devices: Sequence[torch.device]) -> list[Tensor]:
@@ -98,7 +101,8 @@ def forward_again(forward: ReplayInput) -> tuple[Culprit | None, bool]:
         # Children end before their parents, so this names the innermost one; where the fault lies
         # in a parent's own code, its children's inputs are spoiled and it is the parent that counts.
         if not any(is_spoiled(tensor, minus_infinity=False) for tensor in inputs):
-            found.append(_culprit(module, names[id(module)], inputs, output))
+            culprit = _culprit(module, names[id(module)], inputs, output)
+            found.append(dataclasses.replace(culprit, place=called_at()))
 
     root = _unwrapped(forward.module)
     names = {id(module): canonical_name(name) for name, module in root.named_modules()}
@@ -118,14 +122,17 @@ def backward_again(forward: ReplayInput, model: nn.Module) -> Culprit | None:
     """
     found: list[Culprit] = []
     inputs_of: dict[int, list[Tensor]] = {}
+    places: dict[int, Place | None] = {}
 
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
         inputs_of[id(module)] = [tensor.detach() for tensor in (*tensors_in(args), *tensors_in(kwargs))]
+        places[id(module)] = called_at()
 
     def look(module: nn.Module, grad_inputs: Any, grad_outputs: Any) -> None:
         came, went = list(tensors_in(grad_outputs)), list(tensors_in(grad_inputs))
         if not found and any(map(is_spoiled, went)) and not any(map(is_spoiled, came)):
-            found.append(_culprit(module, names[id(module)], inputs_of.get(id(module), []), None))
+            culprit = _culprit(module, names[id(module)], inputs_of.get(id(module), []), None)
+            found.append(dataclasses.replace(culprit, place=places.get(id(module))))
 
     root = _unwrapped(forward.module)
     names = {id(module): canonical_name(name) for name, module in root.named_modules()}

@@ -16,7 +16,7 @@ from vlmdoctor.finding import Finding, Fix, Inferred, Severity
 from vlmdoctor.knowledge.parameter_names import layer_of, role_of
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules._healthy import sample_parameters, sample_steps, without_gradient
-from vlmdoctor.rules.places import counted, listed, places, share_of
+from vlmdoctor.rules.places import counted, listed, module_of, places, share_of
 
 LARGE_SHARE = 0.01  # of the trainable numbers: below it, single unused parameters are for information
 MOST_OF_A_PART = 0.5
@@ -177,7 +177,10 @@ def _cut(reach: Reach) -> tuple[str, Fix]:
     if last == "vision":
         return cause, Fix(
             "run the vision encoder with gradients, or freeze it if it should not learn",
-            ("features = model.vision_encoder(pixel_values)  # not under torch.no_grad() or .detach()",),
+            (
+                f"features = {module_of(p.name for p in reach.missing if p.role == last)}(pixel_values)  "
+                "# not under torch.no_grad() or .detach()",
+            ),
         )
     return cause, Fix(
         "insert the image features into the text with gradients",

@@ -71,7 +71,11 @@ def initial_loss(steps: Steps, parameters: Parameters) -> Iterator[Finding]:
             certainty=Certainty.INFERRED,
             fix=Fix(
                 "start with smaller weights" if fresh else "check which weights were really loaded",
-                ("torch.nn.init.normal_(model.lm_head.weight, std=0.02)",)
+                tuple(
+                    f'torch.nn.init.normal_(model.get_parameter("{p.name}"), std=0.02)'
+                    for p in parameters.role("head")
+                    if len(p.shape) > 1
+                )
                 if fresh
                 else ("print(model.load_state_dict(state, strict=False))",),
             ),

@@ -65,6 +65,8 @@ def non_finite(steps: Steps, parameters: Parameters | None) -> Iterator[Finding]
         f"NaN or infinity {where} at step {seen.step}",
         Severity.WARNING if recovered else Severity.ERROR,
         at=tuple(at),
+        file=seen.file,
+        line=seen.line,
         measured={
             "where": seen.where,
             "module_class": seen.module_class,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.module_tree import ModuleTree, RunningNorm
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
-from vlmdoctor.rules.places import counted
+from vlmdoctor.rules.places import counted, module_of
 
 
 @rule(
@@ -42,6 +42,7 @@ def batchnorm_not_in_eval(tree: ModuleTree) -> Iterator[Finding]:
     moving = [norm for norm in tree.batch_norms if norm.training and norm.frozen]
     if not tree.training or not moving:
         return
+    lines = tuple(f"{module_of([f'{norm.name}.weight'])}.eval()" for norm in moving[:4])
     yield Finding(
         f"{counted(len(moving), 'batch normalisation')} with frozen weights "
         f"{'changes' if len(moving) == 1 else 'change'} {'its' if len(moving) == 1 else 'their'} running "
@@ -52,7 +53,10 @@ def batchnorm_not_in_eval(tree: ModuleTree) -> Iterator[Finding]:
         threshold={"frozen_in_training_mode": 0},
         cause=f"{moving[0].name} is a {moving[0].module_class} in training mode; assumed, not known: that "
         "it stays in training mode",
-        fix=Fix("put them into evaluation mode after each model.train()", ("model.vision_tower.eval()",)),
+        fix=Fix(
+            "put them into evaluation mode after each model.train()",
+            lines,
+        ),
     )
 
 

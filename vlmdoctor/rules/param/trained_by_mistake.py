@@ -8,7 +8,7 @@ from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules._healthy import sample_parameters
-from vlmdoctor.rules.places import counted, places
+from vlmdoctor.rules.places import counted, module_of, places
 
 
 @rule("trained-by-mistake", "PARAM103")
@@ -39,6 +39,10 @@ def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
     if not learning:
         return
     where = places([p.name for p in learning], [p.name for p in parameters.parameters])
+    declared = [p for p in parameters.parameters if p.wanted]
+    wanted = [
+        [p.name for p in declared if p.role == role] for role in dict.fromkeys(p.role for p in declared)
+    ]
     yield Finding(
         f"{counted(len(learning), 'parameter')} outside what was declared as trainable "
         f"{'is' if len(learning) == 1 else 'are'} trainable",
@@ -51,7 +55,7 @@ def trained_by_mistake(parameters: Parameters) -> Iterator[Finding]:
             "freeze everything first, then unfreeze what should learn",
             (
                 "model.requires_grad_(False)",
-                "model.vision_proj.requires_grad_(True)  # and whatever else should learn",
+                *(f"{module_of(names)}.requires_grad_(True)" for names in wanted[:4]),
             ),
         ),
     )
