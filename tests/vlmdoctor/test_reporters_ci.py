@@ -176,3 +176,13 @@ def test_any_text_makes_a_valid_document(text: str) -> None:
     ElementTree.fromstring(render("junit", report))
     check_sarif(json.loads(render("sarif", report)))
     assert len(annotations(render("github", report))) == 1
+
+
+def test_a_report_without_a_judgement_is_an_error_for_ci() -> None:
+    report = Report(command="check", target="t", findings=(), ran=("a",), incomplete="the budget ran out")
+    assert report.exit_status == 2
+    suites = ElementTree.fromstring(render("junit", report))
+    assert suites.get("errors") == "1"
+    assert [error.get("message") for error in suites.iter("error")] == ["the budget ran out"]
+    (kind, properties, text), *_ = annotations(render("github", report))
+    assert (kind, properties["title"], text) == ("error", "incomplete", "the budget ran out")
