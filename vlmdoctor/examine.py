@@ -244,12 +244,14 @@ def _examined(
 
         report = dataclasses.replace(report, findings=located(report.findings, subject))
     report = prove(report, subject, gather, rules, gather.in_time)
+    # Before the lines are run: they run with the names of the user's batch.
+    report = _in_own_names(report, subject)
     if any(finding.fix and finding.fix.commands for finding in report.findings):
         from vlmdoctor.proof.fix_lines import tried
 
         found = tried(report.findings, subject, rules, gather.depth, gather.in_time)
         report = dataclasses.replace(report, findings=found)
-    return _in_own_names(report, subject)
+    return report
 
 
 def _in_own_names(report: Report, subject: Subject) -> Report:
@@ -267,7 +269,7 @@ def _in_own_names(report: Report, subject: Subject) -> Report:
 def _renamed(finding: Finding, names: Mapping[str, str]) -> Finding:
     fix = finding.fix
     known = {name: own for name, own in names.items() if own.isidentifier()}
-    if fix is not None and known and not fix.tried:
+    if fix is not None and known:
         # Neither an argument of that name nor an entry in quotes: `f(labels=x)`, `batch["labels"]`.
         words = re.compile(rf"(?<![\w.\"'])({'|'.join(map(re.escape, known))})(?![\w\"'])(?!=[^=])")
         lines = tuple(words.sub(lambda found: known[found[0]], line) for line in fix.commands)

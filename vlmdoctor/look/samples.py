@@ -152,6 +152,8 @@ def _images_per_row(rows: Sequence[Row], images: int) -> list[int]:
     with_images = [row.count("image") > 0 for row in rows]
     if sum(with_images) and images % sum(with_images) == 0:
         return [images // sum(with_images) if has else 0 for has in with_images]
+    if images % len(rows) == 0 and rows[0].origin == "batch":
+        return [images // len(rows)] * len(rows)  # no text says where they are: as the batch stacks them
     return [images if i == 0 else 0 for i in range(len(rows))]
 
 

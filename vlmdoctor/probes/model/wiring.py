@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from vlmdoctor.probes.influence.images import noise_like
 from vlmdoctor.probes.influence.passes import PassRunner, innermost
 from vlmdoctor.probes.loss.left_out import left_out
 from vlmdoctor.probes.model.landing import landing, padding_of
-from vlmdoctor.probes.model.wiring_calls import Call, Calls, calls_of
+from vlmdoctor.probes.model.wiring_calls import Call, Calls, are_apart, calls_of
 from vlmdoctor.probes.model.wiring_roles import roles_by_flow
 from vlmdoctor.sandbox.processes import communicates
 from vlmdoctor.sandbox.restore import restoring
@@ -84,8 +85,9 @@ def _with_images(wiring: Wiring, trials: PassRunner, before: Calls) -> Wiring:
         read = calls_of(trials, ids)
     if not (before.names == seen.names == read.names):
         return wiring
-    by_images = [one.output != two.output for one, two in zip(before.calls, seen.calls, strict=True)]
-    by_text = [one.output != two.output for one, two in zip(before.calls, read.calls, strict=True)]
+    apart = partial(are_apart, epsilon=trials.epsilon)
+    by_images = [apart(one.output, two.output) for one, two in zip(before.calls, seen.calls, strict=True)]
+    by_text = [apart(one.output, two.output) for one, two in zip(before.calls, read.calls, strict=True)]
     moved = {
         name: (
             any(m for n, m in zip(before.names, by_images, strict=True) if n == name),
@@ -105,7 +107,9 @@ def _with_images(wiring: Wiring, trials: PassRunner, before: Calls) -> Wiring:
         (
             i
             for i, call in enumerate(before.calls)
-            if call.is_hidden and call.given != seen.calls[i].given and call.given != read.calls[i].given
+            if call.is_hidden
+            and apart(call.given, seen.calls[i].given)
+            and apart(call.given, read.calls[i].given)
         ),
         None,
     )

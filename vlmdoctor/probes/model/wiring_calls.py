@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,9 @@ from vlmdoctor.probes.influence.passes import COLUMNS, PassRunner
 
 Sums = tuple[tuple[float, float], ...]
 
+PERIOD = 4093  # of the weights; prime, so that no width of a layer is in step with it
+ROUNDING, ROUNDINGS = 1e-4, 8  # of a tensor's norm: float32 through many layers; of the coarser types, steps
+
 
 @dataclass(frozen=True)
 class Call:
@@ -23,7 +28,7 @@ class Call:
     Attributes:
         name: Canonical name.
         kind: The module's class.
-        given, output: (sum, sum of squares) of each tensor of floats.
+        given, output: (weighted sum, sum of squares) of each tensor of floats.
         is_hidden: Whether it is given activations [B, T or more, D].
         has_weights: Whether the module itself has parameters.
         range: (least, largest, root mean square) of its first input, where it has weights.
@@ -130,9 +135,41 @@ def _call(name: str, module: nn.Module, given: Any, output: Any, ids: torch.Tens
     )
 
 
+def are_apart(one: Sums, other: Sums, epsilon: float) -> bool:
+    """Whether two passes differ by more than rounding: the same products need not be equal bit for bit.
+
+    Args:
+        epsilon: The relative rounding of the model's numbers.
+    """
+    if len(one) != len(other):
+        return True
+    share = max(ROUNDING, ROUNDINGS * epsilon)
+    return any(
+        not (abs(first - second) <= share * math.sqrt(max(size, other_size)))  # NaN is apart
+        or abs(size - other_size) > share * max(size, other_size)
+        for (first, size), (second, other_size) in zip(one, other, strict=True)
+    )
+
+
 def sums(values: Any) -> Sums:
-    """(sum, sum of squares) of each tensor."""
-    return tuple((float(v.double().sum()), float(v.double().square().sum())) for v in values)
+    """(sum with weights of chance, sum of squares) of each tensor.
+
+    Without weights nothing would be seen behind a norm, which makes both sums the same for all inputs.
+    """
+    return tuple(_sums(value.double().flatten()) for value in values)
+
+
+def _sums(value: torch.Tensor) -> tuple[float, float]:
+    weights = _weights().to(value.device)
+    whole = value.numel() // PERIOD * PERIOD
+    rest = value[whole:]
+    weighted = (value[:whole].view(-1, PERIOD) @ weights).sum() + rest @ weights[: rest.numel()]
+    return float(weighted), float(value.square().sum())
+
+
+@functools.cache
+def _weights() -> torch.Tensor:
+    return torch.randn(PERIOD, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
 
 
 def _floats(values: Any) -> Iterator[torch.Tensor]:

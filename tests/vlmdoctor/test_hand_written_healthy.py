@@ -1,4 +1,4 @@
-"""Losses that leave padding out in their own way, and the line of code that a cut graph is shown at."""
+"""Healthy models of one's own: padding that the loss leaves out in its own way, rounding, images of rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 import vlmdoctor
+from vlmdoctor.knowledge.named_parts import naming
+from vlmdoctor.knowledge.parameter_names import role_of
+from vlmdoctor.look.samples import looks_of
+from vlmdoctor.probes.model.named import known_parts
 from vlmdoctor.report import Report
 
 PADDING, WORDS, WIDTH = 0, 60, 32
@@ -114,3 +118,56 @@ def test_images_that_are_dropped_by_a_model_without_placeholders() -> None:
     assert found.fix is not None
     assert "placeholder" not in found.fix.text
     assert "to the language model" in found.fix.text
+
+
+class Rounded(nn.Module):
+    """A layer whose last digits differ from call to call, as those of parallel products do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear, self.calls = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), 0
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(self.norm(values)) * (1 + self.calls % 3 * 2e-7)
+
+
+def test_rounding_is_no_effect_of_the_text() -> None:
+    class Jittery(Speller):
+        def __init__(self) -> None:
+            super().__init__(ignoring)
+            self.see = nn.Sequential(nn.Conv2d(1, WIDTH, 7, 7), nn.Flatten(2))
+            self.blocks = nn.Sequential(Rounded(), Rounded())
+            self.link = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, picture: torch.Tensor, text: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+            seen = self.link(self.blocks(self.see(picture).transpose(1, 2)))
+            mask = nn.Transformer.generate_square_subsequent_mask(text.shape[1])
+            return self.loss(self.say(self.decoder(self.words(text), seen, tgt_mask=mask)), answer)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Jittery()
+        batch = {
+            "picture": torch.rand(4, 1, 28, 28),
+            "text": torch.randint(3, WORDS, (4, 9)),
+            "answer": torch.randint(3, WORDS, (4, 9)),
+        }
+    subject = vlmdoctor.Subject(model=model, batch=batch)
+    with naming(known_parts(subject)):
+        roles = {name: role_of(f"{name}.weight") for name in ("see.0", "blocks.0.linear", "link", "decoder")}
+    assert roles == {
+        "see.0": "vision",
+        "blocks.0.linear": "vision",
+        "link": "projector",
+        "decoder": "language",
+    }
+
+
+def test_images_that_no_text_places_belong_to_their_rows() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, text = Speller(ignoring), torch.randint(3, WORDS, (4, 9))
+        batch = {"picture": torch.rand(4, 1, 28, 28), "text": text[:, :-1], "answer": text[:, 1:]}
+    looks, _ = looks_of(vlmdoctor.Subject(model=model, batch=batch), 4)
+    assert [len(look.images) for look in looks] == [1, 1, 1, 1]
