@@ -171,3 +171,15 @@ def test_images_that_no_text_places_belong_to_their_rows() -> None:
         batch = {"picture": torch.rand(4, 1, 28, 28), "text": text[:, :-1], "answer": text[:, 1:]}
     looks, _ = looks_of(vlmdoctor.Subject(model=model, batch=batch), 4)
     assert [len(look.images) for look in looks] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("normed", "rules"), [(True, []), (False, ["pixel-range"])])
+def test_pixels_of_any_scale_before_a_norm(normed: bool, rules: list[str]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, text = Speller(ignoring), torch.randint(3, WORDS, (4, 9))
+        norm = nn.BatchNorm2d(WIDTH) if normed else nn.Identity()
+        model.see = nn.Sequential(model.see, norm, nn.ReLU())
+        picture = torch.randint(0, 256, (4, 1, 28, 28)).float()
+    report = vlmdoctor.check(model, {"picture": picture, "text": text[:, :-1], "answer": text[:, 1:]})
+    assert [finding.rule for finding in report.findings] == rules

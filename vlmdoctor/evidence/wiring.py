@@ -40,7 +40,8 @@ class Wiring:
         padding_id: The id at the places that the mask hides, or at the ends of rows of several lengths.
         ignored: The label that the loss leaves out; None where no loss was seen.
         left_out: Tokens among the labels whose own loss does not count.
-        first_look: What the first layer that sees the images is given; None where that is not known.
+        first_look: What the first layer that sees the images is given; None where that is not known, or
+            where a norm comes next.
     """
 
     roles: tuple[tuple[str, str], ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,7 +125,7 @@ def _with_images(wiring: Wiring, trials: PassRunner, before: Calls) -> Wiring:
         padding_id=wiring.padding_id,
         ignored=wiring.ignored,
         left_out=wiring.left_out,
-        first_look=None if first is None else _look(first),
+        first_look=None if first is None or _is_normalised(first, before.calls) else _look(first),
     )
 
 
@@ -154,6 +154,12 @@ def other_words(embedding: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _is_normalised(first: Call, calls: Sequence[Call]) -> bool:
+    """Whether a norm comes next, which takes out whatever scale the pixels have."""
+    after = [call for call in calls if call is not first and call.given == first.output]
+    return any("norm" in call.kind.lower() for call in after)
 
 
 def _look(call: Call) -> FirstLook | None:

@@ -46,7 +46,7 @@ def pixel_range(data: Data, wiring: Wiring | None) -> Iterator[Finding]:
     Without a processor, whole numbers between 0 and 255 in nearly all pixels, some above 20, are a warning
     for models with a configuration, whose processors normalise. Other models may divide in their own code, so
     it is measured what their first layer on the path of the images is given: pixels just as they are in the
-    batch, from 0 to far above 20, are a warning, unless that layer is a norm.
+    batch, from 0 to far above 20, are a warning, unless that layer or the next is a norm.
 
     Images that span at most one of 256 steps in each channel were rescaled twice, whatever usual
     normalisation followed. It is an error where there are two or more and they are near black, else a
