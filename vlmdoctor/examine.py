@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from vlmdoctor.engine import DEPTHS, judge
 from vlmdoctor.errors import Unavailable, UserError, WouldMove
 from vlmdoctor.evidence.contract_status import ContractStatus
 from vlmdoctor.evidence.forward import Forward
-from vlmdoctor.finding import Finding
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.notebook.progress import progress_line
 from vlmdoctor.proof.prove import prove
@@ -244,37 +242,16 @@ def _examined(
 
         report = dataclasses.replace(report, findings=located(report.findings, subject))
     report = prove(report, subject, gather, rules, gather.in_time)
+    from vlmdoctor.proof.own_words import in_own_api, in_own_names
+
     # Before the lines are run: they run with the names of the user's batch.
-    report = _in_own_names(report, subject)
+    report = dataclasses.replace(report, findings=in_own_names(report.findings, subject))
     if any(finding.fix and finding.fix.commands for finding in report.findings):
         from vlmdoctor.proof.fix_lines import tried
 
         found = tried(report.findings, subject, rules, gather.depth, gather.in_time)
         report = dataclasses.replace(report, findings=found)
-    return report
-
-
-def _in_own_names(report: Report, subject: Subject) -> Report:
-    """What is wrong with `labels` is reported of `targets`, and its fix names them, where the batch does."""
-    from vlmdoctor.probes.batch.fields import own_names
-
-    if subject.batch is None:
-        return report
-    names = own_names(subject.model, subject.batch, subject.loss_fn)
-    if not names:
-        return report
-    return dataclasses.replace(report, findings=tuple(_renamed(one, names) for one in report.findings))
-
-
-def _renamed(finding: Finding, names: Mapping[str, str]) -> Finding:
-    fix = finding.fix
-    known = {name: own for name, own in names.items() if own.isidentifier()}
-    if fix is not None and known:
-        # Neither an argument of that name nor an entry in quotes: `f(labels=x)`, `batch["labels"]`.
-        words = re.compile(rf"(?<![\w.\"'])({'|'.join(map(re.escape, known))})(?![\w\"'])(?!=[^=])")
-        lines = tuple(words.sub(lambda found: known[found[0]], line) for line in fix.commands)
-        fix = dataclasses.replace(fix, commands=lines)
-    return dataclasses.replace(finding, at=tuple(names.get(at, at) for at in finding.at), fix=fix)
+    return dataclasses.replace(report, findings=in_own_api(report.findings, subject))
 
 
 @contextlib.contextmanager

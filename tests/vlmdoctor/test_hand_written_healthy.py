@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 import vlmdoctor
+from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.knowledge.named_parts import naming
 from vlmdoctor.knowledge.parameter_names import role_of
 from vlmdoctor.look.samples import looks_of
 from vlmdoctor.probes.model.named import known_parts
+from vlmdoctor.proof.own_words import in_own_api
 from vlmdoctor.report import Report
 
 PADDING, WORDS, WIDTH = 0, 60, 32
@@ -183,3 +186,16 @@ def test_pixels_of_any_scale_before_a_norm(normed: bool, rules: list[str]) -> No
         picture = torch.randint(0, 256, (4, 1, 28, 28)).float()
     report = vlmdoctor.check(model, {"picture": picture, "text": text[:, :-1], "answer": text[:, 1:]})
     assert [finding.rule for finding in report.findings] == rules
+
+
+def test_the_rate_of_a_trainer_is_a_setting() -> None:
+    @dataclass
+    class Settings:
+        learning_rate: float = 3e-2
+
+    line = "optimizer = torch.optim.AdamW(model.parameters(), lr=1e-03)"
+    finding = Finding("m", Severity.WARNING, fix=Fix("lower it", (line,)))
+    model = nn.Linear(1, 1)
+    found = in_own_api([finding], vlmdoctor.Subject(model=model, training_args=Settings()))[0].fix
+    assert found is not None and found.commands == ("Settings(..., learning_rate=1e-03)",)
+    assert in_own_api([finding], vlmdoctor.Subject(model=model)) == (finding,)
