@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,7 +120,9 @@ def test_images_that_are_dropped_by_a_model_without_placeholders() -> None:
             "text": torch.randint(3, WORDS, (4, 9)),
             "answer": torch.randint(3, WORDS, (4, 9)),
         }
-    found = next(f for f in vlmdoctor.check(model, batch).findings if f.rule == "image-without-effect")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    (found,) = vlmdoctor.check(model, batch, optimizer).findings  # weights with a gradient of rounding stay
+    assert found.rule == "image-without-effect"
     assert found.fix is not None
     assert "placeholder" not in found.fix.text
     assert "to the language model" in found.fix.text
@@ -199,3 +204,17 @@ def test_the_rate_of_a_trainer_is_a_setting() -> None:
     found = in_own_api([finding], vlmdoctor.Subject(model=model, training_args=Settings()))[0].fix
     assert found is not None and found.commands == ("Settings(..., learning_rate=1e-03)",)
     assert in_own_api([finding], vlmdoctor.Subject(model=model)) == (finding,)
+
+
+def test_a_contract_names_the_parts_that_are_measured(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch\nfrom test_hand_written_healthy import Speller, ignoring\n"
+        "def build():\n"
+        "    text = torch.randint(3, 60, (4, 9))\n"
+        "    batch = {'picture': torch.rand(4, 1, 28, 28), 'text': text[:, :-1], 'answer': text[:, 1:]}\n"
+        "    return Speller(ignoring), batch\n"
+    )
+    command = [sys.executable, "-m", "vlmdoctor", "init", "mine.py:build", "--dry-run"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert {line.split(" ")[0] for line in shown.splitlines()[1:]} >= {"vision", "language", "head"}

@@ -41,8 +41,10 @@ def command(
     from vlmdoctor.contract import written
     from vlmdoctor.engine import Gatherer
     from vlmdoctor.evidence.contract_status import ContractStatus
+    from vlmdoctor.knowledge.named_parts import naming
     from vlmdoctor.output_file import write_whole
     from vlmdoctor.probes.model.contract import inferred
+    from vlmdoctor.probes.model.named import known_parts
     from vlmdoctor.settings_file import content, with_contract
     from vlmdoctor.targets.resolve import resolve
 
@@ -51,7 +53,8 @@ def command(
         with_contract(text, "", path, force=force)  # a refusal comes before the model is built
     with redirect_stdout(sys.stderr):
         subject = resolve(target, trust_remote_code=trust_remote_code, makes_batch=False).subject
-        lines = written(inferred(Gatherer(subject, depth="static")(ContractStatus)))
+        with naming(known_parts(subject)):  # the parts are those that `check` sees
+            lines = written(inferred(Gatherer(subject, depth="static")(ContractStatus)))
     if dry_run:
         print(f"[tool.vlmdoctor.contract]\n{lines}", end="")
         return

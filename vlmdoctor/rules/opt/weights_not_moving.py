@@ -18,6 +18,7 @@ FEW_CHANGED = 0.02  # of the elements: bfloat16 at a learning rate of 1e-5 still
 LARGE_SHARE = 0.01  # of the trainable numbers
 
 
+NOISE = 1e-7  # of the largest gradient norm: what rounding in float32 gives
 TINY = 1e-8  # a learning rate: Adam's step has that size, and float32 keeps 7 digits
 
 
@@ -59,6 +60,9 @@ def weights_not_moving(parameters: Parameters, steps: Steps) -> Iterator[Finding
     rate_zero = [p for p in stuck if p.in_optimizer != 0 and p.lr == 0]
     rounded = [p for p in stuck if p not in absent and p not in rate_zero and p.dtype in ROUNDED]
     rest = [p for p in stuck if p not in absent and p not in rate_zero and p not in rounded]
+    # Where a path is cut by values, such as features of zero, rounding alone gives a gradient.
+    norms = [tracks[p.name].grad_norm or 0.0 for p in learning]
+    rest = [p for p in rest if (tracks[p.name].grad_norm or 0.0) > NOISE * max(norms)]
     rounded += [p for p in learning if p.dtype in ROUNDED and _barely(tracks[p.name])]
     for chosen, tell in ((absent, _absent), (rate_zero, _rate_zero), (rounded, _rounded), (rest, _unknown)):
         share = share_of(chosen, learning)
