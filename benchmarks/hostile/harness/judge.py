@@ -75,7 +75,7 @@ def _message(trial: Trial, outcome: Outcome, stderr: str) -> Iterator[str]:
     if trial.streams in (CLOSED_ERR, FULL_ERR, GONE):
         return
     lines = [line for line in stderr.splitlines() if line.strip()]
-    if any(line.lstrip().startswith(("Usage:", "╭─ Error")) for line in lines):
+    if any(line.lstrip().startswith(("Usage:", "Error: ")) for line in lines):
         return  # the command line's own way of saying what is wrong with it
     own = [number for number, line in enumerate(lines) if line.startswith("vlmdoctor: ")]
     if not own and (outcome.stdout.strip() or outcome.written):
