@@ -197,3 +197,12 @@ def test_what_is_within_the_error_is_not_certain() -> None:
     assert use(0.9, 0.01).uses_images is False
     assert use(0.9, 0.5).uses_images is None
     assert use(1.1, 0.05).uses_images is None
+
+
+def test_a_model_that_answers_nothing_right_does_not_use_its_images_yet() -> None:
+    right = Measured(images="right", loss=5.7, accuracy=0.0)
+    blank = Measured(images="blank", loss=5.7, accuracy=0.0, loss_error=0.001, accuracy_error=0.0)
+    use = ImageUse(measured=(right, blank), samples=64)
+    assert use.uses_images is False
+    assert use.sentence == "It does not use its images yet: no answer is right, with these images or others."
+    assert repr(use) == f"<ImageUse: {use.sentence} 64 samples.>"

@@ -36,7 +36,7 @@ class Measured:
     accuracy_error: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ImageUse:
     """The answer of `vlmdoctor.uses_images`.
 
@@ -95,11 +95,18 @@ class ImageUse:
             )
         if not [one for one in self.measured if one.images != "right"]:
             return "It could not be tried with other images."
+        # Before it is trained a model uses nothing.
+        untrained = all(one.accuracy == 0 for one in self.measured)
         return {
             True: "It uses its images.",
-            False: "It does not use its images: others do as well.",
+            False: "It does not use its images yet: no answer is right, with these images or others."
+            if untrained
+            else "It does not use its images: others do as well.",
             None: "Whether it uses its images is not certain: the difference is within the error.",
         }[self.uses_images]
+
+    def __repr__(self) -> str:
+        return f"<ImageUse: {self.sentence} {self.samples:,} samples.>"
 
     def __str__(self) -> str:
         lines = [f"{self.sentence} {self.samples:,} samples."]
