@@ -43,9 +43,9 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
         ElementTree.SubElement(_case(suite, report, name), "error", message=_possible(error))
     errors = len(report.crashed)
     # Without a crash an incomplete report would be green.
-    if not errors and report.verdict == "incomplete" and (reason := report.why_incomplete) is not None:
+    if not errors and report.verdict == "incomplete" and (why := report.why_incomplete) is not None:
         errors = 1
-        ElementTree.SubElement(_case(suite, report, "incomplete"), "error", message=_possible(reason))
+        ElementTree.SubElement(_case(suite, report, "incomplete"), "error", message=_possible(why))
     counts = {"tests": len(suite), "failures": failures}
     counts |= {"errors": errors, "skipped": len(report.skipped)}
     for element in (suites, suite):
