@@ -14,7 +14,7 @@ from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.integrations.voice import say
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import card_lines, summary_line
+from vlmdoctor.reporters.card import card_lines, summary_line, withdrawn_line
 from vlmdoctor.watching.watcher import Watcher
 
 FOLDER = "vlmdoctor"
@@ -120,7 +120,7 @@ class Watching:
 
 
 def _withdrawn(finding: Finding, step: int) -> None:
-    say(f"withdrawn at step {step:,}: {finding.message}  [{finding.rule} {finding.code}]")
+    say(withdrawn_line(step=step, message=finding.message, rule=finding.rule, code=finding.code))
 
 
 def _close_if_alive(reference: weakref.ref[Watching]) -> None:

@@ -18,7 +18,7 @@ from vlmdoctor.live.state import LiveState
 from vlmdoctor.live.view import draw
 from vlmdoctor.notebook.screen import below_a_kernel
 from vlmdoctor.plain_text import first_line, plain_line
-from vlmdoctor.reporters.card import card_lines
+from vlmdoctor.reporters.card import card_lines, withdrawn_line
 from vlmdoctor.runs.numbers import percent
 
 # Drawing takes about 1.5 ms: at this rate it costs a 50 ms training step less than 1%.
@@ -115,7 +115,7 @@ class PlainLines:
 
     def withdrawn(self, finding: Finding, step: int) -> None:
         """One line, when it is seen that it no longer holds."""
-        self.say(f"withdrawn at step {step:,}: {finding.message}  [{finding.rule} {finding.code}]")
+        self.say(withdrawn_line(step=step, message=finding.message, rule=finding.rule, code=finding.code))
 
     def say(self, sentence: str) -> None:
         """Prints one line at once."""

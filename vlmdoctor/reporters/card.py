@@ -17,7 +17,7 @@ from vlmdoctor.report import Report
 ADDRESS = re.compile(r"https?://[\w.~:/?#@!,;=&%+-]+")
 # A glyph and a word: colour is never the only carrier of meaning.
 GLYPHS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.INFO: "i"}
-VERDICT_GLYPHS = {"pass": "✓", "fail": "✗", "incomplete": "!"}
+TONE_GLYPHS = {"pass": "✓", "fail": "✗", "incomplete": "!", "warned": "!"}
 # More places and symptoms than this are counted and not listed.
 MOST_PLACES = 3
 MOST_SYMPTOMS = 2
@@ -71,14 +71,16 @@ class Card:
         return f"{source}  in {self.modules}" if source and self.modules else source or self.modules
 
     @property
+    def fix_words(self) -> str:
+        """What to do, with what is known of the lines behind it."""
+        known = "tried on a copy" if self.tried else "pattern, names may differ" if self.pattern else ""
+        return f"{self.fix.rstrip(' :')} ({known}):".lstrip() if known else self.fix
+
+    @property
     def rows(self) -> tuple[tuple[str, str], ...]:
         """(label, text) of what is printed under the title; a text may have several lines."""
-        fix = self.fix
-        if self.tried:
-            fix = f"{fix.rstrip(' :')} (tried on a copy):".lstrip()
-        elif self.pattern:
-            fix = f"{fix.rstrip(' :')} (pattern, names may differ):".lstrip()
-        lines = [*([fix] if fix else []), *(f"  {line}" for line in self.commands)]
+        fix = [self.fix_words] if self.fix_words else []
+        lines = [*fix, *(f"  {line}" for line in self.commands)]
         rows = (
             ("at", self.where),
             ("cause", self.cause),
@@ -141,12 +143,22 @@ def card_lines(finding: Finding) -> list[str]:
     return lines
 
 
+def withdrawn_line(*, step: int, message: str, rule: str, code: str, **others: object) -> str:
+    """A finding that no longer holds, in one line; `others` are what else is recorded of it."""
+    return f"withdrawn at step {step:,}: {message}  [{rule} {code}]"
+
+
 def withdrawn_lines(report: Report) -> list[str]:
     """A line for each finding that a run had for a while."""
-    return [
-        f"withdrawn at step {one['step']:,}: {one['message']}  [{one['rule']} {one['code']}]"
-        for one in report.facts.get("withdrawn", ())
-    ]
+    return [withdrawn_line(**one) for one in report.facts.get("withdrawn", ())]
+
+
+def tone(report: Report) -> str:
+    """`pass`, `fail` or `incomplete`, or `warned` where nothing fails and all is not well."""
+    if report.exit_status == 2:
+        return "incomplete"
+    well = all(finding.severity is Severity.INFO for finding in report.findings)
+    return "warned" if report.verdict == "pass" and not well else report.verdict
 
 
 def summary_parts(report: Report) -> tuple[str, ...]:
@@ -155,9 +167,7 @@ def summary_parts(report: Report) -> tuple[str, ...]:
     found = f"{count(counts[Severity.ERROR], 'error')}, {count(counts[Severity.WARNING], 'warning')}"
     if counts[Severity.INFO]:
         found += f", {counts[Severity.INFO]} info"
-    glyph = VERDICT_GLYPHS[report.verdict]
-    if report.verdict == "pass" and (counts[Severity.WARNING] or counts[Severity.ERROR]):
-        glyph = GLYPHS[Severity.WARNING]  # nothing fails, and all is not well
+    glyph = TONE_GLYPHS[tone(report)]
     checks = count(len(report.ran), "check")
     if report.skipped:
         checks += f", {len(report.skipped)} skipped"

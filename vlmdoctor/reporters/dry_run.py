@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmdoctor.reporters.dry_run_answer import Answer, answer_of, by_memory, speed
-from vlmdoctor.reporters.memory_bar import STYLE as BAR_STYLE
 from vlmdoctor.reporters.memory_bar import bar_html, print_bar
-from vlmdoctor.reporters.module_table import STYLE, counted, print_tables, sized, tables_html
+from vlmdoctor.reporters.module_table import counted, print_tables, sized, tables_html
 
 _STYLES = {"fits": "bold green", "too large": "bold red", "needs": "bold"}
 MORE = "-v shows the modules, their shapes, how positions turn and what gets no gradient"
@@ -56,7 +55,7 @@ def dry_run_html(report_facts: Mapping[str, Any]) -> str:
     costs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
     tables = tables_html(facts) if "modules" in facts else ""
     return (
-        f"<style>{STYLE}{BAR_STYLE}</style><div class='dry-run'>{_answer_html(answer)}{bar}"
+        f"<div class='dry-run'>{_answer_html(answer)}{bar}"
         f"{f'<dl>{costs}</dl>' if costs else ''}{tables}</div>"
     )
 

@@ -15,7 +15,7 @@ from vlmdoctor.contract import shown
 from vlmdoctor.finding import Finding, Severity
 from vlmdoctor.plain_text import plain_line, without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import card_of, rows_of, summary_parts, withdrawn_lines
+from vlmdoctor.reporters.card import card_of, rows_of, summary_parts, tone, withdrawn_lines
 from vlmdoctor.reporters.dry_run import print_dry_run
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
@@ -132,7 +132,7 @@ def _print_made(console: Console, report: Report) -> None:
 def _print_summary(console: Console, report: Report) -> None:
     """The summary, which hangs under itself where it is longer than a line."""
     verdict, *others = summary_parts(report)
-    style = {"✓": "green", "✗": "red", "!": "yellow"}[verdict[0]]
+    style = {"pass": "green", "fail": "red"}.get(tone(report), "yellow")
     lines = textwrap.wrap(
         " · ".join((verdict, *others)), console.width, subsequent_indent="  ", break_on_hyphens=False
     )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from vlmdoctor.contract import shown
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import summary_parts, withdrawn_lines
+from vlmdoctor.reporters.card import summary_parts, tone, withdrawn_lines
 from vlmdoctor.reporters.dry_run import dry_run_html
 from vlmdoctor.reporters.page_parts import card, document, escape, fold, inert, stylesheet
 
-WORDS = {"pass": "✓ no issues found", "fail": "✗ findings to act on", "incomplete": "! incomplete"}
-WARNED = "! warnings"
+WORDS = {
+    "pass": "✓ no issues found",
+    "fail": "✗ findings to act on",
+    "incomplete": "! incomplete",
+    "warned": "! warnings",
+}
+# The width of a notebook's cell is the page's, and so are its margins.
+IN_A_CELL = ".vlmdoctor { margin: 0; padding: .5rem 0; font-size: 14px; max-width: 60rem; }"
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
@@ -21,47 +27,15 @@ def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: in
 def fragment(report: Report) -> str:
     """The findings and the summary, with their own style, to stand inside any page."""
     inside = "".join((f"<p class='summary-line {tone(report)}'>{_summary(report)}</p>", *_body(report)))
-    return inert(f"<style>{scoped(stylesheet())}</style><div class='vlmdoctor'>{inside}</div>")
-
-
-def scoped(style: str) -> str:
-    """The stylesheet for one element of a foreign page: `:root` and `body` become that element.
-
-    Media queries of the page's own width are left in: a cell of a notebook is about as wide as its window.
-    """
-    lines = []
-    for line in style.replace("* { box-sizing", ".vlmdoctor * { box-sizing").split("\n"):
-        head, brace, rest = line.partition("{")
-        if not brace or line.startswith(("@", " ", "}", ".vlmdoctor")):
-            lines.append(line.replace(":root", ".vlmdoctor"))
-        else:
-            names = (name.strip() for name in head.split(","))
-            own = (
-                ".vlmdoctor" if name in (":root", "body") else f".vlmdoctor {name}" for name in names if name
-            )
-            lines.append(f"{', '.join(own)} {{{rest}")
-    return "\n".join(lines).replace("  body {", "  .vlmdoctor {") + (
-        ".vlmdoctor { margin: 0; padding: .5rem 0; font-size: 14px; max-width: 60rem; }\n"
-    )
+    return inert(f"<style>{stylesheet()}{IN_A_CELL}</style><div class='vlmdoctor'>{inside}</div>")
 
 
 def _header(report: Report) -> str:
     return (
         f"<header><div class='crumb'><b>vlmdoctor {escape(report.command)}</b></div>"
-        f"<div class='verdict'><span class='pill {tone(report)}'>{verdict_words(report)}</span>"
+        f"<div class='verdict'><span class='pill {tone(report)}'>{WORDS[tone(report)]}</span>"
         f"<h1>{escape(report.target)}</h1><p>{_summary(report)}</p></div></header>"
     )
-
-
-def verdict_words(report: Report) -> str:
-    """The verdict in a few words."""
-    return WARNED if tone(report) == "incomplete" and report.verdict == "pass" else WORDS[report.verdict]
-
-
-def tone(report: Report) -> str:
-    """The class of the verdict's colour: what has warnings is not green."""
-    warned = report.verdict == "pass" and summary_parts(report)[0].startswith("!")
-    return "incomplete" if warned else report.verdict
 
 
 def _summary(report: Report) -> str:

@@ -7,15 +7,15 @@ import re
 from vlmdoctor.finding import Finding
 from vlmdoctor.plain_text import without_commands
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import ADDRESS, card_of, summary_line, withdrawn_lines
+from vlmdoctor.reporters.card import ADDRESS, card_of, summary_line, tone, withdrawn_lines
 from vlmdoctor.reporters.dry_run_answer import answer_of
 
-_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! incomplete"}
+_VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "incomplete": "! incomplete", "warned": "! pass"}
 
 
 def render(report: Report, *, color: bool, verbose: bool, quiet: bool, width: int) -> str:
     """A heading with the verdict, each finding with its rows, and what was skipped."""
-    parts = [f"## {_VERDICTS[report.verdict]}: vlmdoctor {_text(report.command)} {_code(report.target)}"]
+    parts = [f"## {_VERDICTS[tone(report)]}: vlmdoctor {_text(report.command)} {_code(report.target)}"]
     if "dry_run" in report.facts:
         parts.append(f"**{_text(answer_of(report.facts['dry_run']).line)}**")
     parts += [_finding(finding) for finding in report.findings]
@@ -43,9 +43,8 @@ def _finding(finding: Finding) -> str:
         parts.append(f"**Cause:** {_text(card.cause)}")
     if card.symptoms:
         parts.append("\n".join(f"- also: {_text(symptom)}" for symptom in card.symptoms))
-    fix = dict(card.rows).get("fix", "").partition("\n")[0]
-    if fix:
-        parts.append(f"**Fix:** {_text(fix)}")
+    if card.fix_words:
+        parts.append(f"**Fix:** {_text(card.fix_words)}")
     if card.commands:
         parts.append(_fence("\n".join(card.commands)))
     # An address by itself becomes a link; one with anything else in it stays text.

@@ -31,22 +31,6 @@ COLOURS = {
 }
 _INDENT, _WIDEST = 4, 100
 
-STYLE = """
-.vlmdoctor .answer{font-size:1.15rem;font-weight:600;margin:.5rem 0}
-.vlmdoctor .answer.fits{color:#2e7d32}.vlmdoctor .answer.too-large{color:#c62828}
-.vlmdoctor .answer.uncertain,.vlmdoctor .answer.unknown{color:#b26a00}
-.vlmdoctor .memory{position:relative;margin:.6rem 0 .3rem;padding-top:1.5rem}
-.vlmdoctor .stack{display:flex;height:1.6rem;background:#8882;border-radius:3px;overflow:hidden}
-.vlmdoctor .stack span{display:block;height:100%;min-width:2px;box-shadow:inset -1px 0 #fff8}
-.vlmdoctor .room{position:absolute;top:0;bottom:-.2rem;border-right:2px solid currentColor;text-align:right}
-.vlmdoctor .room span{font-size:.8rem;padding-right:.4rem;white-space:nowrap}
-.vlmdoctor .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;list-style:none;margin:.3rem 0;padding:0}
-.vlmdoctor .legend i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
-@media(prefers-color-scheme:dark){.vlmdoctor .answer.fits{color:#7fc784}
-.vlmdoctor .answer.too-large{color:#ef8a80}.vlmdoctor .answer.uncertain{color:#e0a84a}
-.vlmdoctor .answer.unknown{color:#e0a84a}}
-"""
-
 
 def print_bar(console: Console, cost: Mapping[str, Any]) -> None:
     """A row for each part, each beginning where the one above ends, and one for the GPU's memory."""

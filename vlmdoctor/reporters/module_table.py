@@ -12,14 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 DEPTH = 3  # dotted parts, numbers aside, and a stack of layers below: deeper modules are in the JSON
-STYLE = """
-.vlmdoctor .modules{overflow-x:auto}
-.vlmdoctor table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.5rem 0}
-.vlmdoctor td,.vlmdoctor th{padding:.1rem .6rem;text-align:right;white-space:nowrap}
-.vlmdoctor th{font-weight:normal;opacity:.6;border-bottom:1px solid #8888}
-.vlmdoctor td:first-child,.vlmdoctor th:first-child{text-align:left}
-.vlmdoctor tr.total td{border-top:1px solid #8888}
-"""
 
 
 @dataclass(frozen=True)

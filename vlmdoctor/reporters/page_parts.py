@@ -14,7 +14,7 @@ from vlmdoctor.plain_text import plain_lines
 from vlmdoctor.reporters.card import ADDRESS, card_of, detail_rows
 
 _HEAD = (
-    "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+    "<!doctype html>\n<html lang='en' style='color-scheme: light dark'>\n<head>\n<meta charset='utf-8'>\n"
     "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
 )
 
@@ -72,17 +72,12 @@ def card(finding: Finding) -> str:
         modules = f" in {modules}"
     if where or modules:
         parts.append(f"<dt>at</dt><dd>{where}{modules}{source}</dd>")
-    for label, text in shown.rows:
-        if label in ("cause", "also"):
-            parts.append(f"<dt>{label}</dt><dd>{escape(text)}</dd>")
-        elif label == "fix":
-            said, _, lines = text.partition("\n")
-            code = "\n".join(line.removeprefix("  ") for line in lines.split("\n"))
-            if shown.commands and not shown.fix:
-                said, code = "", text
-            parts.append(
-                f"<dt>fix</dt><dd>{escape(said)}{f'<pre>{escape(code)}</pre>' if lines else ''}</dd>"
-            )
+    texts = [("cause", shown.cause), *(("also", symptom) for symptom in shown.symptoms)]
+    parts += [f"<dt>{label}</dt><dd>{escape(text)}</dd>" for label, text in texts if text]
+    if shown.fix_words or shown.commands:
+        lines = "\n".join(shown.commands)
+        block = f"<pre>{escape(lines)}</pre>" if lines else ""
+        parts.append(f"<dt>fix</dt><dd>{escape(shown.fix_words)}{block}</dd>")
     parts.append(f"<dt>more</dt><dd><code>{escape(shown.more)}</code></dd></dl>")
     parts.append(_details(finding))
     return "".join(parts) + "</section>"

@@ -9,8 +9,8 @@ from typing import Any
 
 from vlmdoctor.knowledge.parameter_names import ROLES
 from vlmdoctor.report import Report
-from vlmdoctor.reporters.card import summary_line, withdrawn_lines
-from vlmdoctor.reporters.html import tone, verdict_words
+from vlmdoctor.reporters.card import summary_line, tone, withdrawn_lines
+from vlmdoctor.reporters.html import WORDS
 from vlmdoctor.reporters.page_parts import card, document, escape, fold, stylesheet
 from vlmdoctor.runs.columns import Recording
 from vlmdoctor.runs.examples import read_examples
@@ -55,7 +55,7 @@ def _header(recording: Recording, report: Report, learned: LearningSummary, name
     sentences = "".join(_p(sentence) for sentence in learned.sentences)
     return (
         f"<header><div class='crumb'>{''.join(f'<span>{crumb}</span>' for crumb in crumbs)}</div>"
-        f"<div class='verdict'><span class='pill {tone(report)}'>{verdict_words(report)}</span>"
+        f"<div class='verdict'><span class='pill {tone(report)}'>{WORDS[tone(report)]}</span>"
         f"<h1>{escape(learned.headline)}</h1>{sentences}</div></header>"
     )
 
