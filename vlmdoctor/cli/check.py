@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmdoctor.cli.completion import complete_depths, complete_gpus, complete_targets
-from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
+from vlmdoctor.cli.output import OutputOptions, deliver, progress_line, with_output_options
 from vlmdoctor.dryrun.command import DryRunOptions, dry_run, wanted
 from vlmdoctor.errors import UserError
 from vlmdoctor.notebook.screen import below_a_kernel
-from vlmdoctor.plain_text import first_line, plain_line
+from vlmdoctor.plain_text import first_line
 
 if TYPE_CHECKING:
     from vlmdoctor.report import Report
@@ -142,7 +142,7 @@ def command(
     )
     started = time.perf_counter()
     # What the user's code prints would get into the report.
-    with _progress_line(_cursor_moves() and not output.quiet) as progress, redirect_stdout(sys.stderr):
+    with progress_line(_cursor_moves() and not output.quiet) as progress, redirect_stdout(sys.stderr):
         if wanted(target, depth, options):
             from vlmdoctor.examine import model_rules
 
@@ -197,21 +197,6 @@ def _examine(
 def _cursor_moves() -> bool:
     """Whether a line on standard error can be taken away again; in the cell of a notebook it would stay."""
     return sys.stderr.isatty() and not below_a_kernel()
-
-
-@contextmanager
-def _progress_line(shown: bool) -> Iterator[Callable[[str], None]]:
-    """One line on standard error that says what is being done, and is gone afterwards."""
-
-    def progress(what: str) -> None:
-        if shown:
-            print(f"\r\033[K{plain_line(what, 200)} …", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield progress
-    finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _move(subject: Subject, device: str) -> None:

@@ -7,13 +7,13 @@ import dataclasses
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmdoctor.cli.output import OutputOptions, deliver, with_output_options
+from vlmdoctor.cli.output import OutputOptions, deliver, progress_line, with_output_options
 from vlmdoctor.errors import UserError
 from vlmdoctor.output_file import write_whole
 from vlmdoctor.plain_text import plain_line
@@ -104,7 +104,8 @@ def command(
 
             environment = load(Path(from_ or ""))
         else:
-            with _waiting(full and sys.stderr.isatty()):
+            with progress_line(full and sys.stderr.isatty()) as progress:
+                progress("asking the driver")
                 environment = _look(question, live, timeout)
     given: list[object] = [environment, *([demands] if demands else [])]
     source = None
@@ -245,18 +246,6 @@ class _Printer:
             if self.verbose:
                 for line in section.details:
                     self.console.print(Text(f"      {line}", style="dim"))
-
-
-@contextlib.contextmanager
-def _waiting(shown: bool) -> Iterator[None]:
-    """One line on standard error while the driver is asked, and gone afterwards."""
-    if shown:
-        print("asking the driver …", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _differences(before: Path, after: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-DEPTHS = ("static", "shapes", "forward", "backward", "steps")
-
 
 def complete_rules(incomplete: str) -> Iterator[tuple[str, str]]:
     """Areas, codes and names of rules, in the case that was begun with."""
@@ -37,6 +35,8 @@ def complete_formats(incomplete: str) -> list[str]:
 
 def complete_depths(incomplete: str) -> list[str]:
     """How deep `check` can go."""
+    from vlmdoctor.engine import DEPTHS
+
     return _beginning(DEPTHS, incomplete)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,6 +17,7 @@ from vlmdoctor import reporters, settings, streams
 from vlmdoctor.cli.completion import complete_formats, complete_rules
 from vlmdoctor.errors import UserError
 from vlmdoctor.output_file import write_whole
+from vlmdoctor.plain_text import plain_line
 from vlmdoctor.report import Report
 from vlmdoctor.rulebook import Rule, renamed, select_rules
 
@@ -200,3 +202,18 @@ def exit_status(report: Report, output: OutputOptions) -> int:
     """The report's status; `--exit-zero` forgives findings, but not that a check could not run."""
     status = report.exit_status
     return 0 if output.exit_zero and status == 1 else status
+
+
+@contextmanager
+def progress_line(shown: bool) -> Iterator[Callable[[str], None]]:
+    """One line on standard error that says what is being done, and is gone afterwards."""
+
+    def progress(what: str) -> None:
+        if shown:
+            print(f"\r\033[K{plain_line(what, 200)} …", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield progress
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

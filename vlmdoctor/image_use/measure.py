@@ -138,10 +138,10 @@ def _score(
     losses = None if loss is None else [float(loss)]
     accuracy = None
     if logits is not None and (own := _by_sample(logits, inputs)) is not None:
-        by_token, accuracy = own
+        by_sample, accuracy, mean = own
         # The model's own loss decides where it is another one: label smoothing, auxiliary terms.
-        if loss is None or math.isclose(_mean_of(logits, inputs), float(loss), rel_tol=1e-3, abs_tol=1e-5):
-            losses = by_token
+        if loss is None or math.isclose(mean, float(loss), rel_tol=1e-3, abs_tol=1e-5):
+            losses = by_sample
     if metric is not None:
         accuracy = _metric_of(metric(model, batch), rows)
     return losses, accuracy
@@ -161,33 +161,21 @@ def _aligned(logits: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.
     return logits[:, front:], targets.masked_fill(~where, IGNORE_INDEX)
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[B, T]: the loss of each token, 0 where none is supervised."""
-    flat = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return flat.view(targets.shape)
-
-
-def _mean_of(logits: torch.Tensor, inputs: Inputs) -> float:
-    aligned = _aligned(logits, inputs)
-    if aligned is None:
-        return math.nan
-    return float(_losses(*aligned).sum() / (aligned[1] != IGNORE_INDEX).sum().clamp(min=1))
-
-
-def _by_sample(logits: torch.Tensor, inputs: Inputs) -> tuple[list[float], list[float]] | None:
-    """Mean loss and share of right tokens of each sample that has a supervised token."""
+def _by_sample(logits: torch.Tensor, inputs: Inputs) -> tuple[list[float], list[float], float] | None:
+    """Mean loss and share of right tokens of each supervised sample, and the mean loss over tokens."""
     aligned = _aligned(logits, inputs)
     if aligned is None:
         return None
     own, targets = aligned
     known = targets != IGNORE_INDEX
+    losses = nn.functional.cross_entropy(
+        own.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view(targets.shape)
     counts = known.sum(dim=1)
     has = counts > 0
-    loss = _losses(own, targets).sum(dim=1)[has] / counts[has]
+    loss = losses.sum(dim=1)[has] / counts[has]
     right = ((own.argmax(-1) == targets) & known).sum(dim=1)[has] / counts[has]
-    return loss.tolist(), right.tolist()
+    return loss.tolist(), right.tolist(), float(losses.sum() / counts.sum().clamp(min=1))
 
 
 def _metric_of(value: Any, rows: int) -> list[float]:

@@ -15,6 +15,7 @@ from vlmdoctor.integrations.voice import say
 from vlmdoctor.plain_text import first_line
 from vlmdoctor.report import Report
 from vlmdoctor.reporters.card import card_lines, summary_line, withdrawn_line
+from vlmdoctor.watching.journal import rank
 from vlmdoctor.watching.watcher import Watcher
 
 FOLDER = "vlmdoctor"
@@ -104,7 +105,7 @@ class Watching:
         """One line with the verdict and the report's place, whatever the verdict is."""
         where = ""
         # Another process may record there, or the disk may be full: then there is no run to report.
-        if self.folder is not None and (self.folder / "run.jsonl").is_file() and _first_rank():
+        if self.folder is not None and (self.folder / "run.jsonl").is_file() and rank() == 0:
             from vlmdoctor.runs.outputs import publish
 
             publish(self.folder, report, say)
@@ -127,7 +128,3 @@ def _close_if_alive(reference: weakref.ref[Watching]) -> None:
     watching = reference()
     if watching is not None:
         watching._close("the training did not come to its end")
-
-
-def _first_rank() -> bool:
-    return os.environ.get("RANK", "0").strip() in ("", "0")

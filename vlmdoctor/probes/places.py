@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.finding import Finding
-from vlmdoctor.knowledge.parameter_names import canonical_name
-from vlmdoctor.probes.failure.traceback import is_ours, is_users, shown_path
+from vlmdoctor.probes.failure.traceback import is_ours, is_users, modules_by_name, shown_path
 from vlmdoctor.probes.loss.calls import watched_losses
 from vlmdoctor.sandbox.call import run, seed
 from vlmdoctor.sandbox.copies import copy_of
@@ -88,9 +87,7 @@ def _wanted(finding: Finding, model: nn.Module) -> str | None:
 
 
 def _names(model: nn.Module) -> dict[str, nn.Module]:
-    named = {canonical_name(name + ".").rstrip("."): module for name, module in model.named_modules()}
-    named.pop("", None)
-    return named
+    return {name: module for name, module in modules_by_name(model).items() if name}
 
 
 def _seen(subject: Subject, names: Iterable[str]) -> dict[str, tuple[Place, Place | None]]:

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdoctor.knowledge.run_length import LONG, NEARLY_DONE
 from vlmdoctor.plain_text import plain_line
 from vlmdoctor.runs.numbers import number, percent
 
 # Losses of fewer steps than this say how training starts, not what was learned.
 SHORT_RUN = 100
-# Using images is learned later than the language of the answers: before that it is too early to tell.
-LONG_RUN = 500
-NEARLY_DONE = 0.9
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def verdict(
 
 def too_early(steps: int, total: int | None) -> str | None:
     """`150 of 500 steps`, where it is too early to judge the use of images; else None."""
-    wanted = max(total or 0, LONG_RUN)
+    wanted = max(total or 0, LONG)
     return f"{steps:,} of {wanted:,} steps" if steps < NEARLY_DONE * wanted else None
 
 

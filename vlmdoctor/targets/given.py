@@ -49,7 +49,7 @@ def given(model: Any, fields: Mapping[str, Any]) -> Given:
     if isinstance(model, str | os.PathLike):
         return _of_target(os.fspath(model), said)
     if isinstance(model, Subject):
-        return Given(dataclasses.replace(model, **said) if said else model)
+        return Given(_with(model, said))
     if isinstance(model, tuple):
         return Given(_with(subject_of(model, "the given tuple"), said))
     if _is_batch(model):

@@ -32,7 +32,7 @@ class Journal:
 
     def __init__(self, out: str | os.PathLike[str] | None, *, resumed: bool) -> None:
         self.last: int | None = None
-        self._recorder = Recorder(out, resumed=resumed) if out is not None and _rank() == 0 else None
+        self._recorder = Recorder(out, resumed=resumed) if out is not None and rank() == 0 else None
         self._history = RecentSteps()
         self._started = time.perf_counter()
         self._open: Step | None = None
@@ -160,10 +160,11 @@ def _fields(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in _IN_STEP if isinstance(metrics.get(name), int | float)}
 
 
-def _rank() -> int:
+def rank() -> int:
+    """The number of this process among those that train together; 0 where it is alone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank())
+        return int(distributed.getrank())
     try:
         return int(os.environ.get("RANK") or 0)
     except ValueError:

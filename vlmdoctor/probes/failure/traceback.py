@@ -113,6 +113,11 @@ def failure_of(error: BaseException, model: nn.Module) -> Failure:
     )
 
 
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by their canonical names; the model itself by an empty one."""
+    return {canonical_name(name + ".").rstrip("."): module for name, module in model.named_modules()}
+
+
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
     """Canonical names of all modules; the model itself is called by its class."""
     return {

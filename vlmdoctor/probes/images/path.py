@@ -70,20 +70,21 @@ def _calls(reference: Baseline, batch: Any) -> list[tuple[str, Sums, Sums]]:
 
 def _sums(values: Any) -> Sums:
     return tuple(
-        (float(value.double().sum()), float(value.double().square().sum())) for value in _floats(values)
+        (float(value.double().sum()), float(value.double().square().sum())) for value in floats_in(values)
     )
 
 
-def _floats(values: Any) -> Iterator[torch.Tensor]:
+def floats_in(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors of floats in what a module is given or gives out, nested as it may be."""
     if isinstance(values, torch.Tensor):
         if values.is_floating_point():
             yield values.detach()
     elif isinstance(values, Mapping):
         for value in values.values():
-            yield from _floats(value)
+            yield from floats_in(value)
     elif isinstance(values, tuple | list):
         for value in values:
-            yield from _floats(value)
+            yield from floats_in(value)
 
 
 def _never_called(model: nn.Module, called: set[str]) -> str | None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.failure.traceback import modules_by_name
 from vlmdoctor.probes.influence.baseline import Baseline
 from vlmdoctor.probes.influence.passes import distances
 
@@ -30,7 +31,7 @@ def leaking_place(reference: Baseline, changed: Any, where: torch.Tensor) -> str
 
 def classes_of(model: nn.Module, place: str | None) -> tuple[tuple[str, str], ...]:
     """(name, qualified class) of the modules around the one of this name, and of itself, outermost first."""
-    names = {canonical_name(raw + ".").rstrip("."): module for raw, module in model.named_modules()}
+    names = modules_by_name(model)
     parts = (place or "").removeprefix("the input of ").split(".")
     found = []
     for count in range(1, len(parts) + 1):

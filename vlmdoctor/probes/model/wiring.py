@@ -66,9 +66,7 @@ def measure(subject: Subject) -> Wiring:
     embedding = before.embedding
     wiring = Wiring(
         embedding=embedding,
-        embedding_rows=None
-        if embedding is None
-        else trials.model.get_parameter(f"{before.raw}.weight").shape[0],
+        embedding_rows=None if embedding is None else _rows(trials.model, before.raw),
         head_rows=before.logits,
         padding_id=padding_of(ids, None if inputs.mask is None else inputs.valid),
         ignored=trials.ignored,
@@ -115,16 +113,11 @@ def _with_images(wiring: Wiring, trials: PassRunner, before: Calls) -> Wiring:
     )
     token, shares = (None, ()) if place is None else landing(trials, place, other)
     pixels = [shape for name in inputs.images if (shape := tuple(inputs[name].shape))]
-    return Wiring(
+    return dataclasses.replace(
+        wiring,
         roles=roles_by_flow(trials.model, before.calls, moved, pixels, before.head),
         image_token_id=token,
         images_of_rows=shares,
-        embedding=wiring.embedding,
-        embedding_rows=wiring.embedding_rows,
-        head_rows=wiring.head_rows,
-        padding_id=wiring.padding_id,
-        ignored=wiring.ignored,
-        left_out=wiring.left_out,
         first_look=None if first is None or _is_normalised(first, before.calls) else _look(first),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from vlmdoctor.knowledge.parameter_names import canonical_name
+from vlmdoctor.probes.images.path import floats_in
 from vlmdoctor.probes.influence.passes import COLUMNS, PassRunner
 
 Sums = tuple[tuple[float, float], ...]
@@ -75,13 +75,11 @@ def calls_of(trials: PassRunner, ids: torch.Tensor, batch: Any = None) -> Calls:
     def hook(raw: str, name: str) -> Any:
         def heard(module: nn.Module, given: tuple, keywords: dict[str, Any], output: Any) -> None:
             weight = getattr(module, "weight", None)
-            table = isinstance(weight, torch.Tensor) and weight.ndim == 2
-            if found.embedding is None and table and any(_same(v, ids) for v in given):
-                found.embedding, found.raw = name, raw
-            if not isinstance(weight, torch.Tensor) or not table:
-                pass
-            elif isinstance(output, torch.Tensor) and output.shape[-1] == weight.shape[0]:
-                widths.append((name, int(output.shape[-1])))
+            if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+                if found.embedding is None and any(_same(v, ids) for v in given):
+                    found.embedding, found.raw = name, raw
+                if isinstance(output, torch.Tensor) and output.shape[-1] == weight.shape[0]:
+                    widths.append((name, int(output.shape[-1])))
             found.calls.append(_call(name, module, (given, keywords), output, ids))
 
         return heard
@@ -114,7 +112,7 @@ def _same(value: Any, ids: torch.Tensor) -> bool:
 
 
 def _call(name: str, module: nn.Module, given: Any, output: Any, ids: torch.Tensor) -> Call:
-    tensors = list(_floats(given))
+    tensors = list(floats_in(given))
     weighted = any(True for _ in module.parameters(recurse=False))
     extent = None
     if weighted and tensors and tensors[0].numel():
@@ -127,7 +125,7 @@ def _call(name: str, module: nn.Module, given: Any, output: Any, ids: torch.Tens
         name=name,
         kind=type(module).__name__,
         given=sums(tensors),
-        output=sums(_floats(output)),
+        output=sums(floats_in(output)),
         is_hidden=hidden,
         has_weights=weighted,
         range=extent,
@@ -170,15 +168,3 @@ def _sums(value: torch.Tensor) -> tuple[float, float]:
 @functools.cache
 def _weights() -> torch.Tensor:
     return torch.randn(PERIOD, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-
-
-def _floats(values: Any) -> Iterator[torch.Tensor]:
-    if isinstance(values, torch.Tensor):
-        if values.is_floating_point():
-            yield values.detach()
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from _floats(value)
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _floats(value)

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.evidence.steps import Evaluation, Steps
 from vlmdoctor.finding import Certainty, Finding, Fix, Severity
+from vlmdoctor.knowledge.run_length import LONG, NEARLY_DONE
 from vlmdoctor.rulebook import rule
 from vlmdoctor.rules._healthy import sample_parameters, sample_steps
 
-LONG = 500  # steps: using images is learned later than the language of the answers
-NEARLY_DONE = 0.9
 FALLEN = 0.8  # of the first loss: below it the language was learned
 LOSS_MARGIN = 0.02
 ACCURACY_MARGIN = 0.05
