@@ -68,6 +68,22 @@ class TestPlaces:
         assert finding.fix.commands[0].startswith("self.blocks(x, mask=nn.Transformer.generate_square_")
         assert vlmdoctor.check(*made(masked=True)).findings == ()
 
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_the_call_is_that_of_the_class_which_holds_the_module(self, listed: bool) -> None:
+        model, batch = made(masked=False)
+        outer = nn.Module()
+        outer.brain = nn.ModuleList([model]) if listed else model
+        run = model.forward
+        outer.forward = lambda input_ids, labels: run(input_ids, labels)
+        if listed:
+            model.parts = nn.ModuleList([model.blocks])
+            del model.blocks
+            object.__setattr__(model, "blocks", model.parts[0])
+        report = vlmdoctor.check(outer, batch, select=["future-leak"])
+        (finding,) = report.findings
+        call = "encoder(x, mask=" if listed else "self.blocks(x, mask="
+        assert finding.fix is not None and finding.fix.commands[0].startswith(call)
+
     def test_a_module_is_shown_where_it_is_called_and_labels_where_the_loss_is(self) -> None:
         model, batch = made(masked=True)
         subject = Subject(model, batch)

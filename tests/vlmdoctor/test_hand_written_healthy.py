@@ -204,6 +204,11 @@ def test_the_rate_of_a_trainer_is_a_setting() -> None:
     found = in_own_api([finding], vlmdoctor.Subject(model=model, training_args=Settings()))[0].fix
     assert found is not None and found.commands == ("Settings(..., learning_rate=1e-03)",)
     assert in_own_api([finding], vlmdoctor.Subject(model=model)) == (finding,)
+    # The line that ran on the copy is another one.
+    ran = Finding("m", Severity.WARNING, fix=Fix("lower it", (line,), tried=True))
+    found = in_own_api([ran], vlmdoctor.Subject(model=model, training_args=Settings()))[0].fix
+    assert found is not None and not found.tried
+    assert in_own_api([ran], vlmdoctor.Subject(model=model)) == (ran,)
 
 
 def test_a_contract_names_the_parts_that_are_measured(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def in_own_api(findings: Sequence[Finding], subject: Subject) -> tuple[Finding, 
     for finding in findings:
         if (fix := finding.fix) is not None:
             lines = tuple(_RATE.sub(rf"{kind}(..., learning_rate=\1)", line) for line in fix.commands)
-            finding = dataclasses.replace(finding, fix=dataclasses.replace(fix, commands=lines))
+            # What ran on the copy was the line before it was put in the framework's words.
+            ran = fix.tried and lines == fix.commands
+            finding = dataclasses.replace(finding, fix=dataclasses.replace(fix, commands=lines, tried=ran))
         done.append(finding)
     return tuple(done)

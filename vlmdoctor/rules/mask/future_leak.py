@@ -66,8 +66,9 @@ def _fix(seen: Change) -> Fix:
     if seen.detail.get("is_decoder") is False:
         return Fix("build the model as a decoder", ("config.is_decoder = True",))
     classes = seen.detail.get("classes", ())
-    known = [(name, kind) for name, kind in classes if kind in CALLS]
-    text, line = causal_call([kind for _, kind in classes], f"self.{known[0][0]}" if known else None)
+    # In the class that calls it the module goes by the last part of its name; an entry of a list has none.
+    own = next((name.rpartition(".")[2] for name, kind in classes if kind in CALLS), "")
+    text, line = causal_call([kind for _, kind in classes], f"self.{own}" if own.isidentifier() else None)
     return Fix(text, (line,))
 
 
