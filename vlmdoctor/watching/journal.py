@@ -164,7 +164,7 @@ def rank() -> int:
     """The number of this process among those that train together; 0 where it is alone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.getrank())
+        return int(distributed.get_rank())
     try:
         return int(os.environ.get("RANK") or 0)
     except ValueError:
