@@ -40,18 +40,28 @@ def places(chosen: Iterable[str], among: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(named)
 
 
+def shared_parts(names: Iterable[str]) -> list[str]:
+    """The dotted parts of the innermost module that all of these parameters sit in.
+
+    >>> shared_parts(["visual.blocks.0.weight", "visual.merger.bias"])
+    ['visual']
+    """
+    above = [name.split(".")[:-1] for name in names]
+    shared = []
+    for parts in zip(*above, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
 def module_of(names: Iterable[str]) -> str:
     """The module that all of these parameters sit in, as code that gets it; `model` where that is the model.
 
     >>> module_of(["visual.blocks.0.weight", "visual.merger.bias"])
     'model.visual'
     """
-    above = [name.split(".")[:-1] for name in names]
-    shared: list[str] = []
-    for parts in zip(*above, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
+    shared = shared_parts(names)
     if all(part.isidentifier() for part in shared):
         return ".".join(("model", *shared))
     return f'model.get_submodule("{".".join(shared)}")'

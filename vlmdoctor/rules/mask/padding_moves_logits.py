@@ -61,7 +61,7 @@ def padding_moves_logits(influence: Influence) -> Iterator[Finding]:
         at=(f"row {seen.row}, token {seen.position}",),
         measured={"moved": seen.moved, "side": seen.detail.get("side"), "position_ids_given": given},
         threshold={"moved": seen.allowed},
-        cause=f"{why}",
+        cause=why,
         certainty=Certainty.INFERRED,
         fix=fix,
         links=LINKS,

@@ -25,7 +25,6 @@ NEVER_ZERO = ("language", "vision")
         "exploding-gradient",
         "vanishing-gradient",
         "loss-not-falling",
-        "learning-rate-high",
     ),
 )
 def updates_too_large(steps: Steps) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from vlmdoctor.evidence.initialisation import FrozenWeights, Initialisation
 from vlmdoctor.evidence.parameters import Parameters
 from vlmdoctor.finding import Finding, Fix, Severity
 from vlmdoctor.rulebook import rule
+from vlmdoctor.rules.places import shared_parts
 
 _CALLED = {"vision": "vision encoder", "language": "language model", "projector": "projector"}
 
@@ -71,12 +72,7 @@ def _filling(matrices: int) -> str:
 
 def _root(names: tuple[str, ...]) -> str:
     """The module that all of them are in."""
-    split = [name.split(".")[:-1] for name in names]
-    shared = []
-    for level in zip(*split, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
+    shared = shared_parts(names)
     while shared and shared[-1].isdigit():
         shared.pop()  # a list or a sequence has attributes by number only
     return ".".join(shared) or "vision"
