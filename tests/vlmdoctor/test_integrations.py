@@ -161,7 +161,15 @@ class TestFixture:
         with pytest.raises(pytest.fail.Exception, match="no-gradient"):
             vlmdoctor(TinyVLM(way="data"), batch(0), select=["no-gradient"])
 
-    def test_a_failure_is_the_card_once(self, pytester: pytest.Pytester) -> None:
+    @pytest.mark.parametrize("ci", [False, True])
+    def test_a_failure_is_the_card_once(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: bool
+    ) -> None:
+        # There pytest prints a failure's whole text in its summary.
+        for name in ("CI", "BUILD_NUMBER"):
+            monkeypatch.delenv(name, raising=False)
+        if ci:
+            monkeypatch.setenv("CI", "true")
         pytester.makepyfile(
             f"""
             import sys

@@ -6,6 +6,7 @@ def test_my_model_can_learn(vlmdoctor):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +16,24 @@ from vlmdoctor.plain_text import text_of
 
 
 @pytest.fixture(name="vlmdoctor")
-def doctor() -> Callable[..., Any]:
+def doctor(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`vlmdoctor.check` with the same arguments: fails the test at findings, and returns the report else."""
-    return _checked
+    return functools.partial(_checked, request.node)
 
 
-def _checked(*arguments: Any, **keywords: Any) -> Any:
+def _checked(test: pytest.Item, /, *arguments: Any, **keywords: Any) -> Any:
     from vlmdoctor import FindingsError, check
+    from vlmdoctor.reporters.card import summary_line
 
     report = check(*arguments, **keywords)
     try:
-        report.raise_for_findings(fail_on=keywords.get("fail_on", "error"))
+        report.raise_for_findings(fail_on=report.fail_on)
     except FindingsError as error:
-        failure = text_of(error)
+        cards = text_of(error)
     else:
         return report
+    # A failure's own text stands in pytest's summary once more, and in CI it is not cut there.
+    test.add_report_section("call", "vlmdoctor", cards)
+    found = "; ".join(f"{one.message} [{one.rule} {one.code}]" for one in report.failing)
     # Outside of the handler: pytest would print the text of both exceptions.
-    pytest.fail(failure, pytrace=False)
+    pytest.fail(found or summary_line(report), pytrace=False)
