@@ -160,15 +160,14 @@ def _wait(pid: int, seconds: float) -> bool:
     """Whether the process ended in time; it is not yet reaped.
 
     On a busy machine time passes without work: `seconds` are of work, or of waiting for something that
-    does not come. What runs does not wait, also where it gets no work done: the pages that it touches may
-    have to come from the host of a virtual machine, whose time is not its own.
+    does not come.
     """
     descriptor = os.pidfd_open(pid)
     started, still_since, worked = time.monotonic(), time.monotonic(), 0.0
     try:
         while not select.select([descriptor], [], [], 0.5)[0]:
-            now, (work, runs) = time.monotonic(), _work(pid)
-            if runs or work > worked + 0.02:
+            now, work = time.monotonic(), _work(pid)
+            if work > worked + 0.02:
                 still_since, worked = now, work
             if work > seconds or now - still_since > _STILL * seconds or now - started > _PATIENCE * seconds:
                 return False
@@ -177,16 +176,15 @@ def _wait(pid: int, seconds: float) -> bool:
         os.close(descriptor)
 
 
-def _work(pid: int) -> tuple[float, bool]:
-    """(seconds of work of a process and its children, those that have ended too; whether any runs now)."""
+def _work(pid: int) -> float:
+    """Seconds of work of a process and its children, of those that have ended as well."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
-        return 0.0, False
-    parts = [_work(int(child)) for child in children]
+        return 0.0
     own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(work for work, _ in parts), fields[0] == "R" or any(runs for _, runs in parts)
+    return own + sum(_work(int(child)) for child in children)
 
 
 def _show_stack(pid: int) -> None:
