@@ -196,3 +196,14 @@ def test_the_command_line_ends_with_status_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "'mpl' (projector) matches no parameter or module of Scattered." in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_measurement_that_fails_ends_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("vlmdoctor.probes.model.wiring.probe", fails)
+    model = torch.nn.Linear(2, 2)
+    report = vlmdoctor.check(model, (torch.ones(1, 2),))
+    assert report.ran
+    assert {reason for _, reason in report.crashed} == {"MemoryError: no room"}

@@ -11,16 +11,22 @@ from vlmdoctor.engine import Gatherer
 from vlmdoctor.errors import Unavailable
 from vlmdoctor.evidence.wiring import Wiring
 from vlmdoctor.knowledge.named_parts import NamedParts, naming
+from vlmdoctor.sandbox.signals import raise_if_interrupted
 from vlmdoctor.statements import statements
 from vlmdoctor.subject import Subject
 
 
 def measured(said: NamedParts, gather: Gatherer) -> tuple[NamedParts, dict[str, str]]:
-    """`said` with what is measured in its gaps, and both in words. Use while `said` is in force."""
+    """`said` with what is measured in its gaps, and both in words. Use while `said` is in force.
+
+    Where the measurement fails, its gaps stay: the rules that ask for it say so.
+    """
+    wiring: Wiring | None = None
     try:
-        wiring: Wiring | None = gather(Wiring)
-    except Unavailable:
-        wiring = None
+        wiring = gather(Wiring)
+    except Exception as reason:
+        if not isinstance(reason, Unavailable):
+            raise_if_interrupted()
     return completed(said, wiring), in_words(said, wiring)
 
 
